@@ -1,0 +1,2 @@
+//! The command `train`.
+fn main() {}
