@@ -1,1 +1,3 @@
 //! Weights and run checkpoints.
+
+pub mod run;

@@ -1,0 +1,402 @@
+//! Checkpoints under attack: a crash after every single write, damaged files, full disks.
+
+use std::cell::Cell;
+use std::fmt;
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
+use std::rc::Rc;
+
+use super::*;
+
+/// Called between any two writes of a [`RunStore`]. It stops the store by a panic, which like a crash runs none of the
+/// code that would tidy up.
+pub(super) struct Hook(Box<dyn Fn(&'static str)>);
+
+impl Hook {
+    pub(super) fn call(&self, after: &'static str) {
+        (self.0)(after);
+    }
+}
+
+impl Default for Hook {
+    fn default() -> Hook {
+        Hook(Box::new(|_| {}))
+    }
+}
+
+impl fmt::Debug for Hook {
+    fn fmt(&self, to: &mut fmt::Formatter) -> fmt::Result {
+        to.write_str("Hook")
+    }
+}
+
+struct Crash;
+
+/// Does `work` on a store that crashes at its `at`-th write; false when it has fewer writes than that.
+fn crashes(folder: &Path, at: usize, work: impl FnOnce(&RunStore)) -> bool {
+    let seen = Rc::new(Cell::new(0));
+    let mut store = RunStore::open(folder).unwrap();
+    store.hook = Hook(Box::new(move |_| {
+        if seen.replace(seen.get() + 1) == at {
+            resume_unwind(Box::new(Crash));
+        }
+    }));
+    match catch_unwind(AssertUnwindSafe(|| work(&store))) {
+        Ok(()) => false,
+        Err(reason) if reason.is::<Crash>() => true,
+        Err(other) => resume_unwind(other),
+    }
+}
+
+fn fill(text: &str) -> impl FnMut(&Path) -> Result<(), io::Error> {
+    move |folder| {
+        fs::write(folder.join("model.safetensors"), text)?;
+        fs::create_dir(folder.join("optimizer"))?;
+        fs::write(folder.join("optimizer/adam.bin"), text.repeat(3))
+    }
+}
+
+fn save(store: &RunStore, step: u64, text: &str) -> PathBuf {
+    store.save(step, &mut fill(text)).unwrap()
+}
+
+fn model(checkpoint: &Path) -> String {
+    fs::read_to_string(checkpoint.join("model.safetensors")).unwrap()
+}
+
+fn newest(folder: &Path) -> Checkpoint {
+    let found = RunStore::read(folder).newest().unwrap();
+    assert!(found.passed_over.is_empty(), "{:?}", found.passed_over);
+    found.checkpoint.unwrap()
+}
+
+fn names(folder: &Path) -> Vec<String> {
+    let mut names: Vec<String> = fs::read_dir(folder)
+        .unwrap()
+        .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+        .collect();
+    names.sort();
+    names
+}
+
+#[test]
+fn saves_what_verifies() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = RunStore::open(folder.path().join("runs/a/checkpoints")).unwrap();
+    assert!(store.newest().unwrap().checkpoint.is_none());
+    let path = save(&store, 100, "abc");
+    assert!(path.ends_with("step-000100"));
+    let manifest = verify(&path).unwrap();
+    assert_eq!(manifest.step, 100);
+    assert_eq!(
+        manifest.files.keys().collect::<Vec<_>>(),
+        ["model.safetensors", "optimizer/adam.bin"]
+    );
+    let record = &manifest.files["model.safetensors"];
+    assert_eq!(record.size, 3);
+    assert_eq!(
+        record.sha256,
+        "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
+    );
+    assert_eq!(
+        fs::read_to_string(path.with_file_name(LATEST)).unwrap(),
+        "step-000100\n"
+    );
+    assert_eq!(
+        newest(&store.folder),
+        Checkpoint {
+            path,
+            step: 100,
+            manifest
+        }
+    );
+}
+
+#[test]
+fn orders_steps_by_number() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = RunStore::open(folder.path()).unwrap();
+    for step in [999_999, 1_000_000, 0] {
+        save(&store, step, "abc");
+    }
+    assert_eq!(newest(folder.path()).step, 1_000_000);
+    assert_eq!(store.steps().unwrap(), [0, 999_999, 1_000_000]);
+}
+
+#[test]
+fn a_crash_at_any_write_leaves_a_whole_checkpoint() {
+    for at in 0.. {
+        let folder = tempfile::tempdir().unwrap();
+        save(&RunStore::open(folder.path()).unwrap(), 100, "old");
+        let crashed = crashes(folder.path(), at, |store| {
+            save(store, 200, "new");
+        });
+        let found = newest(folder.path());
+        assert_eq!(
+            model(&found.path),
+            if found.step == 200 { "new" } else { "old" }
+        );
+        let latest = fs::read_to_string(folder.path().join(LATEST)).unwrap();
+        verify(&folder.path().join(latest.trim())).unwrap();
+
+        save(&RunStore::open(folder.path()).unwrap(), 300, "next");
+        assert_eq!(model(&newest(folder.path()).path), "next");
+        assert!(!names(folder.path()).iter().any(|name| is_temporary(name)));
+        if !crashed {
+            assert!(at > 5, "the hook was called only {at} times");
+            return;
+        }
+    }
+}
+
+#[test]
+fn a_crash_at_any_write_of_a_replacement_leaves_the_old_one_or_the_new_one() {
+    for at in 0.. {
+        let folder = tempfile::tempdir().unwrap();
+        save(&RunStore::open(folder.path()).unwrap(), 100, "old");
+        let crashed = crashes(folder.path(), at, |store| {
+            save(store, 100, "new");
+        });
+        let found = newest(folder.path());
+        assert_eq!(found.step, 100);
+        let kept = model(&found.path);
+        assert!(["old", "new"].contains(&kept.as_str()));
+
+        // The next save finishes or undoes the replacement; a crash while it does so is no worse.
+        for again in 0.. {
+            let crashed = crashes(folder.path(), again, |store| store.clean_up().unwrap());
+            assert_eq!(model(&newest(folder.path()).path), kept);
+            if !crashed {
+                break;
+            }
+        }
+        assert_eq!(names(folder.path()), [LATEST, "step-000100"]);
+        if !crashed {
+            assert_eq!(kept, "new");
+            assert!(at > 8, "the hook was called only {at} times");
+            return;
+        }
+    }
+}
+
+#[test]
+fn a_crash_at_any_point_of_pruning_leaves_the_newest() {
+    for at in 0.. {
+        let folder = tempfile::tempdir().unwrap();
+        let store = RunStore::open(folder.path()).unwrap();
+        (1..=3).for_each(|step| drop(save(&store, step, "abc")));
+        let crashed = crashes(folder.path(), at, |store| {
+            store.prune(1, None).unwrap();
+        });
+        assert_eq!(newest(folder.path()).step, 3);
+        if !crashed {
+            assert_eq!(store.steps().unwrap(), [3]);
+            return;
+        }
+    }
+}
+
+#[test]
+fn a_failed_write_is_passed_on_and_removed() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = RunStore::open(folder.path()).unwrap();
+    save(&store, 1, "old");
+    let failed = store.save(2, &mut |folder| {
+        fs::write(folder.join("model.safetensors"), "half")?;
+        Err(io::Error::from(io::ErrorKind::StorageFull))
+    });
+    let line = failed.unwrap_err().to_string();
+    let path = folder.path().join("step-000002");
+    assert!(
+        line.starts_with(&format!("cannot save checkpoint {}: ", path.display())),
+        "{line}"
+    );
+    assert_eq!(names(folder.path()), [LATEST, "step-000001"]);
+}
+
+#[test]
+fn every_kind_of_damage_is_named_and_passed_over() {
+    type Damage = fn(&Path) -> io::Result<()>;
+    let damages: [(Damage, &str); 9] = [
+        (
+            |at| fs::remove_file(at.join("optimizer/adam.bin")),
+            "optimizer/adam.bin is missing from its checkpoint",
+        ),
+        (
+            |at| fs::write(at.join("model.safetensors"), "ab"),
+            "model.safetensors has 2 bytes, its checkpoint was written with 3",
+        ),
+        (
+            |at| fs::write(at.join("model.safetensors"), "abd"),
+            "model.safetensors was changed after",
+        ),
+        (
+            |at| fs::remove_file(at.join(MANIFEST)),
+            "step-000200 is not a finished checkpoint: it has no manifest.json",
+        ),
+        (
+            |at| fs::write(at.join(MANIFEST), "{\"format\": 1, \"st"),
+            "manifest.json is damaged: ",
+        ),
+        (
+            |at| fs::write(at.join(MANIFEST), "{\"format\": 1}"),
+            "manifest.json is damaged: missing field",
+        ),
+        (
+            |at| fs::write(at.join(MANIFEST), "{\"format\": 2, \"parts\": []}"),
+            "has checkpoint format 2, this version reads format 1",
+        ),
+        (
+            |at| {
+                let path = at.join(MANIFEST);
+                let text = fs::read_to_string(&path)?.replace("model.safetensors", "../outside");
+                fs::write(path, text)
+            },
+            "it names \"../outside\", which is not inside the checkpoint",
+        ),
+        (
+            |at| {
+                fs::remove_dir_all(at)?;
+                fs::rename(at.with_file_name("step-000150"), at)
+            },
+            "step-000200 holds step 150, not the step of its name",
+        ),
+    ];
+    for (damage, expected) in damages {
+        let folder = tempfile::tempdir().unwrap();
+        let store = RunStore::open(folder.path()).unwrap();
+        save(&store, 100, "abc");
+        fs::rename(save(&store, 150, "abc"), folder.path().join("aside")).unwrap();
+        let broken = save(&store, 200, "abc");
+        fs::rename(
+            folder.path().join("aside"),
+            folder.path().join("step-000150"),
+        )
+        .unwrap();
+        damage(&broken).unwrap();
+        let _ = fs::remove_dir_all(folder.path().join("step-000150"));
+
+        let found = store.newest().unwrap();
+        assert_eq!(found.checkpoint.unwrap().step, 100);
+        let [(path, error)] = &found.passed_over[..] else {
+            panic!("{:?}", found.passed_over)
+        };
+        assert_eq!(*path, broken);
+        let line = error.to_string();
+        assert!(line.contains(expected), "{line}");
+        assert!(!line.contains('\n'), "{line}");
+
+        save(&store, 200, "again");
+        assert_eq!(model(&newest(folder.path()).path), "again");
+    }
+}
+
+#[test]
+fn prune_keeps_the_last_the_regular_and_the_best() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = RunStore::open(folder.path()).unwrap();
+    (1..=10).for_each(|step| drop(save(&store, step * 10, "abc")));
+    assert_eq!(store.best(), None);
+    store.set_best(30).unwrap();
+    assert_eq!(store.best(), Some(folder.path().join("step-000030")));
+    assert_eq!(store.prune(2, Some(50)).unwrap().len(), 6);
+    assert_eq!(store.steps().unwrap(), [30, 50, 90, 100]);
+    assert!(store.prune(2, Some(50)).unwrap().is_empty());
+    store.prune(1, Some(0)).unwrap();
+    assert_eq!(store.steps().unwrap(), [30, 100]);
+}
+
+#[test]
+fn prune_never_removes_the_only_whole_one() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = RunStore::open(folder.path()).unwrap();
+    for step in 1..=5 {
+        let path = save(&store, step, "abc");
+        if step > 3 {
+            fs::write(path.join("model.safetensors"), "abd").unwrap();
+        }
+    }
+    // As after a restart: what this process wrote last is taken to be whole if the sizes are right.
+    RunStore::open(folder.path())
+        .unwrap()
+        .prune(1, None)
+        .unwrap();
+    assert_eq!(store.steps().unwrap(), [3, 5]);
+    assert_eq!(store.newest().unwrap().checkpoint.unwrap().step, 3);
+
+    let folder = tempfile::tempdir().unwrap();
+    let store = RunStore::open(folder.path()).unwrap();
+    (1..=2).for_each(|step| drop(save(&store, step, "abc")));
+    store.prune(0, None).unwrap();
+    assert_eq!(store.steps().unwrap(), [2]);
+}
+
+#[test]
+fn other_folders_are_left_alone() {
+    let folder = tempfile::tempdir().unwrap();
+    for name in ["step-", "step-1", "step-00100x", "notes", ".hidden"] {
+        fs::create_dir(folder.path().join(name)).unwrap();
+    }
+    let store = RunStore::open(folder.path()).unwrap();
+    assert!(store.newest().unwrap().checkpoint.is_none());
+    save(&store, 1, "abc");
+    store.prune(0, None).unwrap();
+    assert_eq!(names(folder.path()).len(), 7);
+}
+
+#[test]
+fn reading_makes_nothing() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("checkpoints");
+    assert!(RunStore::read(&path).newest().unwrap().checkpoint.is_none());
+    assert!(!path.exists());
+}
+
+#[test]
+fn a_place_that_cannot_be_written_is_named_in_one_line() {
+    let folder = tempfile::tempdir().unwrap();
+    fs::write(folder.path().join("runs"), "a file").unwrap();
+    let path = folder.path().join("runs/checkpoints");
+    let line = RunStore::open(&path).unwrap_err().to_string();
+    assert!(
+        line.starts_with(&format!("cannot create {}: ", path.display())) && !line.contains('\n'),
+        "{line}"
+    );
+
+    for (kind, expected) in [
+        (io::ErrorKind::StorageFull, "free some space"),
+        (
+            io::ErrorKind::ReadOnlyFilesystem,
+            "choose a folder that can be written to",
+        ),
+        (
+            io::ErrorKind::PermissionDenied,
+            "choose a folder that can be written to",
+        ),
+    ] {
+        let line = RunError::io("write", &path)(kind.into()).to_string();
+        assert!(
+            line.contains(expected) && line.contains("checkpoints"),
+            "{line}"
+        );
+    }
+}
+
+#[test]
+#[cfg(unix)]
+fn what_cannot_be_checked_is_not_saved() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = RunStore::open(folder.path()).unwrap();
+    let link = |at: &Path| std::os::unix::fs::symlink("/etc/hostname", at.join("link"));
+    let line = store.save(1, &mut { link }).unwrap_err().to_string();
+    assert!(
+        line.ends_with("link cannot be part of a checkpoint: it is neither a file nor a folder"),
+        "{line}"
+    );
+    let manifest = |at: &Path| fs::write(at.join(MANIFEST), "{}");
+    let line = store.save(1, &mut { manifest }).unwrap_err().to_string();
+    assert!(
+        line.contains("the name is that of the list of files"),
+        "{line}"
+    );
+    assert!(names(folder.path()).is_empty());
+}
