@@ -1,0 +1,500 @@
+//! Loads samples ahead of the training step, on any number of threads, and hands them out in order.
+
+use std::any::Any;
+use std::collections::BTreeMap;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use crate::{Attempt, DataError, Sample, SampleStream};
+
+/// Samples side by side, as a model takes them.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Batch {
+    /// The position of each sample in its stream, ascending.
+    pub draws: Vec<u64>,
+    /// Width and height of every sample, in pixels.
+    pub resolution: u32,
+    /// `len * resolution * resolution * 3` bytes: `[sample, row, column, channel]`, channels red green blue.
+    pub pixels: Vec<u8>,
+    /// What each sample shows, where the source knows it.
+    pub captions: Vec<Option<String>>,
+}
+
+impl Batch {
+    /// A batch of no samples.
+    pub fn empty(resolution: u32) -> Self {
+        Self {
+            draws: Vec::new(),
+            resolution,
+            pixels: Vec::new(),
+            captions: Vec::new(),
+        }
+    }
+
+    /// The number of samples.
+    pub fn len(&self) -> usize {
+        self.draws.len()
+    }
+
+    /// Whether there are no samples.
+    pub fn is_empty(&self) -> bool {
+        self.draws.is_empty()
+    }
+
+    /// Puts a sample of the batch's resolution at the end.
+    pub(crate) fn push(&mut self, sample: Sample) {
+        self.draws.push(sample.draw);
+        self.pixels.extend_from_slice(&sample.pixels);
+        self.captions.push(sample.caption);
+    }
+}
+
+/// Hands out the samples of a stream in order, loaded ahead of time. What it hands out depends neither on the number of
+/// threads nor on their timing.
+///
+/// At most `prefetch` samples are being decoded or wait in memory, also while a slow one holds back those after it.
+/// Dropping the loader stops the threads and waits for them.
+pub struct Loader {
+    stream: Arc<dyn SampleStream>,
+    shared: Arc<Shared>,
+    threads: Vec<JoinHandle<()>>,
+    next: u64,
+    end: u64,
+    waited: Duration,
+    failed: Option<DataError>,
+}
+
+struct Shared {
+    state: Mutex<State>,
+    /// A sample was taken, or it is time to stop: threads wait for this.
+    room: Condvar,
+    /// A sample is ready: the caller waits for this.
+    ready: Condvar,
+}
+
+struct State {
+    /// The next draw that no thread has begun.
+    next_begun: u64,
+    /// The next draw that is handed out.
+    next_taken: u64,
+    /// Loaded and not yet taken; the text of a panic instead of a sample is an error when its turn comes.
+    loaded: BTreeMap<u64, Result<Attempt, String>>,
+    stop: bool,
+}
+
+impl Loader {
+    /// Begins to load the samples from `first_draw` on: `draws` of them, or without end.
+    ///
+    /// With 0 `workers` nothing is loaded ahead; [`next_batch`](Self::next_batch) does the work on its own thread.
+    /// `prefetch` is a number of samples; at least 1 is taken.
+    ///
+    /// # Errors
+    /// The system gives no more threads.
+    pub fn start<S: SampleStream + 'static>(
+        stream: Arc<S>,
+        first_draw: u64,
+        draws: Option<u64>,
+        workers: usize,
+        prefetch: usize,
+    ) -> Result<Self, DataError> {
+        let end = first_draw.saturating_add(draws.unwrap_or(u64::MAX));
+        let mut loader = Self {
+            stream,
+            shared: Arc::new(Shared {
+                state: Mutex::new(State {
+                    next_begun: first_draw,
+                    next_taken: first_draw,
+                    loaded: BTreeMap::new(),
+                    stop: false,
+                }),
+                room: Condvar::new(),
+                ready: Condvar::new(),
+            }),
+            threads: Vec::new(),
+            next: first_draw,
+            end,
+            waited: Duration::ZERO,
+            failed: None,
+        };
+        for worker in 0..workers {
+            let stream = Arc::clone(&loader.stream);
+            let shared = Arc::clone(&loader.shared);
+            let thread = std::thread::Builder::new()
+                .name(format!("loader-{worker}"))
+                .spawn(move || shared.work(&*stream, end, prefetch.max(1) as u64))
+                .map_err(|error| DataError::Threads {
+                    workers,
+                    reason: error.to_string(),
+                })?;
+            loader.threads.push(thread);
+        }
+        Ok(loader)
+    }
+
+    /// The next `n` samples. Fewer at the end of a stream that has one, and none behind it.
+    ///
+    /// # Errors
+    /// The stream cannot go on, or loading panicked. The same error comes again at each further call.
+    pub fn next_batch(&mut self, n: usize) -> Result<Batch, DataError> {
+        let began = Instant::now();
+        let result = match &self.failed {
+            Some(error) => Err(error.clone()),
+            None => self.collect(n),
+        };
+        if let Err(error) = &result {
+            self.failed = Some(error.clone());
+            self.shared.stop();
+        }
+        self.waited += began.elapsed();
+        result
+    }
+
+    /// The draw that the next batch begins with: where to start again after an interruption.
+    pub fn next_draw(&self) -> u64 {
+        self.next
+    }
+
+    /// For how many seconds [`next_batch`](Self::next_batch) has kept its callers, all calls together.
+    pub fn wait_seconds(&self) -> f64 {
+        self.waited.as_secs_f64()
+    }
+
+    /// How many decoded samples wait in memory now.
+    pub fn waiting(&self) -> usize {
+        self.shared.lock().loaded.len()
+    }
+
+    fn collect(&mut self, n: usize) -> Result<Batch, DataError> {
+        let mut batch = Batch::empty(self.stream.resolution());
+        while batch.len() < n && self.next < self.end {
+            let draw = self.next;
+            let attempt = if self.threads.is_empty() {
+                attempt(&*self.stream, draw)
+            } else {
+                self.shared.take(draw)
+            };
+            let attempt = attempt.map_err(|message| DataError::Panicked { draw, message })?;
+            self.next += 1;
+            if let Some(sample) = self.stream.deliver(attempt)? {
+                batch.push(sample);
+            }
+        }
+        Ok(batch)
+    }
+}
+
+impl Drop for Loader {
+    fn drop(&mut self) {
+        self.shared.stop();
+        for thread in self.threads.drain(..) {
+            // A panic was caught and handed out as an error already.
+            let _ = thread.join();
+        }
+    }
+}
+
+impl Shared {
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn stop(&self) {
+        self.lock().stop = true;
+        self.room.notify_all();
+    }
+
+    /// A thread's whole life.
+    fn work(&self, stream: &dyn SampleStream, end: u64, prefetch: u64) {
+        while let Some(draw) = self.begin(end, prefetch) {
+            let loaded = attempt(stream, draw);
+            self.lock().loaded.insert(draw, loaded);
+            self.ready.notify_one();
+        }
+    }
+
+    /// Waits for room and gives the next draw to load, or `None` when there is nothing more to do. A draw counts from here
+    /// until it is taken, so samples in work and samples waiting are bounded together.
+    fn begin(&self, end: u64, prefetch: u64) -> Option<u64> {
+        let full = |state: &mut State| {
+            !state.stop && state.next_begun < end && state.next_begun - state.next_taken >= prefetch
+        };
+        let state = self.room.wait_while(self.lock(), full);
+        let mut state = state.unwrap_or_else(PoisonError::into_inner);
+        if state.stop || state.next_begun >= end {
+            return None;
+        }
+        state.next_begun += 1;
+        Some(state.next_begun - 1)
+    }
+
+    /// Waits for a draw and takes it.
+    fn take(&self, draw: u64) -> Result<Attempt, String> {
+        let mut state = self.lock();
+        loop {
+            if let Some(loaded) = state.loaded.remove(&draw) {
+                state.next_taken = draw + 1;
+                self.room.notify_one();
+                return loaded;
+            }
+            state = (self.ready.wait(state)).unwrap_or_else(PoisonError::into_inner);
+        }
+    }
+}
+
+/// Loads one sample; a panic becomes its message, since a thread that ended without a word would keep the caller waiting
+/// for ever.
+fn attempt(stream: &dyn SampleStream, draw: u64) -> Result<Attempt, String> {
+    catch_unwind(AssertUnwindSafe(|| stream.attempt(draw))).map_err(message)
+}
+
+fn message(panic: Box<dyn Any + Send>) -> String {
+    let text = panic.downcast_ref::<&str>().map(|text| text.to_string());
+    let text = text.or_else(|| panic.downcast_ref::<String>().cloned());
+    text.unwrap_or_else(|| "no message".into())
+        .replace('\n', " ")
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+
+    use image::{Rgb, RgbImage};
+
+    use super::*;
+    use crate::dataset::tests::{Plain, training};
+    use crate::{ImageError, Picture, Source, TrainingSet, Transform, ValidationSet};
+
+    const DEADLINE: Duration = Duration::from_secs(60);
+
+    fn wait_until(condition: impl Fn() -> bool) {
+        let began = Instant::now();
+        while !condition() {
+            assert!(began.elapsed() < DEADLINE, "waited too long");
+            std::thread::sleep(Duration::from_millis(1));
+        }
+    }
+
+    /// Takes a different time for each picture, counts, and holds back one picture until it is let go.
+    #[derive(Default)]
+    struct Slow {
+        held: Option<usize>,
+        let_go: AtomicBool,
+        begun: AtomicUsize,
+        at_once: AtomicUsize,
+        panics: Option<usize>,
+    }
+
+    impl Source for Slow {
+        fn len(&self) -> usize {
+            97
+        }
+
+        fn name(&self, index: usize) -> String {
+            format!("slow {index}")
+        }
+
+        fn load(&self, index: usize) -> Result<Picture, ImageError> {
+            self.begun.fetch_add(1, Ordering::SeqCst);
+            self.at_once.fetch_add(1, Ordering::SeqCst);
+            assert_ne!(self.panics, Some(index), "picture {index} has teeth");
+            std::thread::sleep(Duration::from_micros((index * 7919 % 13 * 100) as u64));
+            if self.held == Some(index) {
+                wait_until(|| self.let_go.load(Ordering::SeqCst));
+            }
+            self.at_once.fetch_sub(1, Ordering::SeqCst);
+            if index % 10 == 3 {
+                return Err(crate::ImageProblem::Empty.named(self.name(index)));
+            }
+            Ok(Picture {
+                image: RgbImage::from_fn(12, 8, |x, y| Rgb([index as u8, x as u8, y as u8])),
+                caption: Some(self.name(index)),
+            })
+        }
+    }
+
+    fn slow_set(source: Slow, max_bad: usize) -> (Arc<Slow>, Arc<TrainingSet>) {
+        let source = Arc::new(source);
+        let transform = Transform::training(8, true);
+        let set = TrainingSet::new(source.clone(), (0..97).collect(), transform, 3, max_bad);
+        (source, Arc::new(set.unwrap()))
+    }
+
+    fn join(batches: Vec<Batch>) -> Batch {
+        let mut joined = Batch::empty(batches[0].resolution);
+        for batch in batches {
+            joined.draws.extend(batch.draws);
+            joined.pixels.extend(batch.pixels);
+            joined.captions.extend(batch.captions);
+        }
+        joined
+    }
+
+    #[test]
+    fn output_depends_on_neither_threads_nor_batches_nor_prefetch() {
+        let run = |workers, prefetch, sizes: &[usize]| {
+            let (_, set) = slow_set(Slow::default(), 50);
+            let mut loader = Loader::start(set.clone(), 1000, None, workers, prefetch).unwrap();
+            let batches = sizes
+                .iter()
+                .map(|n| loader.next_batch(*n).unwrap())
+                .collect();
+            assert_eq!(loader.next_draw(), 1120);
+            (join(batches), set.take_warnings())
+        };
+        let expected = run(0, 0, &[120]);
+        assert_eq!(expected.0.draws, (1000..1120).collect::<Vec<_>>());
+        assert_eq!(expected.0.pixels.len(), 120 * 8 * 8 * 3);
+        assert!(!expected.1.is_empty());
+        for (workers, prefetch, sizes) in [
+            (1, 1, &[60, 60][..]),
+            (1, 32, &[7, 113]),
+            (2, 5, &[40, 40, 40]),
+            (7, 3, &[120]),
+            (7, 64, &[1, 2, 3, 114]),
+        ] {
+            assert!(
+                run(workers, prefetch, sizes) == expected,
+                "{workers} threads, {prefetch} ahead"
+            );
+        }
+    }
+
+    #[test]
+    fn a_later_start_goes_on_where_the_stream_was_left() {
+        let set = Arc::new(training(20, &[4, 7], 5));
+        let whole = Loader::start(set.clone(), 0, Some(90), 2, 8)
+            .unwrap()
+            .next_batch(90)
+            .unwrap();
+        let mut first = Loader::start(set.clone(), 0, None, 2, 8).unwrap();
+        let before = first.next_batch(33).unwrap();
+        let at = first.next_draw();
+        drop(first);
+        let after = Loader::start(set, at, None, 3, 8)
+            .unwrap()
+            .next_batch(57)
+            .unwrap();
+        assert_eq!(join(vec![before, after]), whole);
+    }
+
+    #[test]
+    fn a_slow_sample_does_not_let_the_others_pile_up() {
+        let (probe, set) = slow_set(Slow::default(), 50);
+        let held = set.sample(5).unwrap().index;
+        drop((probe, set));
+        let (source, set) = slow_set(
+            Slow {
+                held: Some(held),
+                ..Slow::default()
+            },
+            50,
+        );
+        let prefetch = 10;
+        let mut loader = Loader::start(set, 0, None, 4, prefetch).unwrap();
+        // Draws 0..5 and 6..10 are loaded, 5 is held back: nothing more may begin.
+        wait_until(|| loader.waiting() == prefetch - 1);
+        let begun = source.begun.load(Ordering::SeqCst);
+        std::thread::sleep(Duration::from_millis(100));
+        assert_eq!(loader.waiting(), prefetch - 1);
+        assert_eq!(source.begun.load(Ordering::SeqCst), begun);
+        // Five are taken, so five more may begin.
+        assert_eq!(loader.next_batch(5).unwrap().draws, [0, 1, 2, 3, 4]);
+        wait_until(|| loader.waiting() == prefetch - 1);
+        std::thread::sleep(Duration::from_millis(50));
+        assert_eq!(loader.waiting(), prefetch - 1);
+        source.let_go.store(true, Ordering::SeqCst);
+        assert_eq!(
+            loader.next_batch(20).unwrap().draws,
+            (5..25).collect::<Vec<_>>()
+        );
+        assert!(loader.wait_seconds() > 0.0);
+    }
+
+    #[test]
+    fn a_stream_with_an_end_gives_the_rest_and_then_nothing() {
+        for workers in [0, 3] {
+            let set = Arc::new(training(20, &[], 0));
+            let mut loader = Loader::start(set, 5, Some(10), workers, 4).unwrap();
+            assert_eq!(loader.next_batch(7).unwrap().len(), 7);
+            assert_eq!(loader.next_batch(7).unwrap().draws, [12, 13, 14]);
+            assert!(loader.next_batch(7).unwrap().is_empty());
+        }
+    }
+
+    #[test]
+    fn validation_loads_the_same_way() {
+        let source = Arc::new(Plain {
+            len: 50,
+            bad: [20, 31].into(),
+        });
+        let set = Arc::new(ValidationSet::new(source, (15..45).collect(), 8, 2).unwrap());
+        let serial = set.batch(0..30).unwrap();
+        assert_eq!(serial.len(), 28);
+        let mut loader = Loader::start(set.clone(), 0, Some(30), 3, 8).unwrap();
+        let batches = (0..5).map(|_| loader.next_batch(6).unwrap()).collect();
+        assert_eq!(join(batches), serial);
+        assert_eq!(set.take_warnings().len(), 2);
+    }
+
+    // The threads run ahead of the limit; the error must still come at the same sample.
+    #[test]
+    fn too_many_bad_images_end_it_at_the_same_sample() {
+        let run = |workers| {
+            let (_, set) = slow_set(Slow::default(), 4);
+            let mut loader = Loader::start(set.clone(), 0, None, workers, 40).unwrap();
+            let mut good = 0;
+            loop {
+                match loader.next_batch(1) {
+                    Ok(_) => good += 1,
+                    Err(error) => {
+                        assert_eq!(loader.next_batch(1), Err(error.clone()));
+                        return (good, error, set.take_warnings());
+                    }
+                }
+            }
+        };
+        let expected = run(0);
+        assert!(matches!(expected.1, DataError::TooManyBad { count: 5, .. }));
+        assert_eq!(expected.2.len(), 5);
+        for workers in [1, 2, 7] {
+            assert_eq!(run(workers), expected);
+        }
+    }
+
+    #[test]
+    fn a_panic_becomes_an_error_at_its_sample() {
+        let (_, probe) = slow_set(Slow::default(), 50);
+        let panics = Some(probe.sample(6).unwrap().index);
+        for workers in [0, 1, 3] {
+            let (_, set) = slow_set(
+                Slow {
+                    panics,
+                    ..Slow::default()
+                },
+                50,
+            );
+            let mut loader = Loader::start(set, 0, None, workers, 20).unwrap();
+            assert_eq!(loader.next_batch(6).unwrap().len(), 6);
+            let error = loader.next_batch(1).unwrap_err();
+            assert!(
+                matches!(&error, DataError::Panicked { draw: 6, message } if message.contains("has teeth")),
+                "{error}"
+            );
+        }
+    }
+
+    #[test]
+    fn dropping_ends_the_threads() {
+        for taken in [0, 1, 30] {
+            let (source, set) = slow_set(Slow::default(), 50);
+            let mut loader = Loader::start(set, 0, None, 5, 16).unwrap();
+            loader.next_batch(taken).unwrap();
+            drop(loader);
+            // Only the test itself still holds the source: every thread has let go of it.
+            assert_eq!(source.at_once.load(Ordering::SeqCst), 0);
+            assert_eq!(Arc::strong_count(&source), 1);
+        }
+    }
+}

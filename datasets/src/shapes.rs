@@ -1,0 +1,145 @@
+//! Captioned pictures of shapes, drawn by the program: data for a first run, for tests, and for judging a model by eye.
+
+mod draw;
+mod scene;
+
+use self::scene::Scene;
+use crate::{DataError, ImageError, Picture, Source};
+
+/// The least size at which small shapes can be told apart, in pixels.
+const MIN_SIZE: u32 = 16;
+/// The largest size, in pixels.
+const MAX_SIZE: u32 = 4096;
+
+/// As many pictures of shapes as wanted, each with a caption such as "a large red circle at the top left and a small
+/// blue star in the centre on a green striped background".
+///
+/// A picture follows from (seed, index, size) alone; its caption and composition from (seed, index).
+#[derive(Clone, Debug)]
+pub struct ShapesSource {
+    seed: u64,
+    len: usize,
+    size: u32,
+}
+
+impl ShapesSource {
+    /// `len` pictures of `size * size` pixels.
+    ///
+    /// # Errors
+    /// `len` is 0, or `size` is not in 16..=4096.
+    pub fn new(seed: u64, len: usize, size: u32) -> Result<Self, DataError> {
+        if len == 0 {
+            return Err(DataError::EmptySet);
+        }
+        if !(MIN_SIZE..=MAX_SIZE).contains(&size) {
+            return Err(DataError::ShapesSize {
+                size,
+                least: MIN_SIZE,
+                limit: MAX_SIZE,
+            });
+        }
+        Ok(Self { seed, len, size })
+    }
+
+    /// The caption of the picture at `index`, without drawing it.
+    pub fn caption(&self, index: usize) -> String {
+        Scene::compose(self.seed, index as u64).caption()
+    }
+}
+
+impl Source for ShapesSource {
+    fn len(&self) -> usize {
+        self.len
+    }
+
+    fn name(&self, index: usize) -> String {
+        format!("shapes picture {index} of seed {}", self.seed)
+    }
+
+    fn load(&self, index: usize) -> Result<Picture, ImageError> {
+        let scene = Scene::compose(self.seed, index as u64);
+        Ok(Picture {
+            image: draw::draw(&scene, self.size),
+            caption: Some(scene.caption()),
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashSet;
+    use std::time::{Duration, Instant};
+
+    use super::*;
+
+    #[test]
+    fn a_picture_follows_from_seed_index_and_size() {
+        let source = ShapesSource::new(1, 50, 32).unwrap();
+        let again = ShapesSource::new(1, 9, 32).unwrap();
+        let other = ShapesSource::new(2, 50, 32).unwrap();
+        let mut differing = 0;
+        for index in (0..9).rev() {
+            let picture = source.load(index).unwrap();
+            assert_eq!(picture, again.load(index).unwrap());
+            assert_eq!(picture.image.dimensions(), (32, 32));
+            assert_eq!(picture.caption, Some(source.caption(index)));
+            differing += usize::from(picture.image != other.load(index).unwrap().image);
+        }
+        assert_eq!(differing, 9);
+    }
+
+    #[test]
+    fn there_are_tens_of_thousands_of_captions_and_pictures() {
+        let source = ShapesSource::new(0, 60_000, 16).unwrap();
+        let captions: HashSet<String> = (0..60_000).map(|index| source.caption(index)).collect();
+        assert!(captions.len() > 50_000, "{}", captions.len());
+        let pictures: HashSet<Vec<u8>> = (0..2000)
+            .map(|index| source.load(index).unwrap().image.into_raw())
+            .collect();
+        assert_eq!(pictures.len(), 2000);
+    }
+
+    #[test]
+    fn the_size_changes_the_detail_and_not_the_picture() {
+        let small = ShapesSource::new(3, 20, 64).unwrap();
+        let large = ShapesSource::new(3, 20, 256).unwrap();
+        for index in 0..20 {
+            let drawn = small.load(index).unwrap();
+            let scaled = large.load(index).unwrap();
+            assert_eq!(drawn.caption, scaled.caption);
+            let scaled = image::imageops::resize(
+                &scaled.image,
+                64,
+                64,
+                image::imageops::FilterType::Triangle,
+            );
+            let error: f64 = (drawn.image.as_raw().iter().zip(scaled.as_raw()))
+                .map(|(a, b)| f64::from(a.abs_diff(*b)))
+                .sum();
+            let mean = error / (64.0 * 64.0 * 3.0);
+            assert!(mean < 3.0, "picture {index} differs by {mean} on average");
+        }
+    }
+
+    #[test]
+    fn impossible_sizes_are_refused() {
+        assert!(ShapesSource::new(0, 0, 64).is_err());
+        assert!(ShapesSource::new(0, 1, 15).is_err());
+        assert!(ShapesSource::new(0, 1, 5000).is_err());
+    }
+
+    // Far above what it takes, so that only a change of kind fails on a busy machine.
+    #[test]
+    fn drawing_is_fast() {
+        let source = ShapesSource::new(0, 200, 64).unwrap();
+        let began = Instant::now();
+        for index in 0..200 {
+            source.load(index).unwrap();
+        }
+        assert!(
+            began.elapsed() < Duration::from_secs(2),
+            "{:?} for 200",
+            began.elapsed()
+        );
+    }
+}

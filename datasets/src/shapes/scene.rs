@@ -1,0 +1,322 @@
+//! What a drawn picture shows, and its caption.
+
+use rand::RngExt;
+use rand::rngs::ChaCha8Rng;
+use rand::seq::IndexedRandom;
+
+use crate::{Purpose, SampleKey};
+
+/// A colour as red, green, blue in 0..=1, sRGB.
+pub type Rgb = [f32; 3];
+
+/// A colour with its name.
+pub const COLOURS: [(&str, Rgb); 12] = [
+    ("red", [0.84, 0.17, 0.18]),
+    ("orange", [0.95, 0.53, 0.14]),
+    ("yellow", [0.98, 0.82, 0.22]),
+    ("green", [0.22, 0.62, 0.29]),
+    ("teal", [0.10, 0.60, 0.62]),
+    ("blue", [0.17, 0.36, 0.83]),
+    ("purple", [0.50, 0.25, 0.68]),
+    ("pink", [0.95, 0.50, 0.70]),
+    ("brown", [0.50, 0.32, 0.19]),
+    ("black", [0.11, 0.11, 0.13]),
+    ("white", [0.97, 0.97, 0.97]),
+    ("grey", [0.55, 0.56, 0.58]),
+];
+
+/// The outline of an object.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Form {
+    Circle,
+    Square,
+    Triangle,
+    Diamond,
+    Pentagon,
+    Hexagon,
+    Star,
+    Cross,
+    Ring,
+    Heart,
+    Moon,
+}
+
+const FORMS: [(&str, Form); 11] = [
+    ("circle", Form::Circle),
+    ("square", Form::Square),
+    ("triangle", Form::Triangle),
+    ("diamond", Form::Diamond),
+    ("pentagon", Form::Pentagon),
+    ("hexagon", Form::Hexagon),
+    ("star", Form::Star),
+    ("cross", Form::Cross),
+    ("ring", Form::Ring),
+    ("heart", Form::Heart),
+    ("moon", Form::Moon),
+];
+
+/// What covers the background.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Pattern {
+    Plain,
+    Gradient,
+    Striped,
+    Checkered,
+    Dotted,
+    Wavy,
+    Tiled,
+}
+
+const PATTERNS: [(&str, Pattern); 7] = [
+    ("plain", Pattern::Plain),
+    ("gradient", Pattern::Gradient),
+    ("striped", Pattern::Striped),
+    ("checkered", Pattern::Checkered),
+    ("dotted", Pattern::Dotted),
+    ("wavy", Pattern::Wavy),
+    ("tiled", Pattern::Tiled),
+];
+
+/// A size's name and the least and greatest radius, as a share of the picture's side.
+const SIZES: [(&str, f32, f32); 3] = [
+    ("small", 0.085, 0.105),
+    ("medium", 0.135, 0.165),
+    ("large", 0.205, 0.255),
+];
+
+/// A place's name and its column and row in thirds of the picture.
+const PLACES: [(&str, f32, f32); 9] = [
+    ("at the top left", 0.0, 0.0),
+    ("at the top", 1.0, 0.0),
+    ("at the top right", 2.0, 0.0),
+    ("on the left", 0.0, 1.0),
+    ("in the centre", 1.0, 1.0),
+    ("on the right", 2.0, 1.0),
+    ("at the bottom left", 0.0, 2.0),
+    ("at the bottom", 1.0, 2.0),
+    ("at the bottom right", 2.0, 2.0),
+];
+
+/// The least distance between an object and an edge or another object, as a share of the picture's side.
+const GAP: f32 = 0.025;
+
+/// One object. Lengths are shares of the picture's side, from its top left corner.
+#[derive(Clone, Debug)]
+pub struct Object {
+    pub form: Form,
+    pub colour: Rgb,
+    /// The centre.
+    pub x: f32,
+    pub y: f32,
+    /// The radius of the circle around the outline.
+    pub radius: f32,
+    /// Radians, clockwise.
+    pub turn: f32,
+    words: String,
+}
+
+/// The background.
+#[derive(Clone, Debug)]
+pub struct Background {
+    pub pattern: Pattern,
+    /// The colour of most of it, and that of the pattern.
+    pub colours: [Rgb; 2],
+    /// How often the pattern repeats along a side.
+    pub repeats: f32,
+    /// Radians.
+    pub turn: f32,
+    /// Where the pattern begins, in repeats.
+    pub phase: f32,
+    words: String,
+}
+
+/// A background and one to three objects that do not overlap.
+#[derive(Clone, Debug)]
+pub struct Scene {
+    pub background: Background,
+    pub objects: Vec<Object>,
+}
+
+impl Scene {
+    /// The scene at `index`: always the same for the same seed.
+    pub fn compose(seed: u64, index: u64) -> Self {
+        let mut rng = SampleKey { seed, draw: index }.rng(Purpose::Shape);
+        let background = compose_background(&mut rng);
+        let wanted = rng.random_range(1..=3);
+        let mut objects: Vec<Object> = Vec::new();
+        // Three objects nearly always find room; if not, the caption speaks of those that did.
+        for _ in 0..60 {
+            if objects.len() == wanted {
+                break;
+            }
+            let object = compose_object(&mut rng, &background);
+            let free = objects.iter().all(|other| {
+                let apart = (object.x - other.x).hypot(object.y - other.y);
+                apart > object.radius + other.radius + GAP && object.words != other.words
+            });
+            if free {
+                objects.push(object);
+            }
+        }
+        Self {
+            background,
+            objects,
+        }
+    }
+
+    /// The scene in words.
+    pub fn caption(&self) -> String {
+        let objects = self.objects.iter().map(|object| object.words.as_str());
+        let objects = match objects.collect::<Vec<_>>().as_slice() {
+            [rest @ .., last] if !rest.is_empty() => format!("{} and {last}", rest.join(", ")),
+            few => few.concat(),
+        };
+        format!("{objects} on {}", self.background.words)
+    }
+}
+
+fn compose_background(rng: &mut ChaCha8Rng) -> Background {
+    let (name, colour) = pick(rng, &COLOURS);
+    let (pattern_name, pattern) = pick(rng, &PATTERNS);
+    // Paler than an object of the same name, so that objects stand out; the second colour is darker where it cannot be paler.
+    let (first, second) = match name {
+        "white" => (colour, [0.86, 0.87, 0.89]),
+        "black" => (colour, [0.24, 0.24, 0.28]),
+        _ => (mix(colour, [1.0; 3], 0.25), mix(colour, [1.0; 3], 0.58)),
+    };
+    let mut colours = [first, second];
+    // A plain one shows the first colour alone, which is the nearer to the name.
+    if pattern != Pattern::Plain && rng.random_bool(0.5) {
+        colours.reverse();
+    }
+    let article = if name == "orange" { "an" } else { "a" };
+    Background {
+        pattern,
+        colours,
+        repeats: rng.random_range(4.0..9.0),
+        turn: rng.random_range(0.0..std::f32::consts::TAU),
+        phase: rng.random_range(0.0..1.0),
+        words: format!("{article} {name} {pattern_name} background"),
+    }
+}
+
+fn compose_object(rng: &mut ChaCha8Rng, background: &Background) -> Object {
+    let visible: Vec<(&str, Rgb)> = (COLOURS.iter().copied())
+        .filter(|(_, colour)| {
+            background
+                .colours
+                .iter()
+                .all(|other| distance(*colour, *other) > 0.42)
+        })
+        .collect();
+    let (colour_name, colour) = pick(rng, &visible);
+    let (form_name, form) = pick(rng, &FORMS);
+    let (size_name, least, greatest) = pick(rng, &SIZES);
+    let (place_name, column, row) = pick(rng, &PLACES);
+    let radius = rng.random_range(least..greatest);
+    let mut coordinate = |third: f32| {
+        let jittered = (third + 0.5) / 3.0 + rng.random_range(-0.04..0.04);
+        jittered.clamp(radius + GAP, 1.0 - radius - GAP)
+    };
+    let (x, y) = (coordinate(column), coordinate(row));
+    Object {
+        form,
+        colour: colour.map(|channel| (channel + rng.random_range(-0.04..0.04)).clamp(0.0, 1.0)),
+        x,
+        y,
+        radius,
+        turn: rng.random_range(-0.2..0.2),
+        words: format!("a {size_name} {colour_name} {form_name} {place_name}"),
+    }
+}
+
+/// One of a list that is not empty.
+fn pick<T: Copy>(rng: &mut ChaCha8Rng, list: &[T]) -> T {
+    *list.choose(rng).unwrap_or(&list[0])
+}
+
+/// `share` of the way from one colour to another.
+pub fn mix(from: Rgb, to: Rgb, share: f32) -> Rgb {
+    std::array::from_fn(|channel| from[channel] + (to[channel] - from[channel]) * share)
+}
+
+fn distance(a: Rgb, b: Rgb) -> f32 {
+    a.iter()
+        .zip(b)
+        .map(|(a, b)| (a - b) * (a - b))
+        .sum::<f32>()
+        .sqrt()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashSet;
+
+    use super::*;
+
+    #[test]
+    fn captions_read_as_english() {
+        let captions: Vec<String> = (0..3000)
+            .map(|index| Scene::compose(0, index).caption())
+            .collect();
+        for caption in &captions {
+            assert!(caption.starts_with("a "), "{caption}");
+            assert!(caption.ends_with(" background"), "{caption}");
+            assert!(
+                !caption.contains(" a orange") && !caption.contains("  "),
+                "{caption}"
+            );
+        }
+        for word in (COLOURS.iter().map(|(name, _)| *name))
+            .chain(FORMS.iter().map(|(name, _)| *name))
+            .chain(PATTERNS.iter().map(|(name, _)| *name))
+            .chain(SIZES.iter().map(|(name, ..)| *name))
+            .chain(PLACES.iter().map(|(name, ..)| *name))
+        {
+            assert!(
+                captions.iter().any(|caption| caption.contains(word)),
+                "never {word}"
+            );
+        }
+    }
+
+    #[test]
+    fn one_to_three_objects_stay_apart_inside_and_visible() {
+        let mut counts = [0; 4];
+        for index in 0..3000 {
+            let scene = Scene::compose(5, index);
+            counts[scene.objects.len()] += 1;
+            for (at, object) in scene.objects.iter().enumerate() {
+                for place in [object.x, object.y] {
+                    assert!(place >= object.radius && place <= 1.0 - object.radius);
+                }
+                for other in &scene.objects[..at] {
+                    let apart = (object.x - other.x).hypot(object.y - other.y);
+                    assert!(apart > object.radius + other.radius);
+                }
+                for colour in scene.background.colours {
+                    assert!(distance(object.colour, colour) > 0.3, "{}", scene.caption());
+                }
+            }
+        }
+        assert_eq!(counts[0], 0);
+        assert!(counts[1..].iter().all(|count| *count > 800), "{counts:?}");
+    }
+
+    #[test]
+    fn every_background_leaves_a_choice_of_colours() {
+        let mut rng = SampleKey { seed: 0, draw: 0 }.rng(Purpose::Shape);
+        for _ in 0..500 {
+            let background = compose_background(&mut rng);
+            let colours: HashSet<String> = (0..300)
+                .map(|_| compose_object(&mut rng, &background).words)
+                .map(|words| words.split(' ').nth(2).unwrap_or_default().to_owned())
+                .collect();
+            assert!(
+                colours.len() >= 5,
+                "{} has only {colours:?}",
+                background.words
+            );
+        }
+    }
+}

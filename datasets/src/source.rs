@@ -1,0 +1,34 @@
+//! A source of pictures.
+
+use image::RgbImage;
+
+use crate::ImageError;
+
+/// One picture as its source has it: any size, upright, without transparency.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Picture {
+    /// The pixels, 8 bit sRGB.
+    pub image: RgbImage,
+    /// What the picture shows, where the source knows it.
+    pub caption: Option<String>,
+}
+
+/// Pictures by index. Loading one must give the same picture each time, on any thread.
+pub trait Source: Send + Sync {
+    /// The number of pictures.
+    fn len(&self) -> usize;
+
+    /// Whether there are none.
+    fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// The name by which messages call the picture at `index`, which is below [`len`](Self::len).
+    fn name(&self, index: usize) -> String;
+
+    /// Loads the picture at `index`, which is below [`len`](Self::len).
+    ///
+    /// # Errors
+    /// The picture cannot be read or decoded. Training goes on with another one.
+    fn load(&self, index: usize) -> Result<Picture, ImageError>;
+}
