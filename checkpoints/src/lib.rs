@@ -1,3 +1,21 @@
 //! Weights and run checkpoints.
 
+pub mod hub;
 pub mod run;
+
+mod architecture;
+mod names;
+mod pickle;
+mod safetensors_file;
+mod tensor;
+mod torch_file;
+mod weights;
+
+pub use architecture::{Architecture, Family, Quantizer};
+pub use names::{ConfigFile, Export, export_vqgan, family_name, load_vqgan};
+pub use pickle::PickleError;
+pub use safetensors::Dtype;
+pub use safetensors_file::{SafetensorsError, write_safetensors};
+pub use tensor::{HostTensor, TensorError};
+pub use torch_file::{TorchError, write_torch};
+pub use weights::{WeightsError, WeightsFile};

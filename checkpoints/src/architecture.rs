@@ -1,0 +1,390 @@
+//! What a VQGAN is built like: inferred from the names and shapes of its weights.
+
+use std::path::Path;
+
+use serde::{Deserialize, Serialize};
+use serde_json::Value as Json;
+
+use crate::names::ModelNames;
+use crate::weights::{WeightsError, WeightsFile, read_json};
+
+/// Who made the model: decides the names in its files and the defaults of its quantizer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Family {
+    /// taming-transformers, and the first stages of latent-diffusion.
+    Taming,
+    /// LlamaGen's image tokenizer.
+    LlamaGen,
+    /// `VQModel` of diffusers.
+    Diffusers,
+}
+
+impl std::fmt::Display for Family {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Family::Taming => "taming",
+            Family::LlamaGen => "LlamaGen",
+            Family::Diffusers => "diffusers",
+        })
+    }
+}
+
+/// How the codebook is looked up and trained.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Quantizer {
+    /// Encoder output and codebook are both scaled to length 1 before they are compared.
+    pub l2_norm: bool,
+    /// `beta` weighs the codebook's term instead of the commitment's: a slip in taming that its models were trained
+    /// with, and that diffusers kept.
+    pub legacy_beta: bool,
+    /// Weight of the commitment's term (of the codebook's with `legacy_beta`).
+    pub beta: f64,
+    /// Weight of LlamaGen's entropy term; 0 is none.
+    pub entropy_ratio: f64,
+}
+
+impl Quantizer {
+    /// What the family trains with unless told otherwise.
+    pub fn of(family: Family) -> Quantizer {
+        let llamagen = family == Family::LlamaGen;
+        Quantizer {
+            l2_norm: llamagen,
+            legacy_beta: !llamagen,
+            beta: 0.25,
+            entropy_ratio: 0.0,
+        }
+    }
+}
+
+/// The architecture of a VQGAN, the same in all three families.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Architecture {
+    /// Whose names the weights had.
+    pub family: Family,
+    /// Channels of the image that goes in; 3.
+    pub in_channels: usize,
+    /// Channels of the image that comes out; 3.
+    pub out_channels: usize,
+    /// Channels behind the encoder's first convolution (`ch`).
+    pub base_channels: usize,
+    /// Channels of every level, the finest first.
+    pub channels: Vec<usize>,
+    /// Residual blocks per level of the encoder; the decoder has one more.
+    pub res_blocks: usize,
+    /// Levels with an attention block behind every residual block; 0 is the finest.
+    pub attention_levels: Vec<usize>,
+    /// Whether there is attention between the two middle blocks.
+    pub mid_attention: bool,
+    /// Channels of the encoder's output (`z_channels`).
+    pub latent_channels: usize,
+    /// Length of a code (`embed_dim`).
+    pub code_dim: usize,
+    /// Number of codes (`n_embed`).
+    pub codes: usize,
+    /// Groups of every GroupNorm; 32.
+    pub groups: usize,
+    /// How the codebook is looked up and trained.
+    pub quantizer: Quantizer,
+    /// diffusers: indices instead of latents go into the decoder of its pipelines. Kept for the export.
+    #[serde(default)]
+    pub lookup_from_codebook: bool,
+    /// diffusers: how its pipelines scale the latents. Kept for the export.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub scaling_factor: Option<f64>,
+}
+
+impl Architecture {
+    /// Reads the architecture off the names and shapes in a file.
+    ///
+    /// `config` is a `config.json` of diffusers; without it, the one beside the weights is used. What neither shapes
+    /// nor configuration say is the family's default.
+    ///
+    /// # Errors
+    /// [`WeightsError::Unsupported`] names a model that is no VQGAN (or is a GumbelVQ, MoVQ or KL autoencoder);
+    /// [`WeightsError::Architecture`] says what does not go together.
+    pub fn infer(file: &WeightsFile, config: Option<&Path>) -> Result<Architecture, WeightsError> {
+        let names = ModelNames::of(file)?;
+        let family = names.family();
+        let config = match config {
+            Some(path) => Some(read_json(path)?),
+            None if family == Family::Diffusers => file.config().cloned(),
+            None => None,
+        };
+
+        let mut levels = 0;
+        let first_conv = |level: usize| format!("encoder.down.{level}.block.0.conv1.weight");
+        let mut channels = Vec::new();
+        while let Some(shape) = names.shape(&first_conv(levels), levels) {
+            channels.push(dimension(&first_conv(levels), shape, 0)?);
+            levels += 1;
+        }
+        let has = |name: String| names.shape(&name, levels).is_some();
+        let size = |name: &str, axis: usize| match names.shape(name, levels) {
+            Some(shape) => dimension(name, shape, axis),
+            None => Err(WeightsError::NoTensor {
+                path: file.path().to_owned(),
+                name: names.in_file(name, levels),
+            }),
+        };
+        let res_blocks = (0..)
+            .take_while(|block| has(format!("encoder.down.0.block.{block}.conv1.weight")))
+            .count();
+        let attended = |side: &str| -> Vec<usize> {
+            let levels = 0..levels;
+            levels
+                .filter(|level| has(format!("{side}.{level}.attn.0.norm.weight")))
+                .collect()
+        };
+        let attention_levels = attended("encoder.down");
+        if attended("decoder.up") != attention_levels {
+            return Err(WeightsError::Unsupported {
+                path: file.path().to_owned(),
+                what: "encoder and decoder have attention at different levels".to_owned(),
+            });
+        }
+        let mut architecture = Architecture {
+            family,
+            in_channels: size("encoder.conv_in.weight", 1)?,
+            out_channels: size("decoder.conv_out.weight", 0)?,
+            base_channels: size("encoder.conv_in.weight", 0)?,
+            channels,
+            res_blocks,
+            attention_levels,
+            mid_attention: has("encoder.mid.attn_1.norm.weight".to_owned()),
+            latent_channels: size("encoder.conv_out.weight", 0)?,
+            code_dim: size("quantize.embedding.weight", 1)?,
+            codes: size("quantize.embedding.weight", 0)?,
+            groups: 32,
+            quantizer: Quantizer::of(family),
+            lookup_from_codebook: false,
+            scaling_factor: None,
+        };
+        if family == Family::LlamaGen {
+            architecture.quantizer.read_args(file);
+        }
+        if let Some(config) = config {
+            architecture.read_config(&config, file.path())?;
+        }
+        architecture.check()?;
+        Ok(architecture)
+    }
+
+    /// How many pixels of the image one code stands for, along each axis: 2^(levels - 1).
+    pub fn downsampling(&self) -> usize {
+        let halvings = self.channels.len().saturating_sub(1) as u32;
+        1usize.checked_shl(halvings).unwrap_or(usize::MAX)
+    }
+
+    /// Whether the numbers go together.
+    ///
+    /// # Errors
+    /// [`WeightsError::Architecture`] with the first thing that does not.
+    pub fn check(&self) -> Result<(), WeightsError> {
+        let levels = self.channels.len();
+        let wrong = |what: String| Err(WeightsError::Architecture(what));
+        let sizes = [
+            ("in_channels", self.in_channels),
+            ("out_channels", self.out_channels),
+            ("base_channels", self.base_channels),
+            ("res_blocks", self.res_blocks),
+            ("latent_channels", self.latent_channels),
+            ("code_dim", self.code_dim),
+            ("codes", self.codes),
+            ("groups", self.groups),
+        ];
+        if let Some((name, _)) = sizes.iter().find(|(_, size)| *size == 0) {
+            return wrong(format!("{name} must be at least 1"));
+        }
+        if !(1..=16).contains(&levels) {
+            return wrong(format!("channels must name 1 to 16 levels, not {levels}"));
+        }
+        for channels in std::iter::once(&self.base_channels).chain(&self.channels) {
+            if *channels == 0 || channels % self.groups != 0 {
+                let groups = self.groups;
+                return wrong(format!(
+                    "{channels} channels do not divide into {groups} groups"
+                ));
+            }
+        }
+        if !self.attention_levels.is_sorted_by(|a, b| a < b) {
+            return wrong("attention_levels must rise".to_owned());
+        }
+        if let Some(level) = self.attention_levels.iter().find(|level| **level >= levels) {
+            return wrong(format!(
+                "attention_levels has {level}, levels end at {}",
+                levels - 1
+            ));
+        }
+        if !self.quantizer.beta.is_finite() || !self.quantizer.entropy_ratio.is_finite() {
+            return wrong("the quantizer's weights must be finite".to_owned());
+        }
+        Ok(())
+    }
+
+    /// Every parameter's canonical name (that of taming) and shape, in the order of the forward pass.
+    ///
+    /// Convolutions are `[out, in, height, width]`, attention's projections are such with a 1x1 kernel, the codebook
+    /// is `[codes, code_dim]`.
+    pub fn parameters(&self) -> Vec<(String, Vec<usize>)> {
+        let mut list = Parameters(Vec::new());
+        let coarsest = self.channels.last().copied().unwrap_or(self.base_channels);
+        let finest = self.channels.first().copied().unwrap_or(self.base_channels);
+        let last = self.channels.len().saturating_sub(1);
+
+        list.conv("encoder.conv_in", self.in_channels, self.base_channels, 3);
+        let mut width = self.base_channels;
+        for (level, &channels) in self.channels.iter().enumerate() {
+            let at = format!("encoder.down.{level}");
+            width = self.level(&mut list, &at, level, self.res_blocks, (width, channels));
+            if level != last {
+                list.conv(&format!("{at}.downsample.conv"), width, width, 3);
+            }
+        }
+        self.middle(&mut list, "encoder", coarsest);
+        list.norm("encoder.norm_out", coarsest);
+        list.conv("encoder.conv_out", coarsest, self.latent_channels, 3);
+
+        list.conv("quant_conv", self.latent_channels, self.code_dim, 1);
+        list.add("quantize.embedding.weight", vec![self.codes, self.code_dim]);
+        list.conv("post_quant_conv", self.code_dim, self.latent_channels, 1);
+
+        list.conv("decoder.conv_in", self.latent_channels, coarsest, 3);
+        self.middle(&mut list, "decoder", coarsest);
+        width = coarsest;
+        for (level, &channels) in self.channels.iter().enumerate().rev() {
+            let at = format!("decoder.up.{level}");
+            width = self.level(
+                &mut list,
+                &at,
+                level,
+                self.res_blocks + 1,
+                (width, channels),
+            );
+            if level != 0 {
+                list.conv(&format!("{at}.upsample.conv"), width, width, 3);
+            }
+        }
+        list.norm("decoder.norm_out", finest);
+        list.conv("decoder.conv_out", finest, self.out_channels, 3);
+        list.0
+    }
+
+    /// The blocks of one level, from `from` to `to` channels, which are the channels behind it.
+    fn level(
+        &self,
+        list: &mut Parameters,
+        at: &str,
+        level: usize,
+        blocks: usize,
+        (from, to): (usize, usize),
+    ) -> usize {
+        let attends = self.attention_levels.contains(&level);
+        for block in 0..blocks {
+            let from = if block == 0 { from } else { to };
+            list.block(&format!("{at}.block.{block}"), from, to);
+            if attends {
+                list.attention(&format!("{at}.attn.{block}"), to);
+            }
+        }
+        to
+    }
+
+    fn middle(&self, list: &mut Parameters, side: &str, channels: usize) {
+        list.block(&format!("{side}.mid.block_1"), channels, channels);
+        if self.mid_attention {
+            list.attention(&format!("{side}.mid.attn_1"), channels);
+        }
+        list.block(&format!("{side}.mid.block_2"), channels, channels);
+    }
+
+    /// Takes over what a `config.json` of diffusers says beyond the shapes.
+    fn read_config(&mut self, config: &Json, path: &Path) -> Result<(), WeightsError> {
+        let refuse = |what: String| {
+            Err(WeightsError::Unsupported {
+                path: path.to_owned(),
+                what,
+            })
+        };
+        let text = |key: &str| config.get(key).and_then(Json::as_str);
+        if let Some(class) = text("_class_name").filter(|class| *class != "VQModel") {
+            return refuse(format!("its config.json says {class}, not VQModel"));
+        }
+        if text("norm_type") == Some("spatial") {
+            return refuse(MOVQ.to_owned());
+        }
+        if let Some(act) = text("act_fn").filter(|act| !matches!(*act, "silu" | "swish")) {
+            return refuse(format!("its activation is {act}; only silu is built here"));
+        }
+        if let Some(groups) = config.get("norm_num_groups").and_then(Json::as_u64) {
+            self.groups = usize::try_from(groups).unwrap_or(usize::MAX);
+        }
+        let flag = |key: &str| config.get(key).and_then(Json::as_bool);
+        self.lookup_from_codebook = flag("lookup_from_codebook").unwrap_or(false);
+        self.scaling_factor = config.get("scaling_factor").and_then(Json::as_f64);
+        Ok(())
+    }
+}
+
+impl Quantizer {
+    /// Takes over what LlamaGen's training arguments say, where they were saved.
+    fn read_args(&mut self, file: &WeightsFile) {
+        let number = |name| file.hyper(name).and_then(|value| value.as_f64());
+        let l2_norm = file.hyper("codebook_l2_norm");
+        if let Some(value) = l2_norm.and_then(|value| value.as_bool()) {
+            self.l2_norm = value;
+        }
+        if let Some(value) = number("commit_loss_beta") {
+            self.beta = value;
+        }
+        if let Some(value) = number("entropy_loss_ratio") {
+            self.entropy_ratio = value;
+        }
+    }
+}
+
+/// Why MoVQ is refused, said by configuration and by names alike.
+pub(crate) const MOVQ: &str =
+    "it is a MoVQ (norms modulated by the codes, norm_type \"spatial\"), which is not built here";
+
+fn dimension(name: &str, shape: &[usize], axis: usize) -> Result<usize, WeightsError> {
+    let missing = || WeightsError::Architecture(format!("{name} has the shape {shape:?}"));
+    shape.get(axis).copied().ok_or_else(missing)
+}
+
+struct Parameters(Vec<(String, Vec<usize>)>);
+
+impl Parameters {
+    fn add(&mut self, name: &str, shape: Vec<usize>) {
+        self.0.push((name.to_owned(), shape));
+    }
+
+    fn conv(&mut self, name: &str, from: usize, to: usize, kernel: usize) {
+        self.add(&format!("{name}.weight"), vec![to, from, kernel, kernel]);
+        self.add(&format!("{name}.bias"), vec![to]);
+    }
+
+    fn norm(&mut self, name: &str, channels: usize) {
+        self.add(&format!("{name}.weight"), vec![channels]);
+        self.add(&format!("{name}.bias"), vec![channels]);
+    }
+
+    fn block(&mut self, name: &str, from: usize, to: usize) {
+        self.norm(&format!("{name}.norm1"), from);
+        self.conv(&format!("{name}.conv1"), from, to, 3);
+        self.norm(&format!("{name}.norm2"), to);
+        self.conv(&format!("{name}.conv2"), to, to, 3);
+        if from != to {
+            self.conv(&format!("{name}.nin_shortcut"), from, to, 1);
+        }
+    }
+
+    fn attention(&mut self, name: &str, channels: usize) {
+        self.norm(&format!("{name}.norm"), channels);
+        for projection in ["q", "k", "v", "proj_out"] {
+            self.conv(&format!("{name}.{projection}"), channels, channels, 1);
+        }
+    }
+}

@@ -1,0 +1,519 @@
+//! The same VQGAN under three families' names, brought in under the canonical ones and given out again.
+//!
+//! Canonical names are taming's. One function, [`family_name`], knows the other families; reading looks up what it
+//! says, writing writes it, so the two cannot disagree.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use serde_json::json;
+
+use crate::architecture::{Architecture, Family, MOVQ};
+use crate::safetensors_file::{write_safetensors, write_whole};
+use crate::tensor::{HostTensor, is_float};
+use crate::torch_file::write_torch;
+use crate::weights::{WeightsError, WeightsFile};
+
+/// What wrappers put before every name: DistributedDataParallel and torch.compile.
+const WRAPPERS: [&str; 2] = ["module.", "_orig_mod."];
+/// Under which latent-diffusion keeps the VQGAN, beside the diffusion model.
+const FIRST_STAGE: &str = "first_stage_model.";
+/// What belongs to training alone: losses with their discriminator, and moving averages.
+const TRAINING: [&str; 5] = [
+    "loss.",
+    "model_ema.",
+    "discriminator.",
+    "perceptual_loss.",
+    "colorize",
+];
+/// Length of the usage buffer that LlamaGen's strict loading wants.
+const LLAMAGEN_USED: usize = 65536;
+
+/// A canonical parameter's name in a family's files; `levels` is the number of resolutions.
+///
+/// The decoder's levels are numbered from the finest in taming and from the coarsest in the other two.
+pub fn family_name(family: Family, levels: usize, canonical: &str) -> String {
+    let parts: Vec<&str> = canonical.split('.').collect();
+    let position = |side: &str, level: &str| match level.parse::<usize>() {
+        Ok(level) if side == "decoder" => (levels.saturating_sub(level + 1)).to_string(),
+        _ => level.to_owned(),
+    };
+    match (family, parts.as_slice()) {
+        (Family::LlamaGen, &[side, "down" | "up", level, ref rest @ ..]) => {
+            let level = position(side, level);
+            let rest = rest.join(".").replacen("block.", "res.", 1);
+            format!("{side}.conv_blocks.{level}.{rest}")
+        }
+        (Family::LlamaGen, &[side, "mid", part, ref rest @ ..]) => {
+            let part = match part {
+                "block_1" => "0",
+                "attn_1" => "1",
+                _ => "2",
+            };
+            format!("{side}.mid.{part}.{}", rest.join("."))
+        }
+        (Family::Diffusers, &[side, direction @ ("down" | "up"), level, ref rest @ ..]) => {
+            let level = position(side, level);
+            let rest = match *rest {
+                ["block", block, leaf, kind] => {
+                    format!("resnets.{block}.{}.{kind}", diffusers_leaf(leaf))
+                }
+                ["attn", block, leaf, kind] => {
+                    format!("attentions.{block}.{}.{kind}", diffusers_leaf(leaf))
+                }
+                [_sample, "conv", kind] => format!("{direction}samplers.0.conv.{kind}"),
+                _ => rest.join("."),
+            };
+            format!("{side}.{direction}_blocks.{level}.{rest}")
+        }
+        (Family::Diffusers, &[side, "mid", part, leaf, kind]) => {
+            let part = match part {
+                "block_1" => "resnets.0",
+                "attn_1" => "attentions.0",
+                _ => "resnets.1",
+            };
+            format!("{side}.mid_block.{part}.{}.{kind}", diffusers_leaf(leaf))
+        }
+        (Family::Diffusers, &[side, "norm_out", kind]) => format!("{side}.conv_norm_out.{kind}"),
+        _ => canonical.to_owned(),
+    }
+}
+
+fn diffusers_leaf(leaf: &str) -> &str {
+    match leaf {
+        "nin_shortcut" => "conv_shortcut",
+        "norm" => "group_norm",
+        "q" => "to_q",
+        "k" => "to_k",
+        "v" => "to_v",
+        "proj_out" => "to_out.0",
+        other => other,
+    }
+}
+
+/// The name that diffusers before 0.17 gave an attention's projection.
+fn old_diffusers_name(name: &str) -> Option<String> {
+    if !name.contains(".attentions.") {
+        return None;
+    }
+    let pairs = [
+        (".to_q.", ".query."),
+        (".to_k.", ".key."),
+        (".to_v.", ".value."),
+        (".to_out.0.", ".proj_attn."),
+    ];
+    let (new, old) = pairs.iter().find(|(new, _)| name.contains(new))?;
+    Some(name.replace(new, old))
+}
+
+/// Whether a canonical parameter is a 1x1 convolution that other families keep as a matrix.
+fn is_projection(canonical: &str) -> bool {
+    let parts: Vec<&str> = canonical.split('.').collect();
+    canonical.contains(".attn") && matches!(parts[..], [.., "q" | "k" | "v" | "proj_out", "weight"])
+}
+
+/// The tensors of a VQGAN in a file, whatever was wrapped around it.
+pub(crate) struct ModelNames<'a> {
+    file: &'a WeightsFile,
+    /// Name within the model -> name in the file.
+    names: BTreeMap<&'a str, &'a str>,
+    family: Family,
+}
+
+impl<'a> ModelNames<'a> {
+    /// Recognises the family, and refuses by name what only looks like a VQGAN.
+    pub fn of(file: &'a WeightsFile) -> Result<ModelNames<'a>, WeightsError> {
+        let mut names: BTreeMap<&str, &str> =
+            file.names().map(|name| (unwrapped(name), name)).collect();
+        let staged: BTreeMap<&str, &str> = names
+            .iter()
+            .filter_map(|(name, in_file)| Some((name.strip_prefix(FIRST_STAGE)?, *in_file)))
+            .collect();
+        if !staged.is_empty() {
+            names = staged;
+        }
+        let refuse = |what: String| WeightsError::Unsupported {
+            path: file.path().to_owned(),
+            what,
+        };
+        let starts = |prefix: &str| names.keys().any(|name| name.starts_with(prefix));
+        let family = if starts("encoder.down_blocks.") || starts("decoder.up_blocks.") {
+            Family::Diffusers
+        } else if starts("encoder.conv_blocks.") || starts("decoder.conv_blocks.") {
+            Family::LlamaGen
+        } else if starts("encoder.down.") || starts("decoder.up.") {
+            Family::Taming
+        } else {
+            let some: Vec<&str> = file.names().take(3).collect();
+            let some = some.join(", ");
+            return Err(refuse(format!(
+                "it is no VQGAN of taming, LlamaGen or diffusers; its tensors are {some}, ..."
+            )));
+        };
+        if starts("quantize.embed.") || starts("quantize.proj.") {
+            return Err(refuse(
+                "it is a GumbelVQ (quantize.proj, quantize.embed), which is not built here"
+                    .to_owned(),
+            ));
+        }
+        let modulated = |name: &&str| name.contains(".conv_y.") || name.contains(".norm_layer.");
+        if names.keys().any(modulated) {
+            return Err(refuse(MOVQ.to_owned()));
+        }
+        if !names.contains_key("quantize.embedding.weight") {
+            return Err(refuse(
+                "it has no codebook (quantize.embedding.weight); a KL autoencoder has none"
+                    .to_owned(),
+            ));
+        }
+        Ok(ModelNames {
+            file,
+            names,
+            family,
+        })
+    }
+
+    pub fn family(&self) -> Family {
+        self.family
+    }
+
+    /// Shape of a canonical parameter, if the file has it.
+    pub fn shape(&self, canonical: &str, levels: usize) -> Option<&'a [usize]> {
+        let (_, in_file) = self.find(canonical, levels)?;
+        Some(self.file.info(in_file)?.1)
+    }
+
+    /// What the file calls, or would call, a canonical parameter.
+    pub fn in_file(&self, canonical: &str, levels: usize) -> String {
+        if let Some((_, in_file)) = self.find(canonical, levels) {
+            return in_file.to_owned();
+        }
+        let name = family_name(self.family, levels, canonical);
+        // Whatever is around the codebook's name is around every name.
+        let codebook = self.names.get("quantize.embedding.weight");
+        let around =
+            codebook.and_then(|codebook| codebook.strip_suffix("quantize.embedding.weight"));
+        format!("{}{name}", around.unwrap_or_default())
+    }
+
+    fn find(&self, canonical: &str, levels: usize) -> Option<(&'a str, &'a str)> {
+        let name = family_name(self.family, levels, canonical);
+        let entry = self.names.get_key_value(name.as_str()).or_else(|| {
+            let old = old_diffusers_name(&name)?;
+            self.names.get_key_value(old.as_str())
+        });
+        entry.map(|(name, in_file)| (*name, *in_file))
+    }
+}
+
+fn unwrapped(mut name: &str) -> &str {
+    while let Some(inner) = WRAPPERS
+        .iter()
+        .find_map(|wrapper| name.strip_prefix(wrapper))
+    {
+        name = inner;
+    }
+    name
+}
+
+fn is_training(name: &str) -> bool {
+    // Beside its codebook, a quantizer has counters of use, remappings and moving averages.
+    TRAINING.iter().any(|prefix| name.starts_with(prefix)) || name.starts_with("quantize.")
+}
+
+/// Reads a VQGAN's weights under their canonical names and in their canonical shapes, in the file's element types.
+///
+/// What belongs to training (losses, discriminator, moving averages, counters) is left alone, as are wrappers'
+/// prefixes and the rest of a latent-diffusion checkpoint.
+///
+/// # Errors
+/// [`WeightsError::Mismatch`] names all tensors that are missing, unexpected or different at once; none is read then.
+pub fn load_vqgan(
+    file: &WeightsFile,
+    architecture: &Architecture,
+) -> Result<BTreeMap<String, HostTensor>, WeightsError> {
+    let names = ModelNames::of(file)?;
+    let levels = architecture.channels.len();
+    let mut left = names.names.clone();
+    let mut found = Vec::new();
+    let mut missing = Vec::new();
+    let mut different = Vec::new();
+    for (canonical, shape) in architecture.parameters() {
+        let Some((name, in_file)) = names.find(&canonical, levels) else {
+            missing.push(names.in_file(&canonical, levels));
+            continue;
+        };
+        left.remove(name);
+        let Some((dtype, stored)) = file.info(in_file) else {
+            continue;
+        };
+        let as_matrix = is_projection(&canonical) && stored == &shape[..2];
+        if stored != shape && !as_matrix {
+            different.push(format!("{in_file} is {stored:?}, must be {shape:?}"));
+        } else if !is_float(dtype) {
+            different.push(format!("{in_file} is {dtype}, must be floating-point"));
+        } else {
+            found.push((canonical, shape, in_file));
+        }
+    }
+    let unexpected = left.iter().filter(|(name, _)| !is_training(name));
+    let unexpected: Vec<String> = unexpected
+        .map(|(_, in_file)| (*in_file).to_owned())
+        .collect();
+    if !(missing.is_empty() && unexpected.is_empty() && different.is_empty()) {
+        return Err(WeightsError::Mismatch {
+            path: file.path().to_owned(),
+            missing,
+            unexpected,
+            different,
+        });
+    }
+    let mut weights = BTreeMap::new();
+    for (canonical, shape, in_file) in found {
+        let tensor = file.read(in_file)?;
+        let tensor = tensor
+            .reshape(shape)
+            .map_err(|source| WeightsError::Tensor {
+                name: in_file.to_owned(),
+                source,
+            })?;
+        weights.insert(canonical, tensor);
+    }
+    Ok(weights)
+}
+
+/// A VQGAN as a family's own programs load it.
+#[derive(Debug, Clone)]
+pub struct Export {
+    /// Whose it is.
+    pub family: Family,
+    /// The weights in the family's names and shapes.
+    pub tensors: BTreeMap<String, HostTensor>,
+    /// The configuration: `config.json` for diffusers, `config.yaml` for taming, none for LlamaGen, whose programs
+    /// take it on the command line.
+    pub config: Option<ConfigFile>,
+}
+
+/// A configuration beside exported weights.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ConfigFile {
+    /// Name of the file.
+    pub name: &'static str,
+    /// Its whole text.
+    pub text: String,
+}
+
+/// Gives canonical weights the names, shapes and configuration of a family.
+///
+/// taming and diffusers know no length-1 codes: there the codebook is written with its codes scaled to length 1,
+/// which finds the same codes.
+///
+/// # Errors
+/// [`WeightsError::Architecture`] when the family cannot express the architecture, or a weight is missing or has
+/// another shape than the architecture says.
+pub fn export_vqgan(
+    weights: &BTreeMap<String, HostTensor>,
+    architecture: &Architecture,
+    family: Family,
+) -> Result<Export, WeightsError> {
+    architecture.check()?;
+    expressible(architecture, family)?;
+    let levels = architecture.channels.len();
+    let mut tensors = BTreeMap::new();
+    for (canonical, shape) in architecture.parameters() {
+        let wrong = |what: String| WeightsError::Architecture(format!("{canonical} {what}"));
+        let tensor = weights
+            .get(&canonical)
+            .ok_or_else(|| wrong("is missing among the weights".to_owned()))?;
+        if tensor.shape != shape {
+            let found = &tensor.shape;
+            return Err(wrong(format!("is {found:?}, must be {shape:?}")));
+        }
+        let mut tensor = tensor.clone();
+        if family == Family::Diffusers && is_projection(&canonical) {
+            tensor.shape.truncate(2);
+        }
+        if canonical == "quantize.embedding.weight"
+            && architecture.quantizer.l2_norm
+            && family != Family::LlamaGen
+        {
+            tensor = unit_rows(&tensor).map_err(|source| WeightsError::Tensor {
+                name: canonical.clone(),
+                source,
+            })?;
+        }
+        tensors.insert(family_name(family, levels, &canonical), tensor);
+    }
+    if family == Family::LlamaGen {
+        let used = HostTensor {
+            dtype: safetensors::Dtype::F32,
+            shape: vec![LLAMAGEN_USED],
+            bytes: vec![0; LLAMAGEN_USED * 4],
+        };
+        tensors.insert("quantize.codebook_used".to_owned(), used);
+    }
+    let config = match family {
+        Family::Diffusers => Some(ConfigFile {
+            name: "config.json",
+            text: format!("{:#}\n", diffusers_config(architecture)),
+        }),
+        Family::Taming => Some(ConfigFile {
+            name: "config.yaml",
+            text: taming_config(architecture),
+        }),
+        Family::LlamaGen => None,
+    };
+    Ok(Export {
+        family,
+        tensors,
+        config,
+    })
+}
+
+impl Export {
+    /// Writes the files that the family's programs load into `folder`, which is made if need be, and gives the
+    /// weights' path: `diffusion_pytorch_model.safetensors` for `VQModel.from_pretrained`, `model.ckpt` with a
+    /// `state_dict` for taming, `vqgan.pt` with a `model` for LlamaGen; the configuration lies beside it.
+    ///
+    /// # Errors
+    /// When a file cannot be written. Files appear under their names only when they are whole.
+    pub fn write(&self, folder: &Path) -> Result<std::path::PathBuf, WeightsError> {
+        let failed = |path: &Path, source| WeightsError::Io {
+            path: path.to_owned(),
+            source,
+        };
+        std::fs::create_dir_all(folder).map_err(|source| failed(folder, source))?;
+        if let Some(config) = &self.config {
+            let path = folder.join(config.name);
+            std::fs::write(&path, &config.text).map_err(|source| failed(&path, source))?;
+        }
+        let (name, key) = match self.family {
+            Family::Diffusers => ("diffusion_pytorch_model.safetensors", None),
+            Family::Taming => ("model.ckpt", Some("state_dict")),
+            Family::LlamaGen => ("vqgan.pt", Some("model")),
+        };
+        let path = folder.join(name);
+        match key {
+            None => {
+                let metadata = BTreeMap::from([("format".to_owned(), "pt".to_owned())]);
+                let written = write_safetensors(&path, &self.tensors, &metadata);
+                written.map_err(|source| WeightsError::Safetensors {
+                    path: path.clone(),
+                    source,
+                })?;
+            }
+            Some(key) => {
+                let written = write_whole(&path, |output| write_torch(output, key, &self.tensors));
+                written.map_err(|source| WeightsError::Torch {
+                    path: path.clone(),
+                    source,
+                })?;
+            }
+        }
+        Ok(path)
+    }
+}
+
+/// What a family's code cannot build, however its weights are named.
+fn expressible(architecture: &Architecture, family: Family) -> Result<(), WeightsError> {
+    let cannot = |what: &str| {
+        Err(WeightsError::Architecture(format!(
+            "{family} cannot have {what}"
+        )))
+    };
+    let base = architecture.base_channels;
+    let levels = architecture.channels.len();
+    if family != Family::Diffusers && architecture.groups != 32 {
+        return cannot("other than 32 groups");
+    }
+    if family != Family::Diffusers && architecture.channels.iter().any(|c| c % base != 0) {
+        return cannot("channels that are no multiple of base_channels");
+    }
+    if family == Family::Diffusers && architecture.channels.first() != Some(&base) {
+        return cannot("a first level with other than base_channels");
+    }
+    if family == Family::LlamaGen
+        && (architecture.attention_levels != [levels - 1] || !architecture.mid_attention)
+    {
+        return cannot("attention anywhere but at the coarsest level and in the middle");
+    }
+    Ok(())
+}
+
+fn unit_rows(codebook: &HostTensor) -> Result<HostTensor, crate::tensor::TensorError> {
+    let mut values = codebook.to_f32()?;
+    let length = codebook.shape.last().copied().unwrap_or(1).max(1);
+    for row in values.chunks_mut(length) {
+        // The same lower bound as torch.nn.functional.normalize.
+        let norm = row.iter().map(|x| x * x).sum::<f32>().sqrt().max(1e-12);
+        row.iter_mut().for_each(|x| *x /= norm);
+    }
+    HostTensor::from_f32(codebook.shape.clone(), &values)
+}
+
+fn diffusers_config(architecture: &Architecture) -> serde_json::Value {
+    let levels = architecture.channels.len();
+    let kinds = |plain: &str, attending: &str| -> Vec<String> {
+        let kind = |level| match architecture.attention_levels.contains(&level) {
+            true => attending.to_owned(),
+            false => plain.to_owned(),
+        };
+        (0..levels).map(kind).collect()
+    };
+    let down = kinds("DownEncoderBlock2D", "AttnDownEncoderBlock2D");
+    let mut up = kinds("UpDecoderBlock2D", "AttnUpDecoderBlock2D");
+    up.reverse();
+    json!({
+        "_class_name": "VQModel",
+        "act_fn": "silu",
+        "block_out_channels": architecture.channels,
+        "down_block_types": down,
+        "in_channels": architecture.in_channels,
+        "latent_channels": architecture.latent_channels,
+        "layers_per_block": architecture.res_blocks,
+        "lookup_from_codebook": architecture.lookup_from_codebook,
+        "mid_block_add_attention": architecture.mid_attention,
+        "norm_num_groups": architecture.groups,
+        "norm_type": "group",
+        "num_vq_embeddings": architecture.codes,
+        "out_channels": architecture.out_channels,
+        "sample_size": 256,
+        "scaling_factor": architecture.scaling_factor.unwrap_or(0.18215),
+        "up_block_types": up,
+        "vq_embed_dim": architecture.code_dim,
+    })
+}
+
+fn taming_config(architecture: &Architecture) -> String {
+    // taming says at which resolutions there is attention; any resolution that all levels divide will do.
+    let resolution = architecture.downsampling().max(256);
+    let attended = architecture.attention_levels.iter();
+    let attended: Vec<usize> = attended.map(|level| resolution >> level).collect();
+    let multiples = architecture.channels.iter();
+    let multiples: Vec<usize> = multiples.map(|c| c / architecture.base_channels).collect();
+    let mut lines = vec![
+        "model:".to_owned(),
+        "  target: taming.models.vqgan.VQModel".to_owned(),
+        "  params:".to_owned(),
+        format!("    embed_dim: {}", architecture.code_dim),
+        format!("    n_embed: {}", architecture.codes),
+        "    ddconfig:".to_owned(),
+        "      double_z: false".to_owned(),
+        format!("      z_channels: {}", architecture.latent_channels),
+        format!("      resolution: {resolution}"),
+        format!("      in_channels: {}", architecture.in_channels),
+        format!("      out_ch: {}", architecture.out_channels),
+        format!("      ch: {}", architecture.base_channels),
+        format!("      ch_mult: {multiples:?}"),
+        format!("      num_res_blocks: {}", architecture.res_blocks),
+        format!("      attn_resolutions: {attended:?}"),
+        "      dropout: 0.0".to_owned(),
+    ];
+    if !architecture.mid_attention {
+        // Understood by latent-diffusion, whose models alone are like that.
+        lines.push("      attn_type: none".to_owned());
+    }
+    lines.push("    lossconfig:".to_owned());
+    lines.push("      target: taming.modules.losses.DummyLoss".to_owned());
+    lines.join("\n") + "\n"
+}

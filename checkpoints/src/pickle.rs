@@ -1,0 +1,828 @@
+//! Python's pickle format, read as data: protocols 0 to 5, nothing is ever imported, called or executed.
+//!
+//! Where Python would call a function or build an object, a [`Value::Object`] keeps the name of the callable and its
+//! arguments. Values lie in one arena and name each other by [`Id`], so a value shared or nested in itself costs
+//! nothing, and no hostile nesting can exhaust the call stack.
+
+use std::collections::HashMap;
+use std::io::{BufRead, Read};
+
+/// Most values one pickle may hold: about 300,000 tensors' worth, and at most 256 MiB of arena.
+const MAX_VALUES: usize = 1 << 23;
+/// Longest text line of protocol 0.
+const MAX_LINE: u64 = 1 << 20;
+/// Most bytes one pickle may have; weights lie outside of it.
+const MAX_BYTES: u64 = 1 << 28;
+
+/// Why a pickle cannot be read.
+#[derive(Debug, thiserror::Error)]
+pub enum PickleError {
+    /// The input ends inside the pickle, or cannot be read.
+    #[error("it ends in the middle of a value")]
+    Truncated,
+    /// A byte that is no instruction.
+    #[error("byte {0:#04x} is no pickle instruction")]
+    Opcode(u8),
+    /// An instruction that does not fit what came before.
+    #[error("a pickle instruction does not fit the values before it ({0})")]
+    Malformed(&'static str),
+    /// Something that only a running Python could provide.
+    #[error("it needs {0}, which no checkpoint does")]
+    Unsupported(&'static str),
+    /// More than any real checkpoint holds.
+    #[error("it holds more values than any real checkpoint")]
+    TooLarge,
+    /// The disk failed.
+    #[error("{0}")]
+    Io(std::io::Error),
+}
+
+impl From<std::io::Error> for PickleError {
+    fn from(error: std::io::Error) -> Self {
+        match error.kind() {
+            std::io::ErrorKind::UnexpectedEof => PickleError::Truncated,
+            _ => PickleError::Io(error),
+        }
+    }
+}
+
+/// Names a value of one [`Pickle`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(crate) struct Id(u32);
+
+/// One Python value.
+#[derive(Debug)]
+pub(crate) enum Value {
+    None,
+    Bool(bool),
+    Int(i64),
+    /// An integer beyond `i64`: two's complement, little-endian.
+    BigInt(Vec<u8>),
+    Float(f64),
+    /// A byte string; nothing that is read from a checkpoint is one, so its content is dropped.
+    Bytes,
+    Text(String),
+    List(Vec<Id>),
+    Tuple(Vec<Id>),
+    Set(Vec<Id>),
+    Dict(Vec<(Id, Id)>),
+    /// A class or function, by name alone.
+    Class(Box<Class>),
+    /// What a call would have made.
+    Object(Box<Object>),
+    /// A reference to something outside of the pickle; torch's storages are such.
+    Persistent(Id),
+}
+
+/// The name of a class or function.
+#[derive(Debug)]
+pub(crate) struct Class {
+    pub module: String,
+    pub name: String,
+}
+
+/// What a call would have made: the callable, its arguments, and what was put in afterwards.
+#[derive(Debug)]
+pub(crate) struct Object {
+    pub class: Id,
+    pub args: Id,
+    pub state: Option<Id>,
+    pub items: Vec<(Id, Id)>,
+    pub elements: Vec<Id>,
+}
+
+/// One pickle, read to its end.
+#[derive(Debug)]
+pub(crate) struct Pickle {
+    values: Vec<Value>,
+    root: Id,
+}
+
+impl Pickle {
+    /// Reads one pickle; `input` is left just behind it, so that files of several pickles can be read on.
+    pub fn read(input: &mut impl BufRead) -> Result<Pickle, PickleError> {
+        let mut machine = Machine {
+            input: Input {
+                input,
+                left: MAX_BYTES,
+            },
+            values: Vec::new(),
+            stack: Vec::new(),
+            marks: Vec::new(),
+            memo: HashMap::new(),
+        };
+        let root = machine.run()?;
+        let values = machine.values;
+        Ok(Pickle { values, root })
+    }
+
+    /// The value that was pickled.
+    pub fn root(&self) -> Id {
+        self.root
+    }
+
+    /// The value with this name.
+    pub fn get(&self, id: Id) -> &Value {
+        // Ids are made by pushing onto the arena, which never shrinks.
+        &self.values[id.0 as usize]
+    }
+
+    /// Every value, in the order in which they were made.
+    pub fn values(&self) -> &[Value] {
+        &self.values
+    }
+
+    /// A text.
+    pub fn text(&self, id: Id) -> Option<&str> {
+        match self.get(id) {
+            Value::Text(text) => Some(text),
+            _ => None,
+        }
+    }
+
+    /// A non-negative integer.
+    pub fn unsigned(&self, id: Id) -> Option<usize> {
+        match self.get(id) {
+            Value::Int(value) => usize::try_from(*value).ok(),
+            _ => None,
+        }
+    }
+
+    /// The elements of a tuple, a list or a `torch.Size`.
+    pub fn sequence(&self, id: Id) -> Option<&[Id]> {
+        match self.get(id) {
+            Value::Tuple(ids) | Value::List(ids) => Some(ids),
+            Value::Object(object) if self.class_is(object.class, "torch", "Size") => {
+                match self.get(object.args) {
+                    Value::Tuple(args) => match self.get(*args.first()?) {
+                        Value::Tuple(ids) | Value::List(ids) => Some(ids),
+                        _ => None,
+                    },
+                    _ => None,
+                }
+            }
+            _ => None,
+        }
+    }
+
+    /// The entries of a dict or of an object filled like one (OrderedDict, defaultdict).
+    pub fn entries(&self, id: Id) -> Option<Vec<(Id, Id)>> {
+        match self.get(id) {
+            Value::Dict(items) => Some(items.clone()),
+            Value::Object(object) if !object.items.is_empty() => Some(object.items.clone()),
+            // Python 2 gives OrderedDict its entries as a list of pairs.
+            Value::Object(object) if self.class_is(object.class, "collections", "OrderedDict") => {
+                let Some(&pairs) = self.sequence(object.args)?.first() else {
+                    return Some(Vec::new());
+                };
+                let pair = |&id| match self.sequence(id) {
+                    Some(&[key, value]) => Some((key, value)),
+                    _ => None,
+                };
+                self.sequence(pairs)?.iter().map(pair).collect()
+            }
+            _ => None,
+        }
+    }
+
+    /// The attributes of an object such as `argparse.Namespace`.
+    pub fn attributes(&self, id: Id) -> Option<Vec<(Id, Id)>> {
+        match self.get(id) {
+            Value::Object(object) => self.entries(object.state?),
+            _ => None,
+        }
+    }
+
+    /// A class or function's module and name.
+    pub fn class(&self, id: Id) -> Option<(&str, &str)> {
+        match self.get(id) {
+            Value::Class(class) => Some((&class.module, &class.name)),
+            _ => None,
+        }
+    }
+
+    /// A call that Python would have made: module, name, arguments.
+    pub fn call(&self, id: Id) -> Option<(&str, &str, &[Id])> {
+        match self.get(id) {
+            Value::Object(object) => {
+                let (module, name) = self.class(object.class)?;
+                Some((module, name, self.sequence(object.args)?))
+            }
+            _ => None,
+        }
+    }
+
+    fn class_is(&self, id: Id, module: &str, name: &str) -> bool {
+        self.class(id) == Some((module, name))
+    }
+}
+
+/// The pickle machine: a stack, marks on it, and a memo.
+struct Machine<'a, R> {
+    input: Input<'a, R>,
+    values: Vec<Value>,
+    stack: Vec<Id>,
+    marks: Vec<usize>,
+    memo: HashMap<u32, Id>,
+}
+
+impl<R: BufRead> Machine<'_, R> {
+    fn run(&mut self) -> Result<Id, PickleError> {
+        loop {
+            let opcode = self.input.byte()?;
+            if opcode == b'.' {
+                return self.pop();
+            }
+            self.step(opcode)?;
+        }
+    }
+
+    fn step(&mut self, opcode: u8) -> Result<(), PickleError> {
+        match opcode {
+            // Protocol and frames: nothing but announcements.
+            0x80 => {
+                if self.input.byte()? > 5 {
+                    return Err(PickleError::Unsupported("a pickle protocol above 5"));
+                }
+                Ok(())
+            }
+            0x95 => self.input.array::<8>().map(drop),
+
+            b'N' => self.push(Value::None),
+            0x88 => self.push(Value::Bool(true)),
+            0x89 => self.push(Value::Bool(false)),
+            b'J' => {
+                let value = i32::from_le_bytes(self.input.array()?);
+                self.push(Value::Int(value.into()))
+            }
+            b'K' => {
+                let value = self.input.byte()?;
+                self.push(Value::Int(value.into()))
+            }
+            b'M' => {
+                let value = u16::from_le_bytes(self.input.array()?);
+                self.push(Value::Int(value.into()))
+            }
+            b'I' => {
+                let line = self.input.line()?;
+                let value = match line.as_str() {
+                    "00" => Value::Bool(false),
+                    "01" => Value::Bool(true),
+                    digits => decimal(digits)?,
+                };
+                self.push(value)
+            }
+            b'L' => {
+                let line = self.input.line()?;
+                let value = decimal(line.strip_suffix('L').unwrap_or(&line))?;
+                self.push(value)
+            }
+            0x8a => {
+                let length = self.input.byte()?;
+                self.long(length.into())
+            }
+            0x8b => {
+                let length = self.length4()?;
+                self.long(length)
+            }
+            b'F' => {
+                let line = self.input.line()?;
+                let value = line.trim().parse();
+                let value = value.map_err(|_| PickleError::Malformed("a number"))?;
+                self.push(Value::Float(value))
+            }
+            b'G' => {
+                let value = f64::from_be_bytes(self.input.array()?);
+                self.push(Value::Float(value))
+            }
+
+            b'S' => {
+                let line = self.input.line()?;
+                let quoted = line.trim();
+                let text = ['\'', '"']
+                    .iter()
+                    .find_map(|quote| quoted.strip_prefix(*quote)?.strip_suffix(*quote));
+                let text = text.ok_or(PickleError::Malformed("a string without quotes"))?;
+                self.push(Value::Text(text.to_owned()))
+            }
+            b'V' => {
+                let line = self.input.line()?;
+                self.push(Value::Text(line))
+            }
+            // Python 2 wrote texts as byte strings.
+            b'T' => {
+                let length = self.length4()?;
+                let bytes = self.input.bytes(length)?;
+                self.push(text_or_bytes(bytes))
+            }
+            b'U' => {
+                let length = self.input.byte()?;
+                let bytes = self.input.bytes(length.into())?;
+                self.push(text_or_bytes(bytes))
+            }
+            b'X' => {
+                let length = self.length4()?;
+                self.text(length)
+            }
+            0x8c => {
+                let length = self.input.byte()?;
+                self.text(length.into())
+            }
+            0x8d => {
+                let length = u64::from_le_bytes(self.input.array()?);
+                self.text(length)
+            }
+            b'B' => {
+                let length = self.length4()?;
+                self.blob(length)
+            }
+            b'C' => {
+                let length = self.input.byte()?;
+                self.blob(length.into())
+            }
+            0x8e | 0x96 => {
+                let length = u64::from_le_bytes(self.input.array()?);
+                self.blob(length)
+            }
+
+            b'(' => {
+                self.grows(self.marks.len())?;
+                self.marks.push(self.stack.len());
+                Ok(())
+            }
+            b'0' => match self.marks.last() {
+                // Popping an empty frame takes its mark away, as Python does.
+                Some(&mark) if mark == self.stack.len() => {
+                    self.marks.pop();
+                    Ok(())
+                }
+                _ => self.pop().map(drop),
+            },
+            b'1' => self.pop_mark().map(drop),
+            b'2' => {
+                let top = self.top()?;
+                self.push_id(top)
+            }
+
+            b')' => self.push(Value::Tuple(Vec::new())),
+            0x85 => self.tuple(1),
+            0x86 => self.tuple(2),
+            0x87 => self.tuple(3),
+            b't' => {
+                let items = self.pop_mark()?;
+                self.push(Value::Tuple(items))
+            }
+            b']' => self.push(Value::List(Vec::new())),
+            b'l' => {
+                let items = self.pop_mark()?;
+                self.push(Value::List(items))
+            }
+            b'a' => {
+                let item = self.pop()?;
+                self.extend(vec![item])
+            }
+            b'e' | 0x90 => {
+                let items = self.pop_mark()?;
+                self.extend(items)
+            }
+            0x8f => self.push(Value::Set(Vec::new())),
+            0x91 => {
+                let items = self.pop_mark()?;
+                self.push(Value::Set(items))
+            }
+            b'}' => self.push(Value::Dict(Vec::new())),
+            b'd' => {
+                let items = pairs(self.pop_mark()?)?;
+                self.push(Value::Dict(items))
+            }
+            b's' => {
+                let value = self.pop()?;
+                let key = self.pop()?;
+                self.insert(vec![(key, value)])
+            }
+            b'u' => {
+                let items = pairs(self.pop_mark()?)?;
+                self.insert(items)
+            }
+
+            b'c' => {
+                let module = self.input.line()?;
+                let name = self.input.line()?;
+                self.push(Value::Class(Box::new(Class { module, name })))
+            }
+            0x93 => {
+                let name = self.pop_text()?;
+                let module = self.pop_text()?;
+                self.push(Value::Class(Box::new(Class { module, name })))
+            }
+            b'R' | 0x81 => {
+                let args = self.pop()?;
+                let class = self.pop()?;
+                self.object(class, args)
+            }
+            0x92 => {
+                let _keywords = self.pop()?;
+                let args = self.pop()?;
+                let class = self.pop()?;
+                self.object(class, args)
+            }
+            b'i' => {
+                let module = self.input.line()?;
+                let name = self.input.line()?;
+                let args = self.pop_mark()?;
+                let class = self.add(Value::Class(Box::new(Class { module, name })))?;
+                let args = self.add(Value::Tuple(args))?;
+                self.object(class, args)
+            }
+            b'o' => {
+                let mut args = self.pop_mark()?;
+                if args.is_empty() {
+                    return Err(PickleError::Malformed("an object without a class"));
+                }
+                let class = args.remove(0);
+                let args = self.add(Value::Tuple(args))?;
+                self.object(class, args)
+            }
+            b'b' => {
+                let state = self.pop()?;
+                let target = self.top()?;
+                // Whatever is no object keeps no state: nothing here looks for it.
+                if let Value::Object(object) = self.value_mut(target) {
+                    object.state = Some(state);
+                }
+                Ok(())
+            }
+
+            b'P' => {
+                let line = self.input.line()?;
+                let id = self.add(Value::Text(line))?;
+                self.push(Value::Persistent(id))
+            }
+            b'Q' => {
+                let id = self.pop()?;
+                self.push(Value::Persistent(id))
+            }
+
+            b'p' => {
+                let index = self.memo_line()?;
+                self.remember(index)
+            }
+            b'q' => {
+                let index = self.input.byte()?;
+                self.remember(index.into())
+            }
+            b'r' => {
+                let index = u32::from_le_bytes(self.input.array()?);
+                self.remember(index)
+            }
+            0x94 => {
+                let index = self.memo.len() as u32;
+                self.remember(index)
+            }
+            b'g' => {
+                let index = self.memo_line()?;
+                self.recall(index)
+            }
+            b'h' => {
+                let index = self.input.byte()?;
+                self.recall(index.into())
+            }
+            b'j' => {
+                let index = u32::from_le_bytes(self.input.array()?);
+                self.recall(index)
+            }
+
+            // A buffer marked read-only is the same buffer.
+            0x98 => Ok(()),
+            0x97 => Err(PickleError::Unsupported("buffers kept outside of the file")),
+            0x82..=0x84 => Err(PickleError::Unsupported("registered extension codes")),
+            other => Err(PickleError::Opcode(other)),
+        }
+    }
+
+    fn add(&mut self, value: Value) -> Result<Id, PickleError> {
+        self.grows(self.values.len())?;
+        let id = Id(self.values.len() as u32);
+        self.values.push(value);
+        Ok(id)
+    }
+
+    fn push(&mut self, value: Value) -> Result<(), PickleError> {
+        let id = self.add(value)?;
+        self.push_id(id)
+    }
+
+    fn push_id(&mut self, id: Id) -> Result<(), PickleError> {
+        self.grows(self.stack.len())?;
+        self.stack.push(id);
+        Ok(())
+    }
+
+    fn grows(&self, length: usize) -> Result<(), PickleError> {
+        if length < MAX_VALUES {
+            Ok(())
+        } else {
+            Err(PickleError::TooLarge)
+        }
+    }
+
+    fn value_mut(&mut self, id: Id) -> &mut Value {
+        &mut self.values[id.0 as usize]
+    }
+
+    /// Where the values above the last mark begin.
+    fn floor(&self) -> usize {
+        self.marks.last().copied().unwrap_or(0)
+    }
+
+    fn top(&self) -> Result<Id, PickleError> {
+        let above = self.stack.get(self.floor()..).unwrap_or_default();
+        let top = above.last().copied();
+        top.ok_or(PickleError::Malformed("the stack is empty"))
+    }
+
+    fn pop(&mut self) -> Result<Id, PickleError> {
+        let top = self.top()?;
+        self.stack.pop();
+        Ok(top)
+    }
+
+    fn pop_mark(&mut self) -> Result<Vec<Id>, PickleError> {
+        let mark = self.marks.pop();
+        let mark = mark.ok_or(PickleError::Malformed("there is no mark"))?;
+        Ok(self.stack.split_off(mark))
+    }
+
+    fn pop_text(&mut self) -> Result<String, PickleError> {
+        let id = self.pop()?;
+        match &self.values[id.0 as usize] {
+            Value::Text(text) => Ok(text.clone()),
+            _ => Err(PickleError::Malformed("a name that is no text")),
+        }
+    }
+
+    fn tuple(&mut self, length: usize) -> Result<(), PickleError> {
+        let mut items = Vec::with_capacity(length);
+        for _ in 0..length {
+            items.push(self.pop()?);
+        }
+        items.reverse();
+        self.push(Value::Tuple(items))
+    }
+
+    fn object(&mut self, class: Id, args: Id) -> Result<(), PickleError> {
+        self.push(Value::Object(Box::new(Object {
+            class,
+            args,
+            state: None,
+            items: Vec::new(),
+            elements: Vec::new(),
+        })))
+    }
+
+    fn extend(&mut self, items: Vec<Id>) -> Result<(), PickleError> {
+        let target = self.top()?;
+        match self.value_mut(target) {
+            Value::List(list) | Value::Set(list) => list.extend(items),
+            Value::Object(object) => object.elements.extend(items),
+            _ => return Err(PickleError::Malformed("elements for what is no list")),
+        }
+        Ok(())
+    }
+
+    fn insert(&mut self, items: Vec<(Id, Id)>) -> Result<(), PickleError> {
+        let target = self.top()?;
+        match self.value_mut(target) {
+            Value::Dict(dict) => dict.extend(items),
+            Value::Object(object) => object.items.extend(items),
+            _ => return Err(PickleError::Malformed("entries for what is no dict")),
+        }
+        Ok(())
+    }
+
+    fn remember(&mut self, index: u32) -> Result<(), PickleError> {
+        self.grows(self.memo.len())?;
+        let top = self.top()?;
+        self.memo.insert(index, top);
+        Ok(())
+    }
+
+    fn recall(&mut self, index: u32) -> Result<(), PickleError> {
+        let id = self.memo.get(&index).copied();
+        let id = id.ok_or(PickleError::Malformed("a memo that was never made"))?;
+        self.push_id(id)
+    }
+
+    fn memo_line(&mut self) -> Result<u32, PickleError> {
+        let line = self.input.line()?;
+        let index = line.trim().parse();
+        index.map_err(|_| PickleError::Malformed("a memo number"))
+    }
+
+    fn length4(&mut self) -> Result<u64, PickleError> {
+        Ok(u32::from_le_bytes(self.input.array()?).into())
+    }
+
+    fn text(&mut self, length: u64) -> Result<(), PickleError> {
+        let bytes = self.input.bytes(length)?;
+        // Lone surrogates, which Python allows, cannot matter in a name.
+        let text = String::from_utf8(bytes)
+            .unwrap_or_else(|error| String::from_utf8_lossy(error.as_bytes()).into_owned());
+        self.push(Value::Text(text))
+    }
+
+    fn blob(&mut self, length: u64) -> Result<(), PickleError> {
+        self.input.bytes(length)?;
+        self.push(Value::Bytes)
+    }
+
+    fn long(&mut self, length: u64) -> Result<(), PickleError> {
+        let bytes = self.input.bytes(length)?;
+        self.push(integer(bytes))
+    }
+}
+
+struct Input<'a, R> {
+    input: &'a mut R,
+    left: u64,
+}
+
+impl<R: BufRead> Input<'_, R> {
+    fn spend(&mut self, bytes: u64) -> Result<(), PickleError> {
+        let left = self.left.checked_sub(bytes);
+        self.left = left.ok_or(PickleError::TooLarge)?;
+        Ok(())
+    }
+
+    fn array<const N: usize>(&mut self) -> Result<[u8; N], PickleError> {
+        self.spend(N as u64)?;
+        let mut bytes = [0; N];
+        self.input.read_exact(&mut bytes)?;
+        Ok(bytes)
+    }
+
+    fn byte(&mut self) -> Result<u8, PickleError> {
+        let [byte] = self.array()?;
+        Ok(byte)
+    }
+
+    /// Grows with what is really there, not with the length that the file claims.
+    fn bytes(&mut self, length: u64) -> Result<Vec<u8>, PickleError> {
+        self.spend(length)?;
+        let mut bytes = Vec::new();
+        let read = (&mut *self.input).take(length).read_to_end(&mut bytes)?;
+        if read as u64 == length {
+            Ok(bytes)
+        } else {
+            Err(PickleError::Truncated)
+        }
+    }
+
+    fn line(&mut self) -> Result<String, PickleError> {
+        let mut bytes = Vec::new();
+        let limited = &mut (&mut *self.input).take(MAX_LINE);
+        limited.read_until(b'\n', &mut bytes)?;
+        self.spend(bytes.len() as u64)?;
+        if bytes.pop() != Some(b'\n') {
+            return Err(PickleError::Truncated);
+        }
+        if bytes.last() == Some(&b'\r') {
+            bytes.pop();
+        }
+        Ok(String::from_utf8_lossy(&bytes).into_owned())
+    }
+}
+
+fn pairs(items: Vec<Id>) -> Result<Vec<(Id, Id)>, PickleError> {
+    let (pairs, rest) = items.as_chunks::<2>();
+    if !rest.is_empty() {
+        return Err(PickleError::Malformed("a key without a value"));
+    }
+    Ok(pairs.iter().map(|&[key, value]| (key, value)).collect())
+}
+
+fn text_or_bytes(bytes: Vec<u8>) -> Value {
+    String::from_utf8(bytes).map_or(Value::Bytes, Value::Text)
+}
+
+/// An integer from two's complement, little-endian.
+fn integer(mut bytes: Vec<u8>) -> Value {
+    shorten(&mut bytes);
+    if bytes.len() > 8 {
+        return Value::BigInt(bytes);
+    }
+    let negative = bytes.last().is_some_and(|byte| byte & 0x80 != 0);
+    let mut whole = if negative { [0xff; 8] } else { [0; 8] };
+    whole[..bytes.len()].copy_from_slice(&bytes);
+    Value::Int(i64::from_le_bytes(whole))
+}
+
+/// Drops the bytes that only repeat the sign.
+fn shorten(bytes: &mut Vec<u8>) {
+    while let [.., before, last] = bytes[..]
+        && last == if before & 0x80 != 0 { 0xff } else { 0 }
+    {
+        bytes.pop();
+    }
+}
+
+/// A decimal integer; beyond `i64` up to the size of torch's magic number, which is the only such one that matters.
+fn decimal(digits: &str) -> Result<Value, PickleError> {
+    let digits = digits.trim();
+    if let Ok(value) = digits.parse() {
+        return Ok(Value::Int(value));
+    }
+    let value: i128 = digits
+        .parse()
+        .map_err(|_| PickleError::Malformed("a number"))?;
+    Ok(integer(value.to_le_bytes().to_vec()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn read(mut bytes: &[u8]) -> Result<Pickle, PickleError> {
+        Pickle::read(&mut bytes)
+    }
+
+    #[test]
+    fn a_call_is_carried_along_and_never_made() {
+        // What `pickle.dumps` makes of an object whose __reduce__ gives (os.system, ("touch /tmp/ran",)).
+        let pickle =
+            read(b"\x80\x02cposix\nsystem\nX\x0e\x00\x00\x00touch /tmp/ran\x85R.").unwrap();
+        let (module, name, args) = pickle.call(pickle.root()).unwrap();
+        assert_eq!((module, name), ("posix", "system"));
+        assert_eq!(pickle.text(args[0]), Some("touch /tmp/ran"));
+    }
+
+    #[test]
+    fn any_value_may_be_a_key() {
+        let pickle =
+            read(b"\x80\x02}(cpl.callbacks\nModelCheckpoint\nK\x01K\x02K\x03\x86K\x04u.").unwrap();
+        let entries = pickle.entries(pickle.root()).unwrap();
+        assert_eq!(entries.len(), 2);
+        let class = pickle.class(entries[0].0);
+        assert_eq!(class, Some(("pl.callbacks", "ModelCheckpoint")));
+    }
+
+    #[test]
+    fn integers_of_every_protocol() {
+        let int = |bytes: &[u8]| {
+            let pickle = read(bytes).unwrap();
+            match pickle.get(pickle.root()) {
+                Value::Int(value) => *value,
+                other => panic!("{other:?}"),
+            }
+        };
+        assert_eq!(int(b"I-7\n."), -7);
+        assert_eq!(int(b"L12L\n."), 12);
+        assert_eq!(int(b"\x8a\x00."), 0);
+        assert_eq!(int(b"\x8a\x01\xff."), -1);
+        assert_eq!(int(b"\x8a\x02\xff\x00."), 255);
+        assert_eq!(int(b"J\xfe\xff\xff\xff."), -2);
+    }
+
+    #[test]
+    fn a_list_inside_itself_is_no_trouble() {
+        let pickle = read(b"]q\x00h\x00a.").unwrap();
+        assert_eq!(pickle.sequence(pickle.root()), Some(&[pickle.root()][..]));
+    }
+
+    #[test]
+    fn deep_nesting_is_no_trouble() {
+        let mut bytes = vec![b'N'];
+        bytes.extend([0x85; 2_000_000]);
+        bytes.push(b'.');
+        drop(read(&bytes).unwrap());
+    }
+
+    #[test]
+    fn lengths_are_not_believed() {
+        assert!(matches!(
+            read(b"X\xff\xff\xff\x3fabc"),
+            Err(PickleError::Truncated)
+        ));
+        let long = b"\x8e\xff\xff\xff\xff\xff\xff\xff\x7f";
+        assert!(matches!(read(long), Err(PickleError::TooLarge)));
+    }
+
+    #[test]
+    fn nonsense_is_an_error() {
+        for bytes in [
+            &b"."[..],
+            b"",
+            b"t.",
+            b"(.",
+            b"(K\x01ud.",
+            b"h\x05.",
+            b"}K\x01a.",
+            b"\xfe",
+            b"o.",
+            b"(o.",
+            b"0.",
+        ] {
+            assert!(read(bytes).is_err(), "{bytes:?}");
+        }
+    }
+}

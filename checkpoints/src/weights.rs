@@ -1,0 +1,536 @@
+//! Files of weights, whatever their format: recognised by content, read tensor by tensor.
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::io::{Read, Seek};
+use std::path::{Path, PathBuf};
+
+use safetensors::Dtype;
+use serde_json::Value as Json;
+
+use crate::pickle::{Id, Pickle, Value};
+use crate::safetensors_file::{SafetensorsError, SafetensorsFile, is_safetensors};
+use crate::tensor::{HostTensor, TensorError};
+use crate::torch_file::{TensorRef, TorchError, TorchFile, is_legacy};
+
+/// Where the weights lie among the top-level entries of a torch file, best first: Lightning, then LlamaGen.
+const STATE_DICTS: [&str; 3] = ["state_dict", "ema", "model"];
+/// What diffusers and transformers call the weights in a model's folder.
+const FOLDER_FILES: [&str; 6] = [
+    "diffusion_pytorch_model.safetensors",
+    "diffusion_pytorch_model.bin",
+    "model.safetensors",
+    "pytorch_model.bin",
+    "diffusion_pytorch_model.fp16.safetensors",
+    "model.fp16.safetensors",
+];
+/// Subfolders of a pipeline that hold its VQGAN.
+const PIPELINE_FOLDERS: [&str; 3] = ["vqvae", "vqgan", "movq"];
+/// Most bytes of a `config.json` or a hyperparameter tree that anyone reads.
+const MAX_CONFIG: u64 = 1 << 20;
+
+/// Why weights cannot be read, written or used.
+#[derive(Debug, thiserror::Error)]
+pub enum WeightsError {
+    /// The file or folder cannot be opened, read or written.
+    #[error("{}: {source}", path.display())]
+    Io {
+        /// The file.
+        path: PathBuf,
+        /// What the system said.
+        source: std::io::Error,
+    },
+    /// Something else than weights.
+    #[error("{} holds no weights: {what}", path.display())]
+    NotWeights {
+        /// The file or folder.
+        path: PathBuf,
+        /// What it is instead.
+        what: String,
+    },
+    /// A file of `torch.save` that cannot be read.
+    #[error("{}: {source}", path.display())]
+    Torch {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        source: TorchError,
+    },
+    /// A safetensors file that cannot be read.
+    #[error("{}: {source}", path.display())]
+    Safetensors {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        source: SafetensorsError,
+    },
+    /// The key that was asked for is not there or holds no tensors, or none of the usual ones does.
+    #[error("{}: {what}; the top-level keys are {}", path.display(), listed(keys))]
+    Key {
+        /// The file.
+        path: PathBuf,
+        /// What was looked for.
+        what: String,
+        /// What there is.
+        keys: Vec<String>,
+    },
+    /// No tensor of that name.
+    #[error("{} has no tensor named {name}", path.display())]
+    NoTensor {
+        /// The file.
+        path: PathBuf,
+        /// The name.
+        name: String,
+    },
+    /// A tensor that cannot be used.
+    #[error("tensor {name}: {source}")]
+    Tensor {
+        /// Its name.
+        name: String,
+        /// What is wrong with it.
+        source: TensorError,
+    },
+    /// A model that is recognised and is not a VQGAN that can be trained here, or none at all.
+    #[error("{}: {what}", path.display())]
+    Unsupported {
+        /// The file.
+        path: PathBuf,
+        /// What it is.
+        what: String,
+    },
+    /// An architecture that contradicts itself, or that a family cannot express.
+    #[error("architecture: {0}")]
+    Architecture(String),
+    /// The tensors are not those of the architecture. Names are the file's own.
+    #[error("{} does not fit the architecture: {}", path.display(), mismatch(missing, unexpected, different))]
+    Mismatch {
+        /// The file.
+        path: PathBuf,
+        /// Tensors that the architecture needs.
+        missing: Vec<String>,
+        /// Tensors that the architecture has no place for.
+        unexpected: Vec<String>,
+        /// Tensors of another shape or of integers, with both said.
+        different: Vec<String>,
+    },
+}
+
+fn mismatch(missing: &[String], unexpected: &[String], different: &[String]) -> String {
+    let kinds = [
+        ("missing", missing),
+        ("unexpected", unexpected),
+        ("different", different),
+    ];
+    let present = kinds.iter().filter(|(_, names)| !names.is_empty());
+    let parts =
+        present.map(|(kind, names)| format!("{} {kind} ({})", names.len(), names.join(", ")));
+    parts.collect::<Vec<_>>().join("; ")
+}
+
+fn listed(keys: &[String]) -> String {
+    const SHOWN: usize = 20;
+    match keys.len() {
+        0 => "none".to_owned(),
+        1..=SHOWN => keys.join(", "),
+        more => format!("{} and {} more", keys[..SHOWN].join(", "), more - SHOWN),
+    }
+}
+
+/// Named tensors in a file, none of them read yet.
+#[derive(Debug)]
+pub struct WeightsFile {
+    path: PathBuf,
+    source: Source,
+    config: Option<Json>,
+}
+
+#[derive(Debug)]
+enum Source {
+    Torch {
+        file: Box<TorchFile>,
+        tensors: BTreeMap<String, TensorRef>,
+    },
+    Safetensors(SafetensorsFile),
+}
+
+impl WeightsFile {
+    /// Opens weights: a file of `torch.save`, a safetensors file, or a folder of diffusers or transformers (a whole
+    /// pipeline too, for its VQGAN).
+    ///
+    /// Of a torch file, takes what is under `state_dict`, `ema` or `model`, else the dict of tensors itself.
+    ///
+    /// # Errors
+    /// One line that says what the file is instead, or what is wrong with it.
+    pub fn open(path: impl AsRef<Path>) -> Result<WeightsFile, WeightsError> {
+        Self::open_with(path, None)
+    }
+
+    /// [`open`](Self::open), with the top-level key of a torch file that holds the weights.
+    ///
+    /// # Errors
+    /// As for `open`; [`WeightsError::Key`] lists the keys that there are.
+    pub fn open_with(
+        path: impl AsRef<Path>,
+        key: Option<&str>,
+    ) -> Result<WeightsFile, WeightsError> {
+        let path = path.as_ref();
+        let failed = |source| WeightsError::Io {
+            path: path.to_owned(),
+            source,
+        };
+        if std::fs::metadata(path).map_err(failed)?.is_dir() {
+            let path = in_folder(path)?;
+            return Self::open_file(&path, key);
+        }
+        Self::open_file(path, key)
+    }
+
+    fn open_file(path: &Path, key: Option<&str>) -> Result<WeightsFile, WeightsError> {
+        let failed = |source| WeightsError::Io {
+            path: path.to_owned(),
+            source,
+        };
+        let torch = |source| WeightsError::Torch {
+            path: path.to_owned(),
+            source,
+        };
+        let mut file = File::open(path).map_err(failed)?;
+        let mut beginning = Vec::new();
+        (&mut file)
+            .take(512)
+            .read_to_end(&mut beginning)
+            .map_err(failed)?;
+
+        let source = if beginning.starts_with(b"PK\x03\x04") {
+            let file = TorchFile::open_zip(file).map_err(torch)?;
+            Source::torch(path, file, key)?
+        } else if is_safetensors(&beginning) {
+            let file = SafetensorsFile::open(file).map_err(|source| WeightsError::Safetensors {
+                path: path.to_owned(),
+                source,
+            })?;
+            if let Some(key) = key {
+                return Err(WeightsError::Key {
+                    path: path.to_owned(),
+                    what: format!("a safetensors file has no top-level key {key}"),
+                    keys: Vec::new(),
+                });
+            }
+            Source::Safetensors(file)
+        } else if is_legacy(&mut file).map_err(failed)? {
+            let file = TorchFile::open_legacy(file).map_err(torch)?;
+            Source::torch(path, file, key)?
+        } else {
+            return Err(WeightsError::NotWeights {
+                path: path.to_owned(),
+                what: what_else(&beginning, &mut file).to_owned(),
+            });
+        };
+        Ok(WeightsFile {
+            path: path.to_owned(),
+            source,
+            config: config_beside(path)?,
+        })
+    }
+
+    /// The file that the weights are in; inside of the folder when a folder was opened.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// The `config.json` beside the file, if there is one.
+    pub fn config(&self) -> Option<&Json> {
+        self.config.as_ref()
+    }
+
+    /// Names of all tensors, sorted.
+    pub fn names(&self) -> impl Iterator<Item = &str> {
+        let names: Vec<&str> = match &self.source {
+            Source::Torch { tensors, .. } => tensors.keys().map(String::as_str).collect(),
+            Source::Safetensors(file) => file.tensors().keys().map(String::as_str).collect(),
+        };
+        names.into_iter()
+    }
+
+    /// Element type and shape of a tensor.
+    pub fn info(&self, name: &str) -> Option<(Dtype, &[usize])> {
+        match &self.source {
+            Source::Torch { tensors, .. } => {
+                let tensor = tensors.get(name)?;
+                Some((tensor.dtype, &tensor.shape))
+            }
+            Source::Safetensors(file) => {
+                let info = file.tensors().get(name)?;
+                Some((info.dtype, &info.shape))
+            }
+        }
+    }
+
+    /// Reads one tensor.
+    ///
+    /// # Errors
+    /// When there is none of that name, or its bytes are not there.
+    pub fn read(&self, name: &str) -> Result<HostTensor, WeightsError> {
+        let path = || self.path.clone();
+        let missing = || WeightsError::NoTensor {
+            path: path(),
+            name: name.to_owned(),
+        };
+        match &self.source {
+            Source::Torch { file, tensors } => {
+                let tensor = tensors.get(name).ok_or_else(missing)?;
+                file.read(tensor).map_err(|source| WeightsError::Torch {
+                    path: path(),
+                    source,
+                })
+            }
+            Source::Safetensors(file) => {
+                let info = file.tensors().get(name).ok_or_else(missing)?;
+                file.read(info).map_err(|source| WeightsError::Safetensors {
+                    path: path(),
+                    source,
+                })
+            }
+        }
+    }
+
+    /// A hyperparameter that was saved with the weights: an attribute of LlamaGen's `args`, or an entry of
+    /// Lightning's `hyper_parameters`.
+    pub fn hyper(&self, name: &str) -> Option<Json> {
+        let Source::Torch { file, .. } = &self.source else {
+            return None;
+        };
+        let pickle = &file.pickle;
+        let trees = ["args", "hyper_parameters"].iter().filter_map(|key| {
+            let tree = find(pickle, &pickle.entries(pickle.root())?, key)?;
+            pickle.attributes(tree).or_else(|| pickle.entries(tree))
+        });
+        let value = trees
+            .into_iter()
+            .find_map(|tree| find(pickle, &tree, name))?;
+        // Values may share and contain each other, so a small tree can unfold into a huge one.
+        let mut budget = 10_000;
+        json(pickle, value, 16, &mut budget)
+    }
+}
+
+impl Source {
+    fn torch(path: &Path, file: TorchFile, key: Option<&str>) -> Result<Source, WeightsError> {
+        let tensors = state_dict(path, &file, key)?;
+        let file = Box::new(file);
+        Ok(Source::Torch { file, tensors })
+    }
+}
+
+/// The tensors under `key`, or under the usual places.
+fn state_dict(
+    path: &Path,
+    file: &TorchFile,
+    key: Option<&str>,
+) -> Result<BTreeMap<String, TensorRef>, WeightsError> {
+    let pickle = &file.pickle;
+    let Some(top) = pickle.entries(pickle.root()) else {
+        return Err(WeightsError::NotWeights {
+            path: path.to_owned(),
+            what: match pickle.call(pickle.root()) {
+                Some((module, name, _)) => format!(
+                    "it is a whole pickled object ({module}.{name}); save its state_dict() instead"
+                ),
+                None => "what torch saved there is no dict".to_owned(),
+            },
+        });
+    };
+    let no_key = |what| {
+        let names = top.iter().map(|&(key, _)| key_name(pickle, key));
+        WeightsError::Key {
+            path: path.to_owned(),
+            what,
+            keys: names.collect(),
+        }
+    };
+    let under = |key| match find(pickle, &top, key).and_then(|id| pickle.entries(id)) {
+        Some(entries) => tensors_of(path, file, &entries),
+        None => Ok(BTreeMap::new()),
+    };
+    if let Some(key) = key {
+        let tensors = under(key)?;
+        if tensors.is_empty() {
+            return Err(no_key(format!("there are no tensors under the key {key}")));
+        }
+        return Ok(tensors);
+    }
+    for key in STATE_DICTS {
+        let tensors = under(key)?;
+        if !tensors.is_empty() {
+            return Ok(tensors);
+        }
+    }
+    let tensors = tensors_of(path, file, &top)?;
+    if tensors.is_empty() {
+        return Err(no_key(format!(
+            "there are no tensors at the top or under {}",
+            STATE_DICTS.join(", ")
+        )));
+    }
+    Ok(tensors)
+}
+
+fn tensors_of(
+    path: &Path,
+    file: &TorchFile,
+    entries: &[(Id, Id)],
+) -> Result<BTreeMap<String, TensorRef>, WeightsError> {
+    let mut tensors = BTreeMap::new();
+    for &(key, value) in entries {
+        let Some(name) = file.pickle.text(key) else {
+            continue;
+        };
+        let tensor = file.tensor(value).map_err(|source| WeightsError::Torch {
+            path: path.to_owned(),
+            source,
+        })?;
+        if let Some(tensor) = tensor {
+            tensors.insert(name.to_owned(), tensor);
+        }
+    }
+    Ok(tensors)
+}
+
+/// The value of a text key; the last one, as in Python.
+fn find(pickle: &Pickle, entries: &[(Id, Id)], key: &str) -> Option<Id> {
+    let mut entries = entries.iter().rev();
+    let found = entries.find(|(id, _)| pickle.text(*id) == Some(key))?;
+    Some(found.1)
+}
+
+fn key_name(pickle: &Pickle, id: Id) -> String {
+    match pickle.get(id) {
+        Value::Text(text) => text.clone(),
+        Value::Int(number) => number.to_string(),
+        Value::Class(class) => format!("<class {}.{}>", class.module, class.name),
+        _ => "<something else>".to_owned(),
+    }
+}
+
+/// A plain value as JSON; None where Python would have built an object.
+fn json(pickle: &Pickle, id: Id, depth: usize, budget: &mut usize) -> Option<Json> {
+    let depth = depth.checked_sub(1)?;
+    *budget = budget.checked_sub(1)?;
+    Some(match pickle.get(id) {
+        Value::None => Json::Null,
+        Value::Bool(value) => (*value).into(),
+        Value::Int(value) => (*value).into(),
+        Value::Float(value) => (*value).into(),
+        Value::Text(value) => value.as_str().into(),
+        Value::List(ids) | Value::Tuple(ids) => {
+            let values = ids.iter().map(|&id| json(pickle, id, depth, budget));
+            Json::Array(values.collect::<Option<_>>()?)
+        }
+        _ => {
+            let mut map = serde_json::Map::new();
+            for (key, value) in pickle.entries(id)? {
+                map.insert(
+                    pickle.text(key)?.to_owned(),
+                    json(pickle, value, depth, budget)?,
+                );
+            }
+            Json::Object(map)
+        }
+    })
+}
+
+/// The weights in a model's folder.
+fn in_folder(folder: &Path) -> Result<PathBuf, WeightsError> {
+    let pipeline = PIPELINE_FOLDERS.iter().map(|name| folder.join(name));
+    let folders = std::iter::once(folder.to_owned()).chain(pipeline);
+    let mut candidates =
+        folders.flat_map(|folder| FOLDER_FILES.map(|name| folder.join(name)).into_iter());
+    if let Some(found) = candidates.find(|path| path.is_file()) {
+        return Ok(found);
+    }
+    let sharded = FOLDER_FILES
+        .iter()
+        .any(|name| folder.join(format!("{name}.index.json")).is_file());
+    Err(WeightsError::NotWeights {
+        path: folder.to_owned(),
+        what: if sharded {
+            "they are split over several files, which is not read".to_owned()
+        } else {
+            format!(
+                "there is no {} in it or in its {}; name the file itself if it is called otherwise",
+                FOLDER_FILES[..4].join(", "),
+                PIPELINE_FOLDERS.join(", ")
+            )
+        },
+    })
+}
+
+fn config_beside(weights: &Path) -> Result<Option<Json>, WeightsError> {
+    let path = weights.with_file_name("config.json");
+    if !path.is_file() {
+        return Ok(None);
+    }
+    read_json(&path).map(Some)
+}
+
+/// Reads a small JSON file.
+pub(crate) fn read_json(path: &Path) -> Result<Json, WeightsError> {
+    let failed = |source| WeightsError::Io {
+        path: path.to_owned(),
+        source,
+    };
+    let mut bytes = Vec::new();
+    let file = File::open(path).map_err(failed)?;
+    file.take(MAX_CONFIG)
+        .read_to_end(&mut bytes)
+        .map_err(failed)?;
+    serde_json::from_slice(&bytes).map_err(|error| failed(error.into()))
+}
+
+/// What a file that is no weights seems to be.
+fn what_else(beginning: &[u8], file: &mut File) -> &'static str {
+    // The sample may end within a character.
+    let is_text = |bytes: &[u8]| match std::str::from_utf8(bytes) {
+        Ok(_) => !bytes.contains(&0),
+        Err(error) => error.error_len().is_none() && !bytes.contains(&0),
+    };
+    let lower = beginning.to_ascii_lowercase();
+    let trimmed = lower.trim_ascii_start();
+    if beginning.is_empty() {
+        "it is empty"
+    } else if beginning.starts_with(b"version https://git-lfs") {
+        "it is a git-lfs pointer; fetch the file itself with `git lfs pull`"
+    } else if trimmed.starts_with(b"<!doctype html") || trimmed.starts_with(b"<html") {
+        "it is a web page, most likely an error page saved instead of the download"
+    } else if beginning.get(257..262) == Some(b"ustar") {
+        "it is a tar archive; if torch 0.1 made it, re-save it with a newer torch"
+    } else if beginning.starts_with(b"\x89HDF\r\n") {
+        "it is an HDF5 file (Keras); only torch and safetensors files are read"
+    } else if beginning.starts_with(b"\x1f\x8b") {
+        "it is compressed with gzip; unpack it first"
+    } else if is_text(beginning) {
+        "it is a text file"
+    } else if is_pickle(file) {
+        "it is a pickle, not made by torch.save"
+    } else {
+        "it is neither a torch file nor a safetensors file, or its beginning is damaged"
+    }
+}
+
+fn is_pickle(file: &mut File) -> bool {
+    // A pickle of any size counts when its first megabyte raises no doubt.
+    let read = |file: &mut File| {
+        file.rewind()?;
+        let mut bytes = Vec::new();
+        file.take(1 << 20).read_to_end(&mut bytes)?;
+        Ok::<_, std::io::Error>(bytes)
+    };
+    let Ok(bytes) = read(file) else {
+        return false;
+    };
+    bytes.first() == Some(&0x80)
+        && matches!(
+            Pickle::read(&mut bytes.as_slice()),
+            Ok(_) | Err(crate::pickle::PickleError::Truncated)
+        )
+}
