@@ -1,0 +1,353 @@
+//! Where pretrained weights come from: a path, or a repository on the Hugging Face Hub.
+//!
+//! Downloads go to the usual cache of the Hub, so what another tool fetched is not fetched again, and a cached
+//! revision needs no network.
+
+use std::fmt;
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::str::FromStr;
+
+mod cache;
+mod choose;
+mod client;
+mod error;
+mod settings;
+#[cfg(test)]
+mod tests;
+
+use cache::RepoCache;
+use choose::{Chosen, Refused, choose};
+use client::Client;
+pub use error::HubError;
+pub use settings::HubSettings;
+
+/// What `pretrained = "…"` says.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Location {
+    /// A file or folder on this machine.
+    Local(PathBuf),
+    /// A repository of the Hugging Face Hub.
+    Hub {
+        /// The user or organization.
+        owner: String,
+        /// The repository's name without its owner.
+        name: String,
+        /// A branch, tag or commit; `main` if none is named.
+        revision: Option<String>,
+        /// A file or folder of the repository; if none is named, [`FileChoice`] decides.
+        file: Option<String>,
+    },
+}
+
+impl Location {
+    /// Reads `hf://owner/name[@revision][/path/to/file]`; anything without a scheme is a path.
+    ///
+    /// A revision with slashes is written with `%2F`, but for `refs/pr/3` and `refs/convert/parquet`.
+    pub fn parse(spec: &str) -> Result<Location, HubError> {
+        let bad = |reason: &str| HubError::BadSpec {
+            spec: spec.to_owned(),
+            reason: reason.to_owned(),
+        };
+        let Some(path) = spec.strip_prefix("hf://") else {
+            return match spec.split_once(':') {
+                _ if spec.is_empty() => Err(bad("it is empty")),
+                Some(("hf", _)) => Err(bad("it needs two slashes after `hf:`")),
+                Some((_, rest)) if rest.starts_with("//") => Err(bad("only hf:// is known")),
+                _ => Ok(Location::Local(settings::expand_home(spec))),
+            };
+        };
+        let (owner, rest) = path
+            .split_once('/')
+            .ok_or_else(|| bad("the name after the owner is missing"))?;
+        let (repository, file) = match rest.find(['/', '@']) {
+            Some(at) => rest.split_at(at),
+            None => (rest, ""),
+        };
+        for (part, what) in [(owner, "owner"), (repository, "name")] {
+            if part.is_empty() {
+                return Err(bad(&format!("the {what} is missing")));
+            }
+            if part.starts_with('.')
+                || !part
+                    .chars()
+                    .all(|c| c.is_ascii_alphanumeric() || "-_.".contains(c))
+            {
+                return Err(bad(&format!(
+                    "{part:?} cannot be the {what} of a repository"
+                )));
+            }
+        }
+        let (revision, file) = match file.strip_prefix('@') {
+            Some(file) => {
+                let (revision, file) = split_revision(file);
+                let revision = revision.replace("%2F", "/").replace("%2f", "/");
+                if revision.is_empty() {
+                    return Err(bad("the revision after `@` is missing"));
+                }
+                if !is_inside(&revision) || revision.contains(char::is_whitespace) {
+                    return Err(bad(&format!("{revision:?} cannot be a revision")));
+                }
+                (Some(revision), file)
+            }
+            None => (None, file),
+        };
+        let file = file.trim_matches('/');
+        if !file.is_empty() && !is_inside(file) {
+            return Err(bad(&format!("{file:?} cannot be a file of a repository")));
+        }
+        Ok(Location::Hub {
+            owner: owner.to_owned(),
+            name: repository.to_owned(),
+            revision,
+            file: (!file.is_empty()).then(|| file.to_owned()),
+        })
+    }
+}
+
+/// Cuts `main/folder/file` after the revision, of which the Hub has two kinds with slashes.
+fn split_revision(text: &str) -> (&str, &str) {
+    let parts = if text.starts_with("refs/pr/") || text.starts_with("refs/convert/") {
+        3
+    } else {
+        1
+    };
+    match text.match_indices('/').nth(parts - 1) {
+        Some((at, _)) => text.split_at(at),
+        None => (text, ""),
+    }
+}
+
+/// Whether joining `path` to a folder stays in that folder: both revisions and files become paths in the cache.
+fn is_inside(path: &str) -> bool {
+    let part = |part: &str| !matches!(part, "" | "." | "..") && !part.contains(['\\', '\0']);
+    path.split('/').all(part)
+}
+
+impl FromStr for Location {
+    type Err = HubError;
+
+    fn from_str(spec: &str) -> Result<Location, HubError> {
+        Location::parse(spec)
+    }
+}
+
+impl fmt::Display for Location {
+    fn fmt(&self, to: &mut fmt::Formatter) -> fmt::Result {
+        match self {
+            Location::Local(path) => write!(to, "{}", path.display()),
+            Location::Hub {
+                owner,
+                name,
+                revision,
+                file,
+            } => {
+                write!(to, "hf://{owner}/{name}")?;
+                match revision {
+                    Some(revision) if revision.starts_with("refs/") => write!(to, "@{revision}")?,
+                    Some(revision) => write!(to, "@{}", revision.replace('/', "%2F"))?,
+                    None => {}
+                }
+                file.iter().try_for_each(|file| write!(to, "/{file}"))
+            }
+        }
+    }
+}
+
+/// What kind of weights are looked for where no file is named.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum FileChoice {
+    /// A VQGAN: `diffusion_pytorch_model.*` at the root or in `vqvae/`, `vqgan/`, `movq/`, else the only weights.
+    Vqgan,
+    /// A CLIP model: the names of transformers and open_clip at the root, else the only weights.
+    Clip,
+    /// The only weights.
+    Any,
+}
+
+/// Weights on this machine.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Fetched {
+    /// The file with the weights.
+    pub weights: PathBuf,
+    /// The `config.json` or `*.yaml` that belongs to it, if there is one.
+    pub config: Option<PathBuf>,
+}
+
+/// Told about a download, so that a program can draw a bar.
+pub trait DownloadProgress {
+    /// `bytes` of the `total` of `file` are here; a `total` of 0 is not known yet.
+    fn advance(&self, bytes: u64, total: u64, file: &str);
+
+    /// One line for the user, as that a cached copy is used since the Hub cannot be reached.
+    fn note(&self, _line: &str) {}
+}
+
+impl DownloadProgress for () {
+    fn advance(&self, _bytes: u64, _total: u64, _file: &str) {}
+}
+
+impl<F: Fn(u64, u64, &str)> DownloadProgress for F {
+    fn advance(&self, bytes: u64, total: u64, file: &str) {
+        self(bytes, total, file);
+    }
+}
+
+/// Finds the weights of a location and the config beside them, downloading both if need be.
+pub fn fetch(
+    location: &Location,
+    files: FileChoice,
+    settings: &HubSettings,
+    progress: &dyn DownloadProgress,
+) -> Result<Fetched, HubError> {
+    match location {
+        Location::Local(path) => find_local(path, location, files),
+        Location::Hub {
+            owner,
+            name,
+            revision,
+            file,
+        } => {
+            let revision = revision.as_deref().unwrap_or("main");
+            let cache = RepoCache::new(&settings.cache, owner, name);
+            let request = Request {
+                location,
+                cache,
+                revision,
+                file: file.as_deref(),
+                files,
+            };
+            request.fetch(settings, progress)
+        }
+    }
+}
+
+fn find_local(path: &Path, location: &Location, files: FileChoice) -> Result<Fetched, HubError> {
+    let unreadable = |source: io::Error| match source.kind() {
+        io::ErrorKind::NotFound => HubError::NoSuchPath {
+            path: path.to_path_buf(),
+        },
+        _ => HubError::Unreadable {
+            path: path.to_path_buf(),
+            source,
+        },
+    };
+    if fs::metadata(path).map_err(unreadable)?.is_dir() {
+        let listing = choose::list_folder(path).map_err(unreadable)?;
+        let chosen = choose(&listing, None, files)
+            .map_err(|refused| explain(refused, location, &listing))?;
+        return Ok(chosen.below(path));
+    }
+    // Not canonicalized: in the Hub's cache that would lead away from the files beside it.
+    let absolute = std::path::absolute(path).map_err(unreadable)?;
+    Ok(Fetched {
+        weights: path.to_path_buf(),
+        config: choose::config_beside_local(&absolute),
+    })
+}
+
+fn explain(refused: Refused, location: &Location, listing: &[String]) -> HubError {
+    let place = location.to_string();
+    let whole = |file: &str| match location {
+        Location::Local(path) => path.join(file).display().to_string(),
+        Location::Hub {
+            owner,
+            name,
+            revision,
+            ..
+        } => Location::Hub {
+            owner: owner.clone(),
+            name: name.clone(),
+            revision: revision.clone(),
+            file: Some(file.to_owned()),
+        }
+        .to_string(),
+    };
+    let candidates = |files: &[String]| error::enumerate(files.iter().map(|file| whole(file)));
+    match refused {
+        Refused::NoSuchFile => HubError::NoSuchFile {
+            place,
+            candidates: candidates(&choose::weights_in(listing, "")),
+        },
+        Refused::NoWeights => HubError::NoWeights {
+            place,
+            found: error::enumerate(listing.iter().cloned()),
+        },
+        Refused::Several(files) => HubError::Several {
+            place,
+            candidates: candidates(&files),
+        },
+    }
+}
+
+/// A location on the Hub.
+struct Request<'a> {
+    location: &'a Location,
+    cache: RepoCache,
+    revision: &'a str,
+    file: Option<&'a str>,
+    files: FileChoice,
+}
+
+impl Request<'_> {
+    fn fetch(
+        &self,
+        settings: &HubSettings,
+        progress: &dyn DownloadProgress,
+    ) -> Result<Fetched, HubError> {
+        if settings.offline {
+            return self.from_cache();
+        }
+        // A commit never changes, so nothing about it needs asking if all of it is here.
+        if cache::is_commit(self.revision)
+            && self.file.is_some()
+            && let Ok(fetched) = self.from_cache()
+            && fetched.config.is_some()
+        {
+            return Ok(fetched);
+        }
+        match self.from_hub(settings, progress) {
+            Err(error) if error.is_about_the_network() => match self.from_cache() {
+                Ok(fetched) => {
+                    progress.note(&format!("{error}; going on with the copy in the cache"));
+                    Ok(fetched)
+                }
+                Err(_) => Err(error),
+            },
+            answer => answer,
+        }
+    }
+
+    fn from_cache(&self) -> Result<Fetched, HubError> {
+        let not_cached = || HubError::NotCached {
+            place: self.location.to_string(),
+            cache: self.cache.folder().to_path_buf(),
+        };
+        let snapshot = self.cache.snapshot(self.revision).ok_or_else(not_cached)?;
+        let listing = choose::list_folder(&snapshot).map_err(|_| not_cached())?;
+        let chosen = choose(&listing, self.file, self.files).map_err(|refused| match refused {
+            Refused::Several(_) => explain(refused, self.location, &listing),
+            Refused::NoSuchFile | Refused::NoWeights => not_cached(),
+        })?;
+        Ok(chosen.below(&snapshot))
+    }
+
+    fn from_hub(
+        &self,
+        settings: &HubSettings,
+        progress: &dyn DownloadProgress,
+    ) -> Result<Fetched, HubError> {
+        let client = Client::connect(self.location, settings)?;
+        let (commit, listing) = client.list(self.revision, progress)?;
+        let Chosen { weights, config } = choose(&listing, self.file, self.files)
+            .map_err(|refused| explain(refused, self.location, &listing))?;
+        // The config first: it is small, and tells at once if the repository is not for everyone.
+        let config = config
+            .map(|file| client.download(&commit, &file, progress))
+            .transpose()?;
+        let weights = client.download(&commit, &weights, progress)?;
+        self.cache.remember(self.revision, &commit);
+        Ok(Fetched { weights, config })
+    }
+}

@@ -1,0 +1,225 @@
+//! Which file of a repository or folder holds the weights, and which the config.
+
+use std::collections::VecDeque;
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use super::{Fetched, FileChoice};
+
+/// Paths inside the repository or folder.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Chosen {
+    pub(super) weights: String,
+    pub(super) config: Option<String>,
+}
+
+impl Chosen {
+    pub(super) fn below(&self, folder: &Path) -> Fetched {
+        Fetched {
+            weights: folder.join(&self.weights),
+            config: self.config.as_ref().map(|config| folder.join(config)),
+        }
+    }
+}
+
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Refused {
+    NoSuchFile,
+    NoWeights,
+    Several(Vec<String>),
+}
+
+impl FileChoice {
+    fn folders(self) -> &'static [&'static str] {
+        match self {
+            FileChoice::Vqgan => &["", "vqvae/", "vqgan/", "movq/"],
+            FileChoice::Clip | FileChoice::Any => &[""],
+        }
+    }
+
+    /// The names that the libraries give to weights, the preferred first.
+    fn names(self) -> &'static [&'static str] {
+        match self {
+            FileChoice::Vqgan => &[
+                "diffusion_pytorch_model.safetensors",
+                "diffusion_pytorch_model.bin",
+            ],
+            FileChoice::Clip => &[
+                "model.safetensors",
+                "open_clip_model.safetensors",
+                "pytorch_model.bin",
+                "open_clip_pytorch_model.bin",
+            ],
+            FileChoice::Any => &[],
+        }
+    }
+}
+
+/// Endings of weights; those of one row are alike, and an earlier row is preferred.
+const ENDINGS: [&[&str]; 4] = [&["safetensors"], &["ckpt"], &["pt", "pth"], &["bin"]];
+
+/// Files of a trainer that end like weights.
+const NOT_WEIGHTS: [&str; 6] = [
+    "optimizer",
+    "random_states",
+    "rng_state",
+    "scaler",
+    "scheduler",
+    "training_args",
+];
+
+/// Chooses from a listing: the file `asked` for, or the weights in the folder `asked` for, or those of the whole.
+pub(super) fn choose(
+    listing: &[String],
+    asked: Option<&str>,
+    files: FileChoice,
+) -> Result<Chosen, Refused> {
+    let has = |path: &str| listing.iter().any(|file| file == path);
+    let chosen = |weights: String| {
+        let config = config_beside(&weights, listing);
+        Ok(Chosen { weights, config })
+    };
+    let folder = match asked {
+        Some(file) if has(file) => return chosen(file.to_owned()),
+        Some(folder) => format!("{folder}/"),
+        None => String::new(),
+    };
+    if !folder.is_empty() && !listing.iter().any(|file| file.starts_with(&folder)) {
+        return Err(Refused::NoSuchFile);
+    }
+    for inner in files.folders() {
+        for name in files.names() {
+            let path = format!("{folder}{inner}{name}");
+            if has(&path) {
+                return chosen(path);
+            }
+        }
+    }
+    let weights = weights_in(listing, &folder);
+    for endings in ENDINGS {
+        let alike: Vec<&String> = weights.iter().filter(|file| ends(file, endings)).collect();
+        match alike[..] {
+            [] => {}
+            [only] => return chosen(only.clone()),
+            _ => return Err(Refused::Several(weights)),
+        }
+    }
+    Err(Refused::NoWeights)
+}
+
+/// What looks like weights below a folder, which is empty or ends in a slash.
+pub(super) fn weights_in(listing: &[String], folder: &str) -> Vec<String> {
+    let is_weights = |file: &&String| {
+        let (_, name) = split(file);
+        ENDINGS.iter().any(|endings| ends(name, endings))
+            && !NOT_WEIGHTS.iter().any(|not| name.starts_with(not))
+    };
+    listing
+        .iter()
+        .filter(|file| file.starts_with(folder))
+        .filter(is_weights)
+        .cloned()
+        .collect()
+}
+
+/// The config that belongs to a file of weights.
+///
+/// A file of the same stem comes first (`last.ckpt`, `last.yaml`), then the usual names, then the only YAML file; in
+/// the layout of taming-transformers it is in `configs/` beside the folder `checkpoints/`.
+pub(super) fn config_beside(weights: &str, listing: &[String]) -> Option<String> {
+    let (folder, name) = split(weights);
+    let stem = name.rsplit_once('.').map_or(name, |(stem, _)| stem);
+    let known = [
+        format!("{stem}.yaml"),
+        format!("{stem}.yml"),
+        if stem.starts_with("open_clip") {
+            "open_clip_config.json"
+        } else {
+            "config.json"
+        }
+        .to_owned(),
+        "config.json".to_owned(),
+        "config.yaml".to_owned(),
+        "config.yml".to_owned(),
+        "model.yaml".to_owned(),
+    ];
+    let configs = folder
+        .strip_suffix("checkpoints/")
+        .map(|run| format!("{run}configs/"));
+    [Some(folder.to_owned()), configs]
+        .into_iter()
+        .flatten()
+        .find_map(|folder| {
+            let beside = || listing.iter().filter(|file| split(file).0 == folder);
+            let named = known
+                .iter()
+                .find_map(|name| beside().find(|file| split(file).1 == name));
+            let mut yaml = beside().filter(|file| ends(file, &["yaml", "yml"]));
+            named
+                .or_else(|| yaml.next().filter(|_| yaml.next().is_none()))
+                .cloned()
+        })
+}
+
+/// [`config_beside`] for a file on this machine, given by its absolute path.
+pub(super) fn config_beside_local(weights: &Path) -> Option<PathBuf> {
+    let name = weights.file_name()?.to_str()?;
+    let folder = weights.parent()?;
+    let root = folder.parent().unwrap_or(folder);
+    let inner = match folder == root {
+        true => String::new(),
+        false => format!("{}/", folder.file_name()?.to_str()?),
+    };
+    let mut listing: Vec<String> = names_in(folder)
+        .map(|name| format!("{inner}{name}"))
+        .collect();
+    listing.extend(names_in(&root.join("configs")).map(|name| format!("configs/{name}")));
+    listing.sort();
+    listing.dedup();
+    config_beside(&format!("{inner}{name}"), &listing).map(|config| root.join(config))
+}
+
+fn names_in(folder: &Path) -> impl Iterator<Item = String> {
+    let entries = fs::read_dir(folder).into_iter().flatten().flatten();
+    entries.filter_map(|entry| entry.file_name().into_string().ok())
+}
+
+/// Every file below a folder, sorted, with `/` between folders. Deep trees are not weights, and could be a whole disk.
+pub(super) fn list_folder(root: &Path) -> io::Result<Vec<String>> {
+    const DEPTH: usize = 3;
+    let mut files = Vec::new();
+    let mut folders = VecDeque::from([(root.to_path_buf(), String::new(), DEPTH)]);
+    while let Some((folder, inside, depth)) = folders.pop_front() {
+        for entry in fs::read_dir(&folder)? {
+            let entry = entry?;
+            let Ok(name) = entry.file_name().into_string() else {
+                continue;
+            };
+            let path = entry.path();
+            // Links are followed, as the Hub's cache consists of them; a dangling one is a file that is not here.
+            match fs::metadata(&path) {
+                Ok(metadata) if metadata.is_file() => files.push(format!("{inside}{name}")),
+                Ok(metadata) if metadata.is_dir() && depth > 0 => {
+                    folders.push_back((path, format!("{inside}{name}/"), depth - 1));
+                }
+                _ => {}
+            }
+        }
+    }
+    files.sort();
+    Ok(files)
+}
+
+/// The folder with its slash, and the name.
+fn split(path: &str) -> (&str, &str) {
+    path.split_at(path.rfind('/').map_or(0, |slash| slash + 1))
+}
+
+fn ends(file: &str, endings: &[&str]) -> bool {
+    file.rsplit_once('.').is_some_and(|(_, ending)| {
+        endings
+            .iter()
+            .any(|known| ending.eq_ignore_ascii_case(known))
+    })
+}
