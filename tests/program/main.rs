@@ -1,1 +1,7 @@
-//! Whole-program tests.
+//! Whole-program tests: the real binary on real files, and parity with the reference implementations.
+
+mod bad_input;
+mod command;
+mod export;
+mod parity;
+mod run;

@@ -1,1 +1,24 @@
-//! Fine-tunes a VQGAN.
+//! Fine-tunes a VQGAN with a large effective batch in the memory of one micro-batch.
+//!
+//! [`engine`] computes the gradient of an effective batch, [`training`] is the run around it, [`models`] and [`losses`] are
+//! what it trains and what for, [`config`] is what a user says about all of it.
+
+pub mod commands;
+pub mod config;
+pub mod data;
+pub mod device;
+mod download;
+pub mod ema;
+pub mod engine;
+pub mod gradients;
+pub mod losses;
+pub mod lr_schedule;
+pub mod memory;
+pub mod models;
+pub mod optimizer;
+pub mod pretrained;
+pub mod progress;
+pub mod run_state;
+pub mod samples;
+pub mod training;
+pub mod validation;

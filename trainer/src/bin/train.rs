@@ -1,2 +1,8 @@
 //! The command `train`.
-fn main() {}
+#![forbid(unsafe_code)]
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    trainer::commands::main()
+}

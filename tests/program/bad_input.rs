@@ -1,0 +1,188 @@
+//! What goes wrong for users, each with one clear line and the right exit code.
+
+use std::fs;
+use std::path::Path;
+
+use crate::command::{fixture, run, small};
+
+/// Runs the small configuration with these overrides and returns the error's line.
+fn error(folder: &Path, code: i32, overrides: &[&str]) -> String {
+    let mut arguments = vec!["--config", "small.toml"];
+    for set in overrides {
+        arguments.extend(["--set", set]);
+    }
+    run(folder, &arguments).error(code)
+}
+
+#[test]
+fn a_misspelt_key() {
+    let folder = small();
+    fs::write(folder.path().join("small.toml"), "[run]\nsteps = 1\n\n[batch]\nmirco = 2\n").unwrap();
+    let error = error(folder.path(), 2, &[]);
+    assert!(error.starts_with("error: small.toml:5: unknown key `mirco`, did you mean `micro`?"), "{error}");
+}
+
+#[test]
+fn micro_batch_of_nothing() {
+    let folder = small();
+    let text = fs::read_to_string(folder.path().join("small.toml")).unwrap();
+    fs::write(folder.path().join("small.toml"), text.replace("micro = 3", "micro = 0")).unwrap();
+    let error = error(folder.path(), 2, &[]);
+    assert_eq!(error, "error: small.toml:9: `batch.micro` is 0, must be at least 1");
+}
+
+#[test]
+fn a_resolution_that_the_model_cannot_divide() {
+    let folder = small();
+    let error = error(folder.path(), 2, &["data.resolution=17"]);
+    assert!(error.contains("--set data.resolution=17: `data.resolution` is 17, must be a multiple of 2"), "{error}");
+    assert!(error.contains("16 or 18"), "{error}");
+}
+
+#[test]
+fn no_such_configuration() {
+    let folder = small();
+    let error = run(folder.path(), &["--config", "tiny-gpu"]).error(2);
+    assert!(error.contains("no configuration `tiny-gpu`") && error.contains("tiny-cpu.toml"), "{error}");
+}
+
+#[test]
+fn no_such_device() {
+    let folder = small();
+    let error = run(folder.path(), &["--config", "small.toml", "--device", "rocm:0"]);
+    assert_eq!(error.code, 2);
+    assert!(error.stderr.contains("must be auto, cpu, cuda:N"), "{}", error.stderr);
+}
+
+#[cfg(not(feature = "cuda"))]
+#[test]
+fn a_device_that_is_not_built_in() {
+    let folder = small();
+    let error = run(folder.path(), &["--config", "small.toml", "--device", "cuda:0"]).error(2);
+    assert!(error.contains("cargo build --release --features cuda"), "{error}");
+}
+
+#[test]
+fn a_missing_folder_of_images() {
+    let folder = small();
+    let error = error(folder.path(), 1, &["data.source=folder", "data.path=no/such/place"]);
+    assert!(error.contains("no/such/place"), "{error}");
+}
+
+#[test]
+fn a_folder_without_images() {
+    let folder = small();
+    fs::create_dir(folder.path().join("empty")).unwrap();
+    fs::write(folder.path().join("empty/readme.txt"), "none").unwrap();
+    let error = error(folder.path(), 1, &["data.source=folder", "data.path=empty"]);
+    assert!(error.contains("empty"), "{error}");
+}
+
+#[test]
+fn a_folder_source_without_a_folder() {
+    let folder = small();
+    let error = error(folder.path(), 2, &["data.source=folder"]);
+    assert!(error.contains("`data.path` is missing"), "{error}");
+}
+
+/// Writes eight sound pictures and `bad` broken ones.
+fn pictures(folder: &Path, bad: usize) {
+    let pictures = folder.join("pictures");
+    fs::create_dir(&pictures).unwrap();
+    for index in 0..8_u8 {
+        let picture = image::RgbImage::from_fn(24, 20, |x, y| image::Rgb([index * 30, x as u8 * 10, y as u8 * 12]));
+        picture.save(pictures.join(format!("sound-{index}.jpg"))).unwrap();
+    }
+    for index in 0..bad {
+        let sound = fs::read(pictures.join("sound-0.jpg")).unwrap();
+        fs::write(pictures.join(format!("broken-{index}.jpg")), &sound[..sound.len() / 2]).unwrap();
+    }
+}
+
+#[test]
+fn a_truncated_picture_is_named_once_and_skipped() {
+    let folder = small();
+    pictures(folder.path(), 1);
+    let sets = ["data.source=folder", "data.path=pictures", "data.validation=0", "run.steps=12", "data.resolution=8"];
+    let arguments = sets.iter().flat_map(|set| ["--set", *set]);
+    let arguments: Vec<&str> = ["--config", "small.toml"].into_iter().chain(arguments).collect();
+    let finished = run(folder.path(), &arguments).success();
+    let named = finished.stderr.lines().filter(|line| line.contains("broken-0.jpg")).count();
+    assert_eq!(named, 1, "{}", finished.stderr);
+}
+
+#[test]
+fn too_many_broken_pictures_end_the_run() {
+    let folder = small();
+    pictures(folder.path(), 6);
+    let sets = ["data.source=folder", "data.path=pictures", "data.validation=0", "data.max_bad=2", "run.steps=40"];
+    let error = error(folder.path(), 1, &sets);
+    assert!(error.contains("broken-") && error.contains('2'), "{error}");
+}
+
+#[test]
+fn a_text_file_that_calls_itself_a_checkpoint() {
+    let folder = small();
+    fs::write(folder.path().join("model.ckpt"), "this is no model\n").unwrap();
+    let error = pretrained(folder.path(), "model.ckpt");
+    assert!(error.contains("model.ckpt"), "{error}");
+}
+
+/// The small configuration without its architecture, with a pretrained model.
+fn pretrained(folder: &Path, model: &str) -> String {
+    let text = format!("[run]\nsteps = 1\n\n[model]\npretrained = \"{model}\"\n\n[data]\nresolution = 16\n");
+    fs::write(folder.join("pretrained.toml"), text).unwrap();
+    run(folder, &["--config", "pretrained.toml"]).error(1)
+}
+
+#[test]
+fn no_such_pretrained_model() {
+    let folder = small();
+    let error = pretrained(folder.path(), "no-such-model.ckpt");
+    assert!(error.contains("no-such-model.ckpt"), "{error}");
+    let error = pretrained(folder.path(), "hf://nobody/nothing");
+    assert!(error.contains("nobody/nothing"), "{error}");
+}
+
+#[test]
+fn a_model_that_is_no_vqgan() {
+    let folder = small();
+    let kinds = fixture("kinds/kinds.safetensors").display().to_string();
+    let error = pretrained(folder.path(), &kinds);
+    assert!(error.contains("kinds.safetensors"), "{error}");
+}
+
+#[test]
+fn a_pretrained_model_beside_an_architecture() {
+    let folder = small();
+    let error = error(folder.path(), 2, &["model.pretrained=model.ckpt"]);
+    assert!(error.contains("cannot be set beside model.pretrained"), "{error}");
+}
+
+#[test]
+fn a_run_folder_that_cannot_be_written() {
+    let folder = small();
+    fs::write(folder.path().join("file"), "not a folder").unwrap();
+    let error = run(folder.path(), &["--config", "small.toml", "--run-dir", "file/run"]).error(1);
+    assert!(error.contains("file/run"), "{error}");
+}
+
+/// Linux has a device that is always full.
+#[cfg(target_os = "linux")]
+#[test]
+fn a_full_disk() {
+    let folder = small();
+    let run_dir = folder.path().join("runs/small");
+    fs::create_dir_all(&run_dir).unwrap();
+    std::os::unix::fs::symlink("/dev/full", run_dir.join("metrics.jsonl")).unwrap();
+    let error = run(folder.path(), &["--config", "small.toml"]).error(1);
+    assert!(error.contains("metrics.jsonl") && error.contains("No space left"), "{error}");
+}
+
+#[test]
+fn a_run_folder_that_is_taken() {
+    let folder = small();
+    run(folder.path(), &["--config", "small.toml"]).success();
+    let error = run(folder.path(), &["--config", "small.toml"]).error(1);
+    assert!(error.contains("already holds a run") && error.contains("--resume"), "{error}");
+}

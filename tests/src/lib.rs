@@ -1,1 +1,0 @@
-//! Nothing but tests lives in this package.

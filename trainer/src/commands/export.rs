@@ -1,0 +1,51 @@
+//! `train export`: a trained model in the form that others load.
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use checkpoints::{Family, export_vqgan};
+use clap::{Args, ValueEnum};
+use serde_json::json;
+
+use super::{CommandError, Json, print_json};
+use crate::pretrained::pretrained;
+
+#[derive(Debug, Args)]
+pub(super) struct ExportArgs {
+    /// A run's folder, a checkpoint, or a pretrained model as in model.pretrained
+    #[arg(long, value_name = "RUN-OR-MODEL")]
+    checkpoint: String,
+    /// Whose names and files to write [default: those of the pretrained model]
+    #[arg(long)]
+    format: Option<Format>,
+    /// Folder to write
+    #[arg(long, value_name = "DIR")]
+    output: PathBuf,
+    #[command(flatten)]
+    json: Json,
+}
+
+#[derive(Debug, Clone, Copy, ValueEnum)]
+enum Format {
+    Taming,
+    Llamagen,
+    Diffusers,
+}
+
+pub(super) fn run(args: &ExportArgs) -> Result<ExitCode, CommandError> {
+    let initial = pretrained(&args.checkpoint)?;
+    let family = match args.format {
+        Some(Format::Taming) => Family::Taming,
+        Some(Format::Llamagen) => Family::LlamaGen,
+        Some(Format::Diffusers) => Family::Diffusers,
+        None => initial.architecture.family,
+    };
+    let export = export_vqgan(&initial.weights, &initial.architecture, family)?;
+    let weights = export.write(&args.output)?;
+    eprintln!("exported {}", initial.description);
+    match args.json.json {
+        true => print_json(&json!({ "weights": weights, "format": family.to_string() })),
+        false => println!("{}", weights.display()),
+    }
+    Ok(ExitCode::SUCCESS)
+}

@@ -1,0 +1,126 @@
+//! The command line.
+
+mod devices;
+mod export;
+mod reconstruct;
+mod train;
+
+use std::process::ExitCode;
+
+use clap::{Args, Parser, Subcommand};
+
+use crate::config::{ConfigError, Override};
+use crate::device::{Choice, DeviceError};
+use crate::pretrained::PretrainedError;
+use crate::training::TrainError;
+
+/// Exit code of a usage or configuration error.
+const WRONG_USAGE: u8 = 2;
+
+/// Exit code of a run that was interrupted and saved.
+const INTERRUPTED: u8 = 130;
+
+/// Fine-tunes a VQGAN with a large effective batch in the memory of one micro-batch.
+#[derive(Debug, Parser)]
+#[command(name = "train", version, args_conflicts_with_subcommands = true, subcommand_negates_reqs = true)]
+pub struct CommandLine {
+    #[command(subcommand)]
+    verb: Option<Verb>,
+    #[command(flatten)]
+    train: train::TrainArgs,
+}
+
+#[derive(Debug, Subcommand)]
+enum Verb {
+    /// Encode and decode images with a trained model
+    Reconstruct(reconstruct::ReconstructArgs),
+    /// Write a trained model in the form that taming-transformers, LlamaGen or diffusers load
+    Export(export::ExportArgs),
+    /// List the devices that this program can compute on
+    Devices(devices::DevicesArgs),
+}
+
+#[derive(Debug, Args)]
+struct Json {
+    /// Print the result as JSON
+    #[arg(long)]
+    json: bool,
+}
+
+/// What a command failed with.
+#[derive(Debug, thiserror::Error)]
+enum CommandError {
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    #[error(transparent)]
+    Train(#[from] TrainError),
+    #[error("--device: {0}")]
+    Device(#[from] DeviceError),
+    #[error("--checkpoint: {0}")]
+    Checkpoint(#[from] PretrainedError),
+    #[error(transparent)]
+    Weights(#[from] checkpoints::WeightsError),
+    #[error(transparent)]
+    Model(#[from] crate::models::weights::ModelError),
+    #[error(transparent)]
+    Image(#[from] datasets::ImageError),
+    #[error("{0}")]
+    Usage(String),
+    #[error("{path}: {source}")]
+    Io { path: String, source: std::io::Error },
+    #[error("the device failed: {0}")]
+    Compute(String),
+}
+
+impl CommandError {
+    fn exit_code(&self) -> u8 {
+        match self {
+            Self::Config(_) | Self::Usage(_) => WRONG_USAGE,
+            Self::Device(DeviceError::Unknown(_) | DeviceError::NotBuiltIn { .. }) => WRONG_USAGE,
+            Self::Train(TrainError::Config(_) | TrainError::Architecture(_) | TrainError::Changed(_)) => WRONG_USAGE,
+            Self::Train(TrainError::Device(DeviceError::NotBuiltIn { .. })) => WRONG_USAGE,
+            _ => 1,
+        }
+    }
+}
+
+/// Runs the command line of this process. Results go to stdout, all else to stderr.
+pub fn main() -> ExitCode {
+    let CommandLine { verb, train } = CommandLine::parse();
+    let done = match verb {
+        None => train::run(&train),
+        Some(Verb::Reconstruct(args)) => reconstruct::run(&args),
+        Some(Verb::Export(args)) => export::run(&args),
+        Some(Verb::Devices(args)) => devices::run(&args),
+    };
+    match done {
+        Ok(code) => code,
+        Err(error) => {
+            eprintln!("error: {error}");
+            ExitCode::from(error.exit_code())
+        }
+    }
+}
+
+fn parse_override(text: &str) -> Result<Override, String> {
+    text.parse()
+}
+
+fn parse_device(text: &str) -> Result<Choice, String> {
+    text.parse().map_err(|error: DeviceError| error.to_string())
+}
+
+fn print_json(value: &serde_json::Value) {
+    println!("{value:#}");
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        CommandLine::command().debug_assert();
+    }
+}

@@ -1,0 +1,160 @@
+//! Which device a run computes on.
+
+use std::fmt;
+use std::str::FromStr;
+
+use burn::tensor::Device;
+
+/// What `[run] device` or `--device` asks for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Choice {
+    /// CUDA, then wgpu, then the CPU, among those built in and present.
+    Auto,
+    /// The CPU, through burn-flex.
+    Cpu,
+    /// The n-th NVIDIA GPU.
+    Cuda(usize),
+    /// The n-th GPU that wgpu sees.
+    Wgpu(usize),
+    /// A CPU that wgpu sees as a GPU, such as llvmpipe.
+    WgpuCpu,
+}
+
+/// Why a device cannot be had.
+#[derive(Debug, thiserror::Error)]
+pub enum DeviceError {
+    /// Not a device's name.
+    #[error("is \"{0}\", must be auto, cpu, cuda:N, wgpu:N or wgpu:cpu")]
+    Unknown(String),
+    /// A backend that this program was built without.
+    #[error("this program was built without {name}; build it with `cargo build --release --features {name}`")]
+    NotBuiltIn {
+        /// The feature's name.
+        name: &'static str,
+    },
+    /// A backend that is built in and finds no such device.
+    #[error("there is no device {choice}: {reason}")]
+    Absent {
+        /// What was asked for.
+        choice: Choice,
+        /// What was found instead.
+        reason: String,
+    },
+}
+
+impl FromStr for Choice {
+    type Err = DeviceError;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let unknown = || DeviceError::Unknown(text.to_owned());
+        let (kind, index) = text.split_once(':').unwrap_or((text, "0"));
+        match (kind, index) {
+            ("auto", "0") => Ok(Self::Auto),
+            ("cpu", "0") => Ok(Self::Cpu),
+            ("wgpu", "cpu") => Ok(Self::WgpuCpu),
+            ("cuda", index) => index.parse().map(Self::Cuda).map_err(|_| unknown()),
+            ("wgpu", index) => index.parse().map(Self::Wgpu).map_err(|_| unknown()),
+            _ => Err(unknown()),
+        }
+    }
+}
+
+impl fmt::Display for Choice {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Auto => f.write_str("auto"),
+            Self::Cpu => f.write_str("cpu"),
+            Self::Cuda(index) => write!(f, "cuda:{index}"),
+            Self::Wgpu(index) => write!(f, "wgpu:{index}"),
+            Self::WgpuCpu => f.write_str("wgpu:cpu"),
+        }
+    }
+}
+
+/// A device with the words that say which it is.
+#[derive(Debug, Clone)]
+pub struct Selected {
+    /// The device, without autodiff.
+    pub device: Device,
+    /// What was taken; never `auto`.
+    pub choice: Choice,
+    /// For the user: the device, and for `auto` what was passed over.
+    pub description: String,
+}
+
+impl Choice {
+    /// Opens the device.
+    ///
+    /// # Errors
+    /// If it is not built in or not there. `auto` always finds the CPU.
+    pub fn open(self) -> Result<Selected, DeviceError> {
+        match self {
+            Self::Auto => Ok(auto()),
+            Self::Cpu => Ok(Selected { device: Device::flex(), choice: self, description: cpu_description() }),
+            Self::Cuda(index) => cuda::open(index),
+            Self::Wgpu(_) | Self::WgpuCpu => wgpu::open(self),
+        }
+    }
+}
+
+fn auto() -> Selected {
+    let mut passed_over = Vec::new();
+    for choice in [Choice::Cuda(0), Choice::Wgpu(0)] {
+        match choice.open() {
+            Ok(selected) => return selected,
+            Err(DeviceError::NotBuiltIn { .. }) => {}
+            Err(error) => passed_over.push(error.to_string()),
+        }
+    }
+    let mut selected = Selected { device: Device::flex(), choice: Choice::Cpu, description: cpu_description() };
+    if !passed_over.is_empty() {
+        selected.description += &format!(" ({})", passed_over.join("; "));
+    }
+    selected
+}
+
+fn cpu_description() -> String {
+    let threads = std::thread::available_parallelism().map_or(1, usize::from);
+    format!("cpu, {threads} thread{}", if threads == 1 { "" } else { "s" })
+}
+
+#[cfg(not(feature = "cuda"))]
+mod cuda {
+    use super::{DeviceError, Selected};
+
+    pub fn open(_index: usize) -> Result<Selected, DeviceError> {
+        Err(DeviceError::NotBuiltIn { name: "cuda" })
+    }
+}
+
+#[cfg(not(feature = "wgpu"))]
+mod wgpu {
+    use super::{Choice, DeviceError, Selected};
+
+    pub fn open(_choice: Choice) -> Result<Selected, DeviceError> {
+        Err(DeviceError::NotBuiltIn { name: "wgpu" })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_are_read_and_written_alike() {
+        for name in ["auto", "cpu", "cuda:3", "wgpu:0", "wgpu:cpu"] {
+            assert_eq!(name.parse::<Choice>().unwrap().to_string(), name);
+        }
+        assert_eq!("cuda".parse::<Choice>().unwrap(), Choice::Cuda(0));
+        for name in ["", "gpu", "cuda:x", "cpu:1", "cuda:-1"] {
+            assert!(name.parse::<Choice>().is_err(), "{name}");
+        }
+    }
+
+    #[cfg(not(feature = "cuda"))]
+    #[test]
+    fn a_backend_that_is_not_built_in_says_how_to_build_it() {
+        let error = Choice::Cuda(0).open().unwrap_err().to_string();
+        assert!(error.contains("cargo build --release --features cuda"), "{error}");
+    }
+}

@@ -1,0 +1,59 @@
+//! A running average of the weights (Polyak and Juditsky 1992), which validates better than the weights themselves.
+
+use burn::module::{Module, ModuleMapper, Param, ParamId};
+use burn::optim::GradientsParams;
+use burn::tensor::Tensor;
+
+use crate::models::weights::{ParameterVisitor, visit_parameters};
+
+/// The average of a model's weights over its steps.
+#[derive(Debug, Clone)]
+pub struct Ema<M> {
+    average: M,
+    decay: f64,
+}
+
+impl<M: Module> Ema<M> {
+    /// An average that was saved.
+    pub fn resumed(average: M, decay: f64) -> Self {
+        Self { average, decay }
+    }
+
+    /// Starts from the weights of `model`, which share their memory with the average until the first update.
+    pub fn new(model: &M, decay: f64) -> Self {
+        Self { average: model.valid(), decay }
+    }
+
+    /// The averaged model, without autodiff.
+    pub fn model(&self) -> &M {
+        &self.average
+    }
+
+    /// Moves the average towards `model`'s weights after optimizer step `step`, counted from 0. Early steps keep less than
+    /// `decay`, so that the start does not linger: at most `(1 + step) / (10 + step)`, as in TensorFlow's moving average.
+    #[must_use]
+    pub fn updated(self, model: &M, step: u64) -> Self {
+        /// A container of tensors of any rank by parameter, which is what `GradientsParams` is.
+        struct Collect(GradientsParams);
+        impl ParameterVisitor for Collect {
+            fn parameter<const D: usize>(&mut self, _name: &str, id: ParamId, value: Tensor<D>) {
+                self.0.register(id, value);
+            }
+        }
+        struct Blend(GradientsParams, f64);
+        impl ModuleMapper for Blend {
+            fn map_float<const D: usize>(&mut self, param: Param<Tensor<D>>) -> Param<Tensor<D>> {
+                let (id, old, mapper) = param.consume();
+                let blended = match self.0.remove::<D>(id) {
+                    Some(new) => old * self.1 + new * (1.0 - self.1),
+                    None => old,
+                };
+                Param::from_mapped_value(id, blended, mapper)
+            }
+        }
+        let mut weights = Collect(GradientsParams::new());
+        visit_parameters(model, &mut weights);
+        let decay = self.decay.min((1.0 + step as f64) / (10.0 + step as f64));
+        Self { average: self.average.map(&mut Blend(weights.0, decay)), decay: self.decay }
+    }
+}

@@ -1,0 +1,173 @@
+//! The exactness contract, and the gradient against finite differences.
+
+use burn::module::{ModuleMapper, Param};
+use burn::tensor::TensorData;
+use checkpoints::Architecture;
+
+use super::*;
+use crate::gradients::relative_deviation;
+use crate::losses::{CodebookLoss, PixelLoss, PixelNorm, Weight};
+use crate::models::initialize::random_weights;
+use crate::models::tests::tiny_architecture;
+
+const SIDE: usize = 8;
+
+/// Images by formula, `[samples, 3, SIDE, SIDE]` in -1..1; each sample differs from the others.
+struct Waves {
+    first: usize,
+    samples: usize,
+}
+
+impl MicroBatch for Waves {
+    fn samples(&self) -> usize {
+        self.samples
+    }
+
+    fn images(&self, device: &Device, dtype: DType) -> Tensor<4> {
+        let per_sample = 3 * SIDE * SIDE;
+        let value = |i: usize| {
+            let (sample, pixel) = (self.first + i / per_sample, i % per_sample);
+            (pixel as f64 * (0.13 + 0.029 * sample as f64) + sample as f64).sin() * 0.9
+        };
+        let values: Vec<f64> = (0..self.samples * per_sample).map(value).collect();
+        Tensor::from_data(TensorData::new(values, [self.samples, 3, SIDE, SIDE]), (device, dtype))
+    }
+}
+
+fn cut(effective: usize, micro: usize) -> impl Iterator<Item = Result<Waves, String>> {
+    (0..effective).step_by(micro).map(move |first| Ok(Waves { first, samples: micro.min(effective - first) }))
+}
+
+fn losses(entropy: f64) -> Losses {
+    Losses {
+        image: vec![(Weight::constant(1.0), Box::new(PixelLoss(PixelNorm::Mix { l1: 0.5 })))],
+        codebook: (Weight::constant(0.7), CodebookLoss { beta: 0.25, legacy: false, entropy }),
+    }
+}
+
+/// Random weights whose codes are spread as wide as the latents, so that many are chosen.
+fn model(architecture: &Architecture, dtype: DType) -> VqGan {
+    let mut weights = random_weights(architecture, 7);
+    let codebook = weights.get_mut("quantize.embedding.weight").unwrap();
+    let spread: Vec<f32> = codebook.to_f32().unwrap().iter().map(|v| v * architecture.codes as f32 * 0.3).collect();
+    *codebook = checkpoints::HostTensor::from_f32(codebook.shape.clone(), &spread).unwrap();
+    VqGan::new(architecture, &weights, &Device::flex().autodiff(), dtype).unwrap()
+}
+
+fn gradient(model: &VqGan, losses: &Losses, effective: usize, micro: usize) -> EffectiveBatch {
+    effective_batch_gradient(model, losses, 0, effective, cut(effective, micro), |_| {}).unwrap()
+}
+
+fn largest_deviation(architecture: &Architecture, losses: &Losses, dtype: DType) -> f64 {
+    let model = model(architecture, dtype);
+    let reference = gradient(&model, losses, 8, 8);
+    let deviation = |micro| {
+        let cut = gradient(&model, losses, 8, micro);
+        relative_deviation(&model, &cut.gradients, &reference.gradients)
+    };
+    [4, 3, 1].map(deviation).into_iter().fold(0.0, f64::max)
+}
+
+#[test]
+fn the_gradient_does_not_depend_on_the_micro_batch() {
+    for l2_norm in [false, true] {
+        let mut architecture = tiny_architecture();
+        architecture.quantizer.l2_norm = l2_norm;
+        for entropy in [0.0, 0.1] {
+            let losses = losses(entropy);
+            let f64 = largest_deviation(&architecture, &losses, DType::F64);
+            let f32 = largest_deviation(&architecture, &losses, DType::F32);
+            println!("l2_norm {l2_norm}, entropy {entropy}: f64 {f64:.1e}, f32 {f32:.1e}");
+            assert!(f64 <= 1e-9, "{f64}");
+            assert!(f32 <= 1e-5, "{f32}");
+        }
+    }
+}
+
+#[test]
+fn the_figures_do_not_depend_on_the_micro_batch_either() {
+    let model = model(&tiny_architecture(), DType::F64);
+    let losses = losses(0.1);
+    let figures = |micro| {
+        let batch = gradient(&model, &losses, 8, micro);
+        batch.read(Tensor::zeros([1], &Device::flex())).unwrap()
+    };
+    let (whole, cut) = (figures(8), figures(3));
+    assert_eq!(whole.code_counts, cut.code_counts);
+    assert_eq!(whole.code_counts.iter().sum::<f32>(), 8.0 * 16.0);
+    assert!(whole.code_counts.iter().filter(|count| **count > 0.0).count() >= 5, "{:?}", whole.code_counts);
+    assert!((whole.total - cut.total).abs() < 1e-6);
+    for ((name, a), (_, b)) in whole.losses.iter().zip(&cut.losses) {
+        assert!((a - b).abs() < 1e-6, "{name}: {a} {b}");
+    }
+}
+
+/// Adds `amount` to one value of the parameter `name`.
+fn nudged(model: &VqGan, name: &'static str, index: usize, amount: f64) -> VqGan {
+    struct Nudge(Vec<String>, &'static str, usize, f64);
+    impl ModuleMapper for Nudge {
+        fn enter_module(&mut self, name: &str, _container: &str) {
+            self.0.push(name.to_owned());
+        }
+        fn exit_module(&mut self, _name: &str, _container: &str) {
+            self.0.pop();
+        }
+        fn map_float<const D: usize>(&mut self, param: Param<Tensor<D>>) -> Param<Tensor<D>> {
+            let (id, tensor, mapper) = param.consume();
+            if self.0.join(".") != self.1 {
+                return Param::from_mapped_value(id, tensor, mapper);
+            }
+            let (device, shape) = (tensor.device(), tensor.dims());
+            let mut values = tensor.into_data().into_vec::<f64>().unwrap();
+            values[self.2] += self.3;
+            let tensor = Tensor::from_data(TensorData::new(values, shape), (&device, DType::F64));
+            Param::from_mapped_value(id, tensor.require_grad(), mapper)
+        }
+    }
+    model.clone().map(&mut Nudge(Vec::new(), name, index, amount))
+}
+
+/// The straight-through estimator is not a derivative, so the codebook is left out of it here: the decoder's parameters see
+/// the image losses alone, and the codes see the codebook loss alone.
+#[test]
+fn the_gradient_is_that_of_finite_differences() {
+    use crate::models::weights::param_id;
+    let model = model(&tiny_architecture(), DType::F64);
+    let losses = losses(0.1);
+    let total = |model: &VqGan| -> f64 {
+        let total = gradient(model, &losses, 4, 3).total;
+        total.into_data().into_vec::<f64>().unwrap()[0]
+    };
+    let batch = gradient(&model, &losses, 4, 3);
+    let check = |name: &'static str, index: usize, expected: f64| {
+        let step = 1e-5;
+        let (above, below) = (nudged(&model, name, index, step), nudged(&model, name, index, -step));
+        let difference = (total(&above) - total(&below)) / (2.0 * step);
+        let error = (difference - expected).abs() / difference.abs().max(1e-6);
+        assert!(error < 1e-4, "{name}[{index}]: {expected} against {difference}");
+    };
+    let read = |data: TensorData| data.into_vec::<f64>().unwrap();
+    let conv = |name: &'static str, index| {
+        let gradient = batch.gradients.get::<4>(param_id(name)).unwrap();
+        check(name, index, read(gradient.into_data())[index]);
+    };
+    let norm = |name: &'static str, index| {
+        let gradient = batch.gradients.get::<1>(param_id(name)).unwrap();
+        check(name, index, read(gradient.into_data())[index]);
+    };
+    conv("decoder.conv_out.weight", 5);
+    conv("decoder.up.0.block.0.conv1.weight", 17);
+    conv("decoder.up.1.attn.0.q.weight", 9);
+    conv("decoder.up.1.upsample.conv.weight", 3);
+    conv("post_quant_conv.weight", 2);
+    norm("decoder.norm_out.weight", 1);
+    norm("decoder.mid.block_1.norm2.bias", 4);
+}
+
+#[test]
+fn an_error_of_a_micro_batch_ends_the_step() {
+    let model = model(&tiny_architecture(), DType::F32);
+    let batches = cut(4, 2).take(1).chain([Err("no more".to_owned())]);
+    let result = effective_batch_gradient(&model, &losses(0.0), 0, 4, batches, |_| {});
+    assert_eq!(result.err().as_deref(), Some("no more"));
+}

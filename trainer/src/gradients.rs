@@ -1,0 +1,71 @@
+//! Arithmetic on the gradient of a whole model.
+
+use burn::module::{Module, ParamId};
+use burn::optim::GradientsParams;
+use burn::tensor::{DType, Tensor};
+
+use crate::models::weights::{ParameterVisitor, visit_parameters};
+
+/// Euclidean norm of all gradients together, `[1]`, on the device; `None` if there is no gradient.
+pub fn global_norm<M: Module>(model: &M, gradients: &GradientsParams) -> Option<Tensor<1>> {
+    struct SumOfSquares<'a>(&'a GradientsParams, Option<Tensor<1>>);
+    impl ParameterVisitor for SumOfSquares<'_> {
+        fn parameter<const D: usize>(&mut self, _name: &str, id: ParamId, _value: Tensor<D>) {
+            if let Some(gradient) = self.0.get::<D>(id) {
+                let square = gradient.square().sum();
+                self.1 = Some(match self.1.take() {
+                    Some(sum) => sum + square,
+                    None => square,
+                });
+            }
+        }
+    }
+    let mut sum = SumOfSquares(gradients, None);
+    visit_parameters(model, &mut sum);
+    sum.1.map(Tensor::sqrt)
+}
+
+/// Scales all gradients so that their global norm, known to be `norm`, is at most `limit` (Pascanu et al. 2013,
+/// arXiv 1211.5063; PyTorch's `clip_grad_norm_`).
+pub fn clip_by_global_norm<M: Module>(model: &M, gradients: GradientsParams, norm: f64, limit: f64) -> GradientsParams {
+    struct Scale(GradientsParams, GradientsParams, f64);
+    impl ParameterVisitor for Scale {
+        fn parameter<const D: usize>(&mut self, _name: &str, id: ParamId, _value: Tensor<D>) {
+            if let Some(gradient) = self.0.remove::<D>(id) {
+                self.1.register(id, gradient * self.2);
+            }
+        }
+    }
+    let factor = limit / (norm + 1e-6);
+    if factor >= 1.0 {
+        return gradients;
+    }
+    let mut scale = Scale(gradients, GradientsParams::new(), factor);
+    visit_parameters(model, &mut scale);
+    scale.1
+}
+
+/// `||a - b|| / ||b||` over all gradients together, in f64 on the host: the measure of the exactness contract.
+pub fn relative_deviation<M: Module>(model: &M, a: &GradientsParams, b: &GradientsParams) -> f64 {
+    struct Compare<'a> {
+        a: &'a GradientsParams,
+        b: &'a GradientsParams,
+        difference: f64,
+        reference: f64,
+    }
+    impl ParameterVisitor for Compare<'_> {
+        fn parameter<const D: usize>(&mut self, _name: &str, id: ParamId, _value: Tensor<D>) {
+            let read = |gradients: &GradientsParams| -> Option<Vec<f64>> {
+                gradients.get::<D>(id)?.cast(DType::F64).into_data().into_vec().ok()
+            };
+            let (a, b) = (read(self.a), read(self.b));
+            let len = a.as_ref().or(b.as_ref()).map_or(0, Vec::len);
+            let (a, b) = (a.unwrap_or_else(|| vec![0.0; len]), b.unwrap_or_else(|| vec![0.0; len]));
+            self.difference += a.iter().zip(&b).map(|(a, b)| (a - b).powi(2)).sum::<f64>();
+            self.reference += b.iter().map(|b| b.powi(2)).sum::<f64>();
+        }
+    }
+    let mut compare = Compare { a, b, difference: 0.0, reference: 0.0 };
+    visit_parameters(model, &mut compare);
+    (compare.difference / compare.reference).sqrt()
+}

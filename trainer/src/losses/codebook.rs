@@ -1,0 +1,123 @@
+//! What ties codes and latents together (van den Oord et al. 2017, arXiv 1711.00937, equation 3), and an entropy term that
+//! makes the codebook used evenly and each choice certain (LlamaGen, arXiv 2406.06525, after Yu et al. 2023, 2310.05737).
+//!
+//! The entropy term is `mean over tokens of H(p_token) - H(mean over tokens of p_token)`, with `p` the softmax of the
+//! negative squared distances over a temperature. Its second half couples all samples: the mean runs over the whole effective
+//! batch. It is cut as every coupled loss is: pass 1 adds up the probabilities, [`EntropyCoupling::new`] takes the
+//! derivative with respect to their mean, and pass 2 needs no more than that vector.
+
+use burn::tensor::activation::{log_softmax, softmax};
+use burn::tensor::Tensor;
+
+use crate::models::quantizer::{Quantized, tiles};
+
+/// Softmax temperature of the entropy term in LlamaGen.
+const TEMPERATURE: f64 = 0.01;
+
+/// Guard inside the logarithm of the mean probability, as in LlamaGen.
+const LOG_EPSILON: f64 = 1e-5;
+
+/// The loss `codebook`.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct CodebookLoss {
+    /// The smaller of the two weights below, 0.25 in every family.
+    pub beta: f64,
+    /// `VectorQuantizer2`'s legacy form, which puts `beta` on the codes' term and not on the commitment.
+    pub legacy: bool,
+    /// Weight of the entropy term within this loss; 0 leaves it out.
+    pub entropy: f64,
+}
+
+impl CodebookLoss {
+    /// Value per sample, `[N]`, without the entropy term.
+    pub fn per_sample(&self, quantized: &Quantized) -> Tensor<1> {
+        let (codes, commitment) = if self.legacy { (self.beta, 1.0) } else { (1.0, self.beta) };
+        quantized.codebook.clone() * codes + quantized.commitment.clone() * commitment
+    }
+
+    /// Whether samples are coupled, so that a step needs a first pass.
+    pub fn is_coupled(&self) -> bool {
+        self.entropy != 0.0
+    }
+}
+
+/// Scaled log-probabilities of the codes for each row: `[M, D]` and `[K, D]` to `[M, K]`.
+fn affinity(vectors: Tensor<2>, codebook: Tensor<2>) -> Tensor<2> {
+    let squares = codebook.clone().square().sum_dim(1).swap_dims(0, 1);
+    (vectors.matmul(codebook.swap_dims(0, 1)) * 2.0 - squares) / TEMPERATURE
+}
+
+/// Sum over the rows of `vectors` `[M, D]` of the probabilities of the codes, `[K]`. Nothing of it is differentiated.
+pub fn sum_probabilities(vectors: Tensor<2>, codebook: Tensor<2>) -> Tensor<1> {
+    let [k, _] = codebook.dims();
+    let of_tile = |tile| softmax(affinity(tile, codebook.clone()), 1).sum_dim(0).reshape([k]);
+    let zero = Tensor::<1>::zeros([k], (&vectors.device(), vectors.dtype()));
+    tiles(vectors, k).into_iter().map(of_tile).fold(zero, Tensor::add)
+}
+
+/// The effective batch's half of the entropy term.
+#[derive(Debug, Clone)]
+pub struct EntropyCoupling {
+    /// `d (-H(mean p)) / d (mean p)`, `[K]`.
+    coefficient: Tensor<1>,
+    /// `H(mean p)`, `[1]`.
+    entropy: Tensor<1>,
+    /// Number of tokens in the effective batch.
+    tokens: f64,
+}
+
+/// The entropy term's value and its gradient for one micro-batch.
+#[derive(Debug)]
+pub struct EntropyGradient {
+    /// The micro-batch's part of the mean over tokens of `H(p_token)`, `[1]`.
+    pub sample_entropy: Tensor<1>,
+    /// With respect to the latent vectors, `[M, D]`.
+    pub vectors: Tensor<2>,
+    /// With respect to the codes, `[K, D]`.
+    pub codebook: Tensor<2>,
+}
+
+impl EntropyCoupling {
+    /// From the sum of probabilities over all `tokens` of the effective batch.
+    pub fn new(sum: Tensor<1>, tokens: usize) -> Self {
+        let mean = sum / tokens as f64;
+        let guarded = mean.clone() + LOG_EPSILON;
+        let log = guarded.clone().log();
+        Self {
+            entropy: -(mean.clone() * log.clone()).sum(),
+            coefficient: log + mean / guarded,
+            tokens: tokens as f64,
+        }
+    }
+
+    /// `-H(mean p)`, `[1]`: the part of the value that belongs to no single micro-batch.
+    pub fn shared_value(&self) -> Tensor<1> {
+        -self.entropy.clone()
+    }
+
+    /// Gradient for one micro-batch's `vectors` `[M, D]` and `codebook` `[K, D]`, both without autodiff. Tile by tile, so
+    /// that the probabilities of all codes exist for few tokens at a time.
+    pub fn gradient(&self, vectors: Tensor<2>, codebook: Tensor<2>) -> EntropyGradient {
+        let [k, _] = codebook.dims();
+        let (device, dtype) = (vectors.device(), vectors.dtype());
+        let coefficient = self.coefficient.clone().reshape([1, k]).autodiff();
+        let mut sample_entropy = Tensor::<1>::zeros([1], (&device, dtype));
+        let mut at_codebook = codebook.zeros_like();
+        let mut at_vectors = Vec::new();
+        for tile in tiles(vectors, k) {
+            let tile = tile.autodiff().require_grad();
+            let codes = codebook.clone().autodiff().require_grad();
+            let affinity = affinity(tile.clone(), codes.clone());
+            let probabilities = softmax(affinity.clone(), 1);
+            let entropy = -(probabilities.clone() * log_softmax(affinity, 1)).sum() / self.tokens;
+            let linear = (probabilities * coefficient.clone()).sum() / self.tokens;
+            sample_entropy = sample_entropy + entropy.clone().without_autodiff();
+            let mut gradients = (entropy + linear).backward();
+            at_vectors.extend(tile.grad_remove(&mut gradients));
+            if let Some(gradient) = codes.grad_remove(&mut gradients) {
+                at_codebook = at_codebook + gradient;
+            }
+        }
+        EntropyGradient { sample_entropy, vectors: Tensor::cat(at_vectors, 0), codebook: at_codebook }
+    }
+}

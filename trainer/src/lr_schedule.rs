@@ -1,0 +1,65 @@
+//! The learning rate as a function of the optimizer step, and of nothing else: a resumed run needs no state for it.
+
+use crate::config::{OptimizerConfig, ScheduleConfig, ScheduleKind};
+
+/// A schedule over a run of known length.
+#[derive(Debug, Clone)]
+pub struct LrSchedule {
+    highest: f64,
+    kind: ScheduleKind,
+    warmup: u64,
+    last: f64,
+    steps: u64,
+}
+
+impl LrSchedule {
+    /// Over `steps` optimizer steps.
+    pub fn new(schedule: &ScheduleConfig, optimizer: &OptimizerConfig, steps: u64) -> Self {
+        Self { highest: optimizer.learning_rate, kind: schedule.kind, warmup: schedule.warmup, last: schedule.last, steps }
+    }
+
+    /// Learning rate of an optimizer step, counted from 0. The warm-up is linear and ends at the highest rate; the last step
+    /// of a run has the last rate.
+    pub fn at(&self, step: u64) -> f64 {
+        if step < self.warmup {
+            return self.highest * (step + 1) as f64 / (self.warmup + 1) as f64;
+        }
+        let length = (self.steps - 1).saturating_sub(self.warmup).max(1);
+        let progress = ((step - self.warmup) as f64 / length as f64).min(1.0);
+        let share = match self.kind {
+            ScheduleKind::Constant => 1.0,
+            ScheduleKind::Linear => 1.0 - progress * (1.0 - self.last),
+            ScheduleKind::Cosine => {
+                self.last + (1.0 - self.last) * 0.5 * (1.0 + (std::f64::consts::PI * progress).cos())
+            }
+        };
+        self.highest * share
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn schedule(kind: ScheduleKind, warmup: u64, last: f64) -> LrSchedule {
+        let optimizer = OptimizerConfig { learning_rate: 1.0, ..Default::default() };
+        LrSchedule::new(&ScheduleConfig { kind, warmup, last }, &optimizer, 11)
+    }
+
+    #[test]
+    fn warm_up_ends_at_the_highest_rate() {
+        let schedule = schedule(ScheduleKind::Constant, 3, 0.0);
+        let rates: Vec<f64> = (0..5).map(|step| schedule.at(step)).collect();
+        assert_eq!(rates, [0.25, 0.5, 0.75, 1.0, 1.0]);
+    }
+
+    #[test]
+    fn the_last_step_has_the_last_rate_and_the_middle_is_between() {
+        for kind in [ScheduleKind::Linear, ScheduleKind::Cosine] {
+            let schedule = schedule(kind, 0, 0.2);
+            assert_eq!(schedule.at(0), 1.0);
+            assert!((schedule.at(5) - 0.6).abs() < 1e-12, "{kind:?}");
+            assert!((schedule.at(10) - 0.2).abs() < 1e-12 && (schedule.at(99) - 0.2).abs() < 1e-12, "{kind:?}");
+        }
+    }
+}

@@ -1,0 +1,189 @@
+//! The building blocks shared by the encoder and the decoder of every VQGAN family.
+//!
+//! All of them map `[N, C, H, W]` to `[N, C', H', W']`, and none mixes samples, so a block's output for a sample does
+//! not depend on the batch it comes in.
+
+use burn::module::{Module, Param};
+use burn::nn::PaddingConfig2d;
+use burn::nn::conv::Conv2d;
+use burn::tensor::activation::{silu, softmax};
+use burn::tensor::{DType, Tensor};
+
+use super::weights::{ModelError, WeightReader};
+
+/// Every VQGAN family normalises with this epsilon (taming's `Normalize`, LlamaGen's likewise, diffusers' resnets).
+const EPSILON: f64 = 1e-6;
+
+/// Group normalisation (Wu and He 2018, arXiv 1803.08494) whose statistics are taken in f32 at least.
+///
+/// It is folded into one scale and one shift per sample and channel, so that the only full-size tensors that a
+/// backward pass keeps are the input and its centred copy.
+#[derive(Module, Debug)]
+pub struct GroupNorm {
+    /// Scale, `[C]`.
+    pub weight: Param<Tensor<1>>,
+    /// Shift, `[C]`.
+    pub bias: Param<Tensor<1>>,
+    groups: usize,
+}
+
+impl GroupNorm {
+    pub(super) fn read(from: &WeightReader, groups: usize) -> Result<Self, ModelError> {
+        Ok(Self { weight: from.param("weight")?, bias: from.param("bias")?, groups })
+    }
+
+    /// `[N, C, H, W]` to the same.
+    pub fn forward(&self, x: Tensor<4>) -> Tensor<4> {
+        let [n, c, h, w] = x.dims();
+        let dtype = x.dtype();
+        let wide = statistics_dtype(dtype);
+        let per_group = x.clone().cast(wide).reshape([n, self.groups, c / self.groups * h * w]);
+        let mean = per_group.clone().mean_dim(2);
+        let variance = (per_group - mean.clone()).square().mean_dim(2);
+        let deviation = (variance + EPSILON).sqrt();
+
+        let per_channel = |t: Tensor<3>| {
+            t.expand([n, self.groups, c / self.groups]).reshape([n, c, 1, 1])
+        };
+        let scale = self.weight.val().cast(wide).reshape([1, c, 1, 1]) / per_channel(deviation);
+        let shift = self.bias.val().cast(wide).reshape([1, c, 1, 1]) - per_channel(mean) * scale.clone();
+        x * scale.cast(dtype) + shift.cast(dtype)
+    }
+}
+
+/// Half precision takes statistics in f32, wider types in themselves.
+fn statistics_dtype(dtype: DType) -> DType {
+    match dtype {
+        DType::F16 | DType::BF16 => DType::F32,
+        other => other,
+    }
+}
+
+/// A 3x3 convolution that keeps the size.
+pub(super) fn conv3x3(from: &WeightReader) -> Result<Conv2d, ModelError> {
+    conv(from, 3, 1, PaddingConfig2d::Explicit(1, 1, 1, 1))
+}
+
+/// A 1x1 convolution.
+pub(super) fn conv1x1(from: &WeightReader) -> Result<Conv2d, ModelError> {
+    conv(from, 1, 1, PaddingConfig2d::Valid)
+}
+
+fn conv(from: &WeightReader, kernel: usize, stride: usize, padding: PaddingConfig2d) -> Result<Conv2d, ModelError> {
+    Ok(Conv2d {
+        weight: from.param("weight")?,
+        bias: Some(from.param("bias")?),
+        stride: [stride; 2],
+        kernel_size: [kernel; 2],
+        dilation: [1; 2],
+        groups: 1,
+        padding,
+    })
+}
+
+/// Two normalised 3x3 convolutions around a shortcut, which is a 1x1 convolution where the channels change.
+#[derive(Module, Debug)]
+pub struct ResnetBlock {
+    norm1: GroupNorm,
+    conv1: Conv2d,
+    norm2: GroupNorm,
+    conv2: Conv2d,
+    nin_shortcut: Option<Conv2d>,
+}
+
+impl ResnetBlock {
+    pub(super) fn read(from: &WeightReader, groups: usize) -> Result<Self, ModelError> {
+        let shortcut = from.at("nin_shortcut");
+        Ok(Self {
+            norm1: GroupNorm::read(&from.at("norm1"), groups)?,
+            conv1: conv3x3(&from.at("conv1"))?,
+            norm2: GroupNorm::read(&from.at("norm2"), groups)?,
+            conv2: conv3x3(&from.at("conv2"))?,
+            nin_shortcut: shortcut.has("weight").then(|| conv1x1(&shortcut)).transpose()?,
+        })
+    }
+
+    /// `[N, C, H, W]` to `[N, C', H, W]`.
+    pub fn forward(&self, x: Tensor<4>) -> Tensor<4> {
+        let h = self.conv1.forward(silu(self.norm1.forward(x.clone())));
+        let h = self.conv2.forward(silu(self.norm2.forward(h)));
+        match &self.nin_shortcut {
+            Some(shortcut) => shortcut.forward(x) + h,
+            None => x + h,
+        }
+    }
+}
+
+/// Single-head self-attention over all positions, with a residual.
+#[derive(Module, Debug)]
+pub struct AttnBlock {
+    norm: GroupNorm,
+    q: Conv2d,
+    k: Conv2d,
+    v: Conv2d,
+    proj_out: Conv2d,
+}
+
+impl AttnBlock {
+    pub(super) fn read(from: &WeightReader, groups: usize) -> Result<Self, ModelError> {
+        Ok(Self {
+            norm: GroupNorm::read(&from.at("norm"), groups)?,
+            q: conv1x1(&from.at("q"))?,
+            k: conv1x1(&from.at("k"))?,
+            v: conv1x1(&from.at("v"))?,
+            proj_out: conv1x1(&from.at("proj_out"))?,
+        })
+    }
+
+    /// `[N, C, H, W]` to the same; holds `N x (HW)^2` attention weights.
+    pub fn forward(&self, x: Tensor<4>) -> Tensor<4> {
+        let [n, c, h, w] = x.dims();
+        let normed = self.norm.forward(x.clone());
+        let tokens = |conv: &Conv2d| conv.forward(normed.clone()).reshape([n, c, h * w]);
+        let (q, k, v) = (tokens(&self.q), tokens(&self.k), tokens(&self.v));
+        let dtype = q.dtype();
+        let scores = (q * (c as f64).powf(-0.5)).swap_dims(1, 2).matmul(k);
+        let weights = softmax(scores.cast(statistics_dtype(dtype)), 2).cast(dtype);
+        let attended = v.matmul(weights.swap_dims(1, 2)).reshape([n, c, h, w]);
+        x + self.proj_out.forward(attended)
+    }
+}
+
+/// Halves the size by a 3x3 convolution of stride 2, padded on the right and at the bottom only.
+#[derive(Module, Debug)]
+pub struct Downsample {
+    conv: Conv2d,
+}
+
+impl Downsample {
+    pub(super) fn read(from: &WeightReader) -> Result<Self, ModelError> {
+        Ok(Self { conv: conv(&from.at("conv"), 3, 2, PaddingConfig2d::Explicit(0, 0, 1, 1))? })
+    }
+
+    /// `[N, C, H, W]` to `[N, C, H/2, W/2]`.
+    pub fn forward(&self, x: Tensor<4>) -> Tensor<4> {
+        self.conv.forward(x)
+    }
+}
+
+/// Doubles the size by repeating pixels, then smooths with a 3x3 convolution.
+#[derive(Module, Debug)]
+pub struct Upsample {
+    conv: Conv2d,
+}
+
+impl Upsample {
+    pub(super) fn read(from: &WeightReader) -> Result<Self, ModelError> {
+        Ok(Self { conv: conv3x3(&from.at("conv"))? })
+    }
+
+    /// `[N, C, H, W]` to `[N, C, 2H, 2W]`.
+    pub fn forward(&self, x: Tensor<4>) -> Tensor<4> {
+        let [n, c, h, w] = x.dims();
+        let doubled = x
+            .reshape([n * c, h, 1, w, 1])
+            .expand([n * c, h, 2, w, 2])
+            .reshape([n, c, 2 * h, 2 * w]);
+        self.conv.forward(doubled)
+    }
+}

@@ -1,0 +1,59 @@
+//! From quantized latents to images: a middle with attention, then residual levels, each twice the size of the one before.
+
+use burn::module::Module;
+use burn::nn::conv::Conv2d;
+use burn::tensor::Tensor;
+use burn::tensor::activation::silu;
+use checkpoints::Architecture;
+
+use super::blocks::{AttnBlock, GroupNorm, ResnetBlock, Upsample, conv3x3};
+use super::encoder::{Middle, read_level, through_level};
+use super::weights::{ModelError, WeightReader};
+
+/// `[N, latent channels, H/f, W/f]` to `[N, 3, H, W]`, not clamped.
+#[derive(Module, Debug)]
+pub struct Decoder {
+    conv_in: Conv2d,
+    mid: Middle,
+    /// Finest level first, as in the names; the forward pass goes through it backwards.
+    up: Vec<UpLevel>,
+    norm_out: GroupNorm,
+    conv_out: Conv2d,
+}
+
+/// One resolution of the decoder; `attn` is empty or has one entry for each block.
+#[derive(Module, Debug)]
+struct UpLevel {
+    block: Vec<ResnetBlock>,
+    attn: Vec<AttnBlock>,
+    upsample: Option<Upsample>,
+}
+
+impl Decoder {
+    pub(super) fn read(from: &WeightReader, architecture: &Architecture) -> Result<Self, ModelError> {
+        let level = |i: usize| {
+            let from = from.at("up").at(&i.to_string());
+            let (block, attn) = read_level(&from, architecture, i, architecture.res_blocks + 1)?;
+            let upsample = (i > 0).then(|| Upsample::read(&from.at("upsample"))).transpose()?;
+            Ok(UpLevel { block, attn, upsample })
+        };
+        Ok(Self {
+            conv_in: conv3x3(&from.at("conv_in"))?,
+            mid: Middle::read(&from.at("mid"), architecture)?,
+            up: (0..architecture.channels.len()).map(level).collect::<Result<_, ModelError>>()?,
+            norm_out: GroupNorm::read(&from.at("norm_out"), architecture.groups)?,
+            conv_out: conv3x3(&from.at("conv_out"))?,
+        })
+    }
+
+    pub(super) fn forward(&self, z: Tensor<4>) -> Tensor<4> {
+        let mut h = self.mid.forward(self.conv_in.forward(z));
+        for level in self.up.iter().rev() {
+            h = through_level(h, &level.block, &level.attn);
+            if let Some(upsample) = &level.upsample {
+                h = upsample.forward(h);
+            }
+        }
+        self.conv_out.forward(silu(self.norm_out.forward(h)))
+    }
+}

@@ -1,0 +1,115 @@
+//! From images to latents: residual levels, each half the size of the one before, then a middle with attention.
+
+use burn::module::Module;
+use burn::nn::conv::Conv2d;
+use burn::tensor::Tensor;
+use burn::tensor::activation::silu;
+use checkpoints::Architecture;
+
+use super::blocks::{AttnBlock, Downsample, GroupNorm, ResnetBlock, conv3x3};
+use super::weights::{ModelError, WeightReader};
+
+/// `[N, 3, H, W]` in -1..1 to `[N, latent channels, H/f, W/f]`.
+#[derive(Module, Debug)]
+pub struct Encoder {
+    conv_in: Conv2d,
+    down: Vec<DownLevel>,
+    mid: Middle,
+    norm_out: GroupNorm,
+    conv_out: Conv2d,
+}
+
+/// One resolution of the encoder; `attn` is empty or has one entry for each block.
+#[derive(Module, Debug)]
+struct DownLevel {
+    block: Vec<ResnetBlock>,
+    attn: Vec<AttnBlock>,
+    downsample: Option<Downsample>,
+}
+
+impl Encoder {
+    pub(super) fn read(from: &WeightReader, architecture: &Architecture) -> Result<Self, ModelError> {
+        let levels = architecture.channels.len();
+        let level = |i: usize| {
+            let from = from.at("down").at(&i.to_string());
+            let (block, attn) = read_level(&from, architecture, i, architecture.res_blocks)?;
+            let downsample = (i + 1 < levels).then(|| Downsample::read(&from.at("downsample"))).transpose()?;
+            Ok(DownLevel { block, attn, downsample })
+        };
+        Ok(Self {
+            conv_in: conv3x3(&from.at("conv_in"))?,
+            down: (0..levels).map(level).collect::<Result<_, ModelError>>()?,
+            mid: Middle::read(&from.at("mid"), architecture)?,
+            norm_out: GroupNorm::read(&from.at("norm_out"), architecture.groups)?,
+            conv_out: conv3x3(&from.at("conv_out"))?,
+        })
+    }
+
+    pub(super) fn forward(&self, x: Tensor<4>) -> Tensor<4> {
+        let mut h = self.conv_in.forward(x);
+        for level in &self.down {
+            h = through_level(h, &level.block, &level.attn);
+            if let Some(downsample) = &level.downsample {
+                h = downsample.forward(h);
+            }
+        }
+        let h = self.mid.forward(h);
+        self.conv_out.forward(silu(self.norm_out.forward(h)))
+    }
+}
+
+/// The coarsest stretch, the same in encoder and decoder: block, attention where the family has it, block.
+#[derive(Module, Debug)]
+pub(super) struct Middle {
+    block_1: ResnetBlock,
+    attn_1: Option<AttnBlock>,
+    block_2: ResnetBlock,
+}
+
+impl Middle {
+    pub(super) fn read(from: &WeightReader, architecture: &Architecture) -> Result<Self, ModelError> {
+        let groups = architecture.groups;
+        let attn = || AttnBlock::read(&from.at("attn_1"), groups);
+        Ok(Self {
+            block_1: ResnetBlock::read(&from.at("block_1"), groups)?,
+            attn_1: architecture.mid_attention.then(attn).transpose()?,
+            block_2: ResnetBlock::read(&from.at("block_2"), groups)?,
+        })
+    }
+
+    pub(super) fn forward(&self, x: Tensor<4>) -> Tensor<4> {
+        let mut h = self.block_1.forward(x);
+        if let Some(attn) = &self.attn_1 {
+            h = attn.forward(h);
+        }
+        self.block_2.forward(h)
+    }
+}
+
+pub(super) type LevelBlocks = (Vec<ResnetBlock>, Vec<AttnBlock>);
+
+pub(super) fn read_level(
+    from: &WeightReader,
+    architecture: &Architecture,
+    level: usize,
+    blocks: usize,
+) -> Result<LevelBlocks, ModelError> {
+    let groups = architecture.groups;
+    let block = |j: usize| ResnetBlock::read(&from.at("block").at(&j.to_string()), groups);
+    let attn = |j: usize| AttnBlock::read(&from.at("attn").at(&j.to_string()), groups);
+    let attended = if architecture.attention_levels.contains(&level) { blocks } else { 0 };
+    Ok((
+        (0..blocks).map(block).collect::<Result<_, _>>()?,
+        (0..attended).map(attn).collect::<Result<_, _>>()?,
+    ))
+}
+
+pub(super) fn through_level(x: Tensor<4>, block: &[ResnetBlock], attn: &[AttnBlock]) -> Tensor<4> {
+    block.iter().enumerate().fold(x, |h, (j, block)| {
+        let h = block.forward(h);
+        match attn.get(j) {
+            Some(attn) => attn.forward(h),
+            None => h,
+        }
+    })
+}

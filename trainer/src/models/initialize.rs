@@ -1,0 +1,63 @@
+//! Random weights for a model that starts from nothing, as PyTorch's layers draw them.
+
+use checkpoints::{Architecture, Dtype, HostTensor};
+use rand::rngs::ChaCha8Rng;
+use rand::{RngExt, SeedableRng};
+
+use super::weights::{StateDict, param_id};
+
+/// Weights of `architecture`, a pure function of `seed`: the same on every device and in every version of Burn.
+///
+/// Convolutions and their biases are uniform within `1/sqrt(fan in)` (PyTorch's default), norms are the identity, codes
+/// are uniform within `1/codes` (taming's default) or of unit length in random directions where the codebook is normalised.
+pub fn random_weights(architecture: &Architecture, seed: u64) -> StateDict {
+    let parameters = architecture.parameters();
+    let fan_in = |name: &str| {
+        let weight = format!("{}.weight", name.rsplit_once('.').map_or(name, |(layer, _)| layer));
+        let shape = parameters.iter().find(|(other, _)| *other == weight).map(|(_, shape)| shape);
+        shape.map_or(1, |shape| shape.iter().skip(1).product::<usize>().max(1))
+    };
+    let is_norm = |name: &str| name.contains("norm");
+    let init = |(name, shape): &(String, Vec<usize>)| {
+        let len = shape.iter().product();
+        let mut rng = rng_for(seed, name);
+        let mut uniform = |bound: f64| (0..len).map(|_| rng.random_range(-bound..=bound) as f32).collect::<Vec<_>>();
+        let values = if name == "quantize.embedding.weight" {
+            uniform(1.0 / architecture.codes as f64)
+        } else if is_norm(name) {
+            vec![if name.ends_with("weight") { 1.0 } else { 0.0 }; len]
+        } else {
+            uniform((fan_in(name) as f64).powf(-0.5))
+        };
+        let bytes = values.iter().flat_map(|value: &f32| value.to_le_bytes()).collect();
+        (name.clone(), HostTensor { dtype: Dtype::F32, shape: shape.clone(), bytes })
+    };
+    parameters.iter().map(init).collect()
+}
+
+fn rng_for(seed: u64, name: &str) -> ChaCha8Rng {
+    ChaCha8Rng::seed_from_u64(seed ^ param_id(name).val())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::models::tests::tiny_architecture;
+
+    #[test]
+    fn weights_depend_on_the_seed_and_on_nothing_else() {
+        let architecture = tiny_architecture();
+        let [a, b, c] = [1, 1, 2].map(|seed| random_weights(&architecture, seed));
+        assert_eq!(a, b);
+        assert_ne!(a, c);
+    }
+
+    #[test]
+    fn a_convolution_is_bounded_by_its_fan_in_and_uses_the_range() {
+        let weights = random_weights(&tiny_architecture(), 0);
+        let weight = &weights["encoder.down.0.block.0.conv1.weight"];
+        let bound = 1.0 / ((weight.shape[1] * 9) as f32).sqrt();
+        let largest = weight.to_f32().unwrap().into_iter().map(f32::abs).fold(0.0, f32::max);
+        assert!(largest <= bound && largest > 0.9 * bound, "{largest} against {bound}");
+    }
+}

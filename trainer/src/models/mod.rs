@@ -1,0 +1,15 @@
+//! The networks.
+
+pub mod architectures;
+mod blocks;
+mod decoder;
+mod encoder;
+pub mod initialize;
+pub mod quantizer;
+pub mod vqgan;
+pub mod weights;
+
+pub use vqgan::VqGan;
+
+#[cfg(test)]
+mod tests;

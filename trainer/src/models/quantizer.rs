@@ -1,0 +1,161 @@
+//! Vector quantization (van den Oord et al. 2017, arXiv 1711.00937): each latent vector becomes its nearest code.
+
+use burn::module::{Module, Param};
+use burn::tensor::{DType, IndexingUpdateOp, Int, Tensor};
+use checkpoints::Architecture;
+
+use super::weights::{ModelError, WeightReader};
+
+/// At most so many distances to codes exist at once, 16 MiB of f32: one 256-pixel image at f16 against 16,384 codes.
+const DISTANCES_AT_ONCE: usize = 1 << 22;
+
+/// `torch.nn.functional.normalize`'s guard against a zero vector; inside the root, whose slope at zero is infinite.
+const NORM_EPSILON: f64 = 1e-12;
+
+/// The codebook.
+#[derive(Module, Debug)]
+pub struct Quantizer {
+    embedding: Embedding,
+    l2_norm: bool,
+}
+
+#[derive(Module, Debug)]
+struct Embedding {
+    /// `[codes, code dim]`.
+    weight: Param<Tensor<2>>,
+}
+
+/// Latents after quantization, with what the codebook loss is made of.
+#[derive(Debug)]
+pub struct Quantized {
+    /// What the decoder sees, `[N, D, h, w]`: the codes in value, the latents in gradient (straight-through).
+    pub latent: Tensor<4>,
+    /// Index of each position's code, `[N * h * w]`, rows of a sample after one another.
+    pub codes: Tensor<1, Int>,
+    /// `mean |sg(latent) - code|^2` per sample, `[N]`: its gradient moves the codes.
+    pub codebook: Tensor<1>,
+    /// `mean |latent - sg(code)|^2` per sample, `[N]`: its gradient moves the encoder.
+    pub commitment: Tensor<1>,
+    /// The latent vectors as they were compared with the codes, `[N * h * w, D]` (of unit length if the codebook is).
+    pub vectors: Tensor<2>,
+    /// The codes as they were compared, `[codes, D]`.
+    pub codebook_vectors: Tensor<2>,
+}
+
+impl Quantizer {
+    pub(super) fn read(from: &WeightReader, architecture: &Architecture) -> Result<Self, ModelError> {
+        Ok(Self {
+            embedding: Embedding { weight: from.at("embedding").param("weight")? },
+            l2_norm: architecture.quantizer.l2_norm,
+        })
+    }
+
+    /// Number of codes.
+    pub fn codes(&self) -> usize {
+        self.embedding.weight.dims()[0]
+    }
+
+    /// Latents `[N, D, h, w]` to their nearest codes.
+    pub fn forward(&self, latent: Tensor<4>) -> Quantized {
+        let [n, d, h, w] = latent.dims();
+        let (vectors, codebook) = self.compared(latent);
+        let codes = nearest(vectors.clone().without_autodiff(), codebook.clone().without_autodiff());
+        let indices = if codebook.is_autodiff() { codes.clone().autodiff() } else { codes.clone() };
+        let chosen = codebook.clone().select(0, indices);
+        let per_sample = |difference: Tensor<2>| {
+            difference.square().reshape([n, h * w * d]).mean_dim(1).reshape([n])
+        };
+        let straight_through = vectors.clone() + (chosen.clone() - vectors.clone()).detach();
+        Quantized {
+            latent: straight_through.reshape([n, h, w, d]).permute([0, 3, 1, 2]),
+            codes,
+            codebook: per_sample(chosen.clone() - vectors.clone().detach()),
+            commitment: per_sample(vectors.clone() - chosen.detach()),
+            vectors,
+            codebook_vectors: codebook,
+        }
+    }
+
+    /// Latents `[N, D, h, w]` as vectors `[N * h * w, D]` and the codes `[codes, D]`, both normalised where the codebook is.
+    pub fn compared(&self, latent: Tensor<4>) -> (Tensor<2>, Tensor<2>) {
+        let [n, d, h, w] = latent.dims();
+        let vectors = latent.permute([0, 2, 3, 1]).reshape([n * h * w, d]);
+        let codebook = self.embedding.weight.val();
+        if self.l2_norm { (normalize(vectors), normalize(codebook)) } else { (vectors, codebook) }
+    }
+
+    /// The decoder's input for given codes: `[N * h * w]` indices to `[N, D, h, w]`.
+    pub fn lookup(&self, codes: Tensor<1, Int>, [n, h, w]: [usize; 3]) -> Tensor<4> {
+        let codebook = self.embedding.weight.val();
+        let codebook = if self.l2_norm { normalize(codebook) } else { codebook };
+        let d = codebook.dims()[1];
+        codebook.select(0, codes).reshape([n, h, w, d]).permute([0, 3, 1, 2])
+    }
+}
+
+/// Rows of `x`, `[M, D]`, at unit length.
+fn normalize(x: Tensor<2>) -> Tensor<2> {
+    let length = x.clone().square().sum_dim(1).clamp_min(NORM_EPSILON * NORM_EPSILON).sqrt();
+    x / length
+}
+
+/// How many rows of distances to `codes` codes are worked on at once.
+pub(crate) fn rows_at_once(codes: usize) -> usize {
+    (DISTANCES_AT_ONCE / codes).max(1)
+}
+
+/// Splits `[M, D]` into pieces whose distances to `codes` codes fit the bound above.
+pub(crate) fn tiles(vectors: Tensor<2>, codes: usize) -> Vec<Tensor<2>> {
+    vectors.split(rows_at_once(codes), 0)
+}
+
+/// Index of the nearest code for each row: `[M, D]` and `[K, D]` to `[M]`.
+///
+/// `argmin_k |e_k|^2 - 2 z.e_k`, in f32 at least: the term `|z|^2` is the same for all codes.
+fn nearest(vectors: Tensor<2>, codebook: Tensor<2>) -> Tensor<1, Int> {
+    let wide = |t: Tensor<2>| match t.dtype() {
+        DType::F16 | DType::BF16 => t.cast(DType::F32),
+        _ => t,
+    };
+    let codebook = wide(codebook);
+    let [k, _] = codebook.dims();
+    let squares = codebook.clone().square().sum_dim(1).swap_dims(0, 1);
+    let columns = codebook.swap_dims(0, 1) * -2.0;
+    let of_tile = |tile: Tensor<2>| {
+        let rows = tile.dims()[0];
+        (wide(tile).matmul(columns.clone()) + squares.clone()).argmin(1).reshape([rows])
+    };
+    Tensor::cat(tiles(vectors, k).into_iter().map(of_tile).collect(), 0)
+}
+
+/// How often each of `codes` codes stands in `indices`: `[M]` to counts `[codes]`, exact up to 2^24 each.
+pub fn count_codes(indices: Tensor<1, Int>, codes: usize) -> Tensor<1> {
+    let device = indices.device();
+    let ones = Tensor::<1>::ones([indices.dims()[0]], (&device, DType::F32));
+    Tensor::<1>::zeros([codes], (&device, DType::F32)).select_assign(0, indices, ones, IndexingUpdateOp::Add)
+}
+
+/// How a codebook is used, from the counts of its codes.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct CodebookUse {
+    /// Share of the codes that occurred, 0..1.
+    pub used: f64,
+    /// `exp` of the entropy of the codes' frequencies: 1 if all positions have one code, the number of codes if all are
+    /// equally frequent.
+    pub perplexity: f64,
+}
+
+impl CodebookUse {
+    /// From one count for each code.
+    pub fn from_counts(counts: &[f32]) -> Self {
+        let total: f64 = counts.iter().map(|&c| f64::from(c)).sum();
+        let entropy: f64 = counts
+            .iter()
+            .filter(|&&c| c > 0.0)
+            .map(|&c| f64::from(c) / total)
+            .map(|p| -p * p.ln())
+            .sum();
+        let used = counts.iter().filter(|&&c| c > 0.0).count();
+        Self { used: used as f64 / counts.len().max(1) as f64, perplexity: entropy.exp() }
+    }
+}

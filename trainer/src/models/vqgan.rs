@@ -1,0 +1,77 @@
+//! The VQGAN (Esser, Rombach, Ommer 2021, arXiv 2012.09841) in the variants that checkpoints exist of: taming-transformers
+//! and latent-diffusion, LlamaGen (arXiv 2406.06525), diffusers' `VQModel`.
+
+use burn::module::Module;
+use burn::nn::conv::Conv2d;
+use burn::tensor::{DType, Device, Tensor};
+use checkpoints::Architecture;
+
+use super::blocks::conv1x1;
+use super::decoder::Decoder;
+use super::encoder::Encoder;
+use super::quantizer::{Quantized, Quantizer};
+use super::weights::{ModelError, StateDict, WeightReader};
+
+/// Encoder, codebook and decoder. The fields' names are those of the checkpoints.
+#[derive(Module, Debug)]
+pub struct VqGan {
+    encoder: Encoder,
+    quant_conv: Conv2d,
+    quantize: Quantizer,
+    post_quant_conv: Conv2d,
+    decoder: Decoder,
+}
+
+impl VqGan {
+    /// Builds the model of `architecture` from its weights, as tensors of `dtype` on `device`.
+    ///
+    /// # Errors
+    /// If the state dict lacks a tensor or has one of another rank.
+    pub fn new(
+        architecture: &Architecture,
+        state: &StateDict,
+        device: &Device,
+        dtype: DType,
+    ) -> Result<Self, ModelError> {
+        let from = WeightReader::new(state, device, dtype);
+        Ok(Self {
+            encoder: Encoder::read(&from.at("encoder"), architecture)?,
+            quant_conv: conv1x1(&from.at("quant_conv"))?,
+            quantize: Quantizer::read(&from.at("quantize"), architecture)?,
+            post_quant_conv: conv1x1(&from.at("post_quant_conv"))?,
+            decoder: Decoder::read(&from.at("decoder"), architecture)?,
+        })
+    }
+
+    /// Images `[N, 3, H, W]` in -1..1 to latents `[N, code dim, H/f, W/f]`, before quantization.
+    pub fn encode(&self, images: Tensor<4>) -> Tensor<4> {
+        self.quant_conv.forward(self.encoder.forward(images))
+    }
+
+    /// Latents to the nearest codes, with what the codebook loss needs.
+    pub fn quantize(&self, latent: Tensor<4>) -> Quantized {
+        self.quantize.forward(latent)
+    }
+
+    /// Quantized latents `[N, code dim, H/f, W/f]` to images `[N, 3, H, W]`, about -1..1 but not clamped.
+    pub fn decode(&self, quantized: Tensor<4>) -> Tensor<4> {
+        self.decoder.forward(self.post_quant_conv.forward(quantized))
+    }
+
+    /// The whole way: images `[N, 3, H, W]` in -1..1 to their reconstructions and codes.
+    pub fn reconstruct(&self, images: Tensor<4>) -> (Tensor<4>, Quantized) {
+        let quantized = self.quantize(self.encode(images));
+        (self.decode(quantized.latent.clone()), quantized)
+    }
+
+    /// The device that the parameters are on, and their type.
+    pub fn place(&self) -> (Device, DType) {
+        let weight = self.quant_conv.weight.val();
+        (weight.device(), weight.dtype())
+    }
+
+    /// The codebook.
+    pub fn quantizer(&self) -> &Quantizer {
+        &self.quantize
+    }
+}

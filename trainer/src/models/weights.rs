@@ -1,0 +1,152 @@
+//! From named host tensors to Burn parameters and back.
+//!
+//! Names are taming's (`encoder.down.0.block.0.norm1.weight`), which are also the paths of the modules' fields, so the
+//! same name stands in a configuration's globs, in a checkpoint and in an error.
+
+use std::collections::BTreeMap;
+
+use burn::module::{Module, ModuleVisitor, Param, ParamId};
+use burn::tensor::{DType, Device, Tensor, TensorData};
+use checkpoints::{HostTensor, TensorError};
+
+/// Parameters by canonical name.
+pub type StateDict = BTreeMap<String, HostTensor>;
+
+/// Why a model could not be built from a state dict.
+#[derive(Debug, thiserror::Error)]
+pub enum ModelError {
+    /// The architecture asks for a tensor that the state dict does not have.
+    #[error("the weights lack `{0}`")]
+    Missing(String),
+    /// A tensor has another number of dimensions than its place needs.
+    #[error("`{name}` has shape {shape:?}, which is not of {rank} dimensions")]
+    Rank {
+        /// The parameter's name.
+        name: String,
+        /// What was found.
+        shape: Vec<usize>,
+        /// What is needed.
+        rank: usize,
+    },
+    /// A tensor does not hold floating-point values.
+    #[error("`{name}`: {source}")]
+    Values {
+        /// The parameter's name.
+        name: String,
+        /// What it holds.
+        source: TensorError,
+    },
+    /// The device could not hand a tensor back.
+    #[error("the device failed while a weight was read back: {0}")]
+    Device(String),
+}
+
+/// Reads the parameters below one path of a state dict.
+pub struct WeightReader<'a> {
+    state: &'a StateDict,
+    device: &'a Device,
+    dtype: DType,
+    path: String,
+}
+
+impl<'a> WeightReader<'a> {
+    /// A reader at the root. Parameters become tensors of `dtype` on `device`; on an autodiff device they are tracked.
+    pub fn new(state: &'a StateDict, device: &'a Device, dtype: DType) -> Self {
+        Self { state, device, dtype, path: String::new() }
+    }
+
+    /// The same reader one level down.
+    pub fn at(&self, name: &str) -> Self {
+        Self { path: self.join(name), ..*self }
+    }
+
+    fn join(&self, name: &str) -> String {
+        if self.path.is_empty() { name.to_owned() } else { format!("{}.{name}", self.path) }
+    }
+
+    /// Whether the state dict has `name` below this path.
+    pub fn has(&self, name: &str) -> bool {
+        self.state.contains_key(&self.join(name))
+    }
+
+    /// The parameter `name` below this path.
+    ///
+    /// # Errors
+    /// If it is missing or not of `D` dimensions.
+    pub fn param<const D: usize>(&self, name: &str) -> Result<Param<Tensor<D>>, ModelError> {
+        let name = self.join(name);
+        let host = self.state.get(&name).ok_or_else(|| ModelError::Missing(name.clone()))?;
+        if host.shape.len() != D {
+            return Err(ModelError::Rank { name, shape: host.shape.clone(), rank: D });
+        }
+        let values = host.to_f32().map_err(|source| ModelError::Values { name: name.clone(), source })?;
+        let data = TensorData::new(values, host.shape.clone());
+        let tensor = Tensor::<D>::from_data(data, (self.device, self.dtype));
+        let tensor = if self.device.is_autodiff() { tensor.require_grad() } else { tensor };
+        Ok(Param::initialized(param_id(&name), tensor))
+    }
+}
+
+/// The same name has the same id in every process, which lets saved optimizer state find its parameter again.
+///
+/// 64-bit FNV-1a: the few hundred names of a model do not collide in it (a test watches that).
+pub fn param_id(name: &str) -> ParamId {
+    let hash = name
+        .bytes()
+        .fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3));
+    ParamId::from(hash)
+}
+
+/// Reads every float parameter of `module` back to the host as f32, by name.
+///
+/// # Errors
+/// If the device fails.
+pub fn state_dict<M: Module>(module: &M) -> Result<StateDict, ModelError> {
+    struct Reader(StateDict, Option<ModelError>);
+    impl ParameterVisitor for Reader {
+        fn parameter<const D: usize>(&mut self, name: &str, _id: ParamId, value: Tensor<D>) {
+            let shape = value.dims();
+            let read = value.try_into_vec_as::<f32>().map_err(|error| ModelError::Device(error.to_string()));
+            let host = read.and_then(|values| {
+                let name = name.to_owned();
+                HostTensor::from_f32(shape, &values).map_err(|source| ModelError::Values { name, source })
+            });
+            match host {
+                Ok(host) => drop(self.0.insert(name.to_owned(), host)),
+                Err(error) => self.1 = Some(error),
+            }
+        }
+    }
+    let mut reader = Reader(StateDict::new(), None);
+    visit_parameters(module, &mut reader);
+    match reader.1 {
+        Some(error) => Err(error),
+        None => Ok(reader.0),
+    }
+}
+
+/// Sees each float parameter of a module once; see [`visit_parameters`].
+pub trait ParameterVisitor {
+    /// `value` is without autodiff.
+    fn parameter<const D: usize>(&mut self, name: &str, id: ParamId, value: Tensor<D>);
+}
+
+/// Shows `visitor` every float parameter of `module` in the module's order.
+pub fn visit_parameters<M: Module, V: ParameterVisitor>(module: &M, visitor: &mut V) {
+    struct Walk<'a, V> {
+        path: Vec<String>,
+        visitor: &'a mut V,
+    }
+    impl<V: ParameterVisitor> ModuleVisitor for Walk<'_, V> {
+        fn enter_module(&mut self, name: &str, _container: &str) {
+            self.path.push(name.to_owned());
+        }
+        fn exit_module(&mut self, _name: &str, _container: &str) {
+            self.path.pop();
+        }
+        fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
+            self.visitor.parameter(&self.path.join("."), param.id, param.val().without_autodiff());
+        }
+    }
+    module.visit(&mut Walk { path: Vec::new(), visitor });
+}

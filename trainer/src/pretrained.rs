@@ -1,0 +1,167 @@
+//! The weights that a run starts from.
+
+use std::path::{Path, PathBuf};
+
+use checkpoints::hub::{self, FileChoice, HubError, HubSettings, Location};
+use checkpoints::run::{RunError, RunStore};
+use checkpoints::{Architecture, WeightsError, WeightsFile, load_vqgan};
+
+use crate::config::{Config, ModelConfig, Problem};
+use crate::download::DownloadBar;
+use crate::models::architectures::{NAMES, by_name};
+use crate::models::initialize::random_weights;
+use crate::models::weights::StateDict;
+use crate::run_state::{self, State, StateError};
+
+/// Why there are no weights to start from.
+#[derive(Debug, thiserror::Error)]
+pub enum PretrainedError {
+    /// The Hub, or a name of something on it.
+    #[error("{0}")]
+    Hub(#[from] HubError),
+    /// The file.
+    #[error("{0}")]
+    Weights(#[from] WeightsError),
+    /// No such file.
+    #[error("there is no {}", .0.display())]
+    Missing(PathBuf),
+    /// A run's folder without a checkpoint that verifies.
+    #[error("{} is a run without a whole checkpoint", .0.display())]
+    NoCheckpoint(PathBuf),
+    /// A checkpoint that does not verify.
+    #[error("{0}")]
+    Run(#[from] RunError),
+    /// A checkpoint that verifies holds something unexpected.
+    #[error("{}: {source}", path.display())]
+    State {
+        /// The checkpoint.
+        path: PathBuf,
+        /// What is wrong.
+        source: StateError,
+    },
+    /// No such architecture, or one that cannot be.
+    #[error("`{}` {}", .0.key, .0.message)]
+    Architecture(Problem),
+}
+
+/// A model's weights, from wherever they came.
+pub struct Initial {
+    /// What it is built like.
+    pub architecture: Architecture,
+    /// Its weights by canonical name.
+    pub weights: StateDict,
+    /// Side of the pictures that it was trained on here, in pixels; nothing for a model from elsewhere.
+    pub resolution: Option<u32>,
+    /// For the user.
+    pub description: String,
+}
+
+/// Reads the pretrained weights of `config`, or draws random ones.
+///
+/// # Errors
+/// If they cannot be fetched, read, or made a model of.
+pub fn initial(config: &Config) -> Result<Initial, PretrainedError> {
+    match &config.model.pretrained {
+        Some(spec) => pretrained(spec),
+        None => random(&config.model, config.run.seed),
+    }
+}
+
+/// Weights by name: a run's folder, one of its checkpoints, a file, a diffusers folder, or `hf://owner/name`.
+///
+/// # Errors
+/// If they cannot be fetched, read, or made a model of.
+pub fn pretrained(spec: &str) -> Result<Initial, PretrainedError> {
+    let location = Location::parse(spec)?;
+    if let Location::Local(path) = &location {
+        if !path.exists() {
+            return Err(PretrainedError::Missing(path.clone()));
+        }
+        if let Some(checkpoint) = checkpoint_of(path)? {
+            return of_checkpoint(&checkpoint);
+        }
+    }
+    let fetched = hub::fetch(&location, FileChoice::Vqgan, &HubSettings::from_env(), &DownloadBar::default())?;
+    let file = WeightsFile::open(&fetched.weights)?;
+    let architecture = Architecture::infer(&file, fetched.config.as_deref())?;
+    let weights = load_vqgan(&file, &architecture)?;
+    let description = format!("{} from {spec}", describe(&architecture));
+    Ok(Initial { architecture, weights, resolution: None, description })
+}
+
+/// The newest whole checkpoint if `path` is a run's folder, `path` itself if it is a checkpoint, else nothing.
+fn checkpoint_of(path: &Path) -> Result<Option<PathBuf>, PretrainedError> {
+    let checkpoints = path.join("checkpoints");
+    if checkpoints.is_dir() {
+        let newest = RunStore::read(&checkpoints).newest()?;
+        return match newest.checkpoint {
+            Some(checkpoint) => Ok(Some(checkpoint.path)),
+            None => Err(PretrainedError::NoCheckpoint(path.to_owned())),
+        };
+    }
+    match run_state::is_checkpoint(path) {
+        true => {
+            checkpoints::run::verify(path)?;
+            Ok(Some(path.to_owned()))
+        }
+        false => Ok(None),
+    }
+}
+
+fn of_checkpoint(path: &Path) -> Result<Initial, PretrainedError> {
+    let wrong = |source| PretrainedError::State { path: path.to_owned(), source };
+    let resumed = run_state::read(path).map_err(wrong)?;
+    let State { architecture, config, .. } = resumed.state;
+    Ok(Initial {
+        description: format!("{} from {}", describe(&architecture), path.display()),
+        architecture,
+        weights: resumed.ema.unwrap_or(resumed.model),
+        resolution: Some(config.data.resolution),
+    })
+}
+
+fn random(model: &ModelConfig, seed: u64) -> Result<Initial, PretrainedError> {
+    let architecture = random_architecture(model).map_err(PretrainedError::Architecture)?;
+    let description = format!("{} with random weights", describe(&architecture));
+    Ok(Initial { weights: random_weights(&architecture, seed), architecture, resolution: None, description })
+}
+
+fn random_architecture(model: &ModelConfig) -> Result<Architecture, Problem> {
+    let name = model.architecture.as_deref().unwrap_or("tiny");
+    let unknown = || Problem {
+        key: "model.architecture",
+        message: format!("is \"{name}\", must be one of {}", NAMES.join(", ")),
+    };
+    let mut architecture = by_name(name).ok_or_else(unknown)?;
+    if let Some(channels) = &model.channels {
+        architecture.base_channels = channels.first().copied().unwrap_or(0);
+        architecture.channels.clone_from(channels);
+    }
+    let set = |field: &mut usize, value: Option<usize>| *field = value.unwrap_or(*field);
+    set(&mut architecture.res_blocks, model.res_blocks);
+    set(&mut architecture.latent_channels, model.latent_channels);
+    set(&mut architecture.code_dim, model.code_dim);
+    set(&mut architecture.codes, model.codes);
+    set(&mut architecture.groups, model.groups);
+    if let Some(levels) = &model.attention_levels {
+        architecture.attention_levels.clone_from(levels);
+    }
+    architecture.mid_attention = model.mid_attention.unwrap_or(architecture.mid_attention);
+    architecture.quantizer.l2_norm = model.l2_norm.unwrap_or(architecture.quantizer.l2_norm);
+    let wrong = |error: WeightsError| Problem { key: "model", message: format!("describes no model: {error}") };
+    architecture.check().map_err(wrong)?;
+    Ok(architecture)
+}
+
+fn describe(architecture: &Architecture) -> String {
+    let parameters = architecture.parameters();
+    let count: usize = parameters.iter().map(|(_, shape)| shape.iter().product::<usize>()).sum();
+    format!(
+        "{} VQGAN, f{}, {} codes of {} values, {:.1} M parameters",
+        architecture.family,
+        architecture.downsampling(),
+        architecture.codes,
+        architecture.code_dim,
+        count as f64 / 1e6
+    )
+}

@@ -1,0 +1,187 @@
+//! What a checkpoint of a run holds, and the way back from it.
+//!
+//! A checkpoint is a folder of `model.safetensors` and `ema.safetensors` (weights by taming's names, f32),
+//! `optimizer.bpk` (burnpack: per parameter `<id>.moment_1` and `<id>.moment_2`, the id being the FNV-1a hash of the
+//! name) and `state.json`, with a manifest of sizes and hashes. The sampler, the schedule and all randomness are functions
+//! of the step and the seed, so they need no state.
+
+use std::path::Path;
+
+use burn::optim::ModuleOptimizer;
+use checkpoints::{Architecture, WeightsFile, write_safetensors};
+use serde::{Deserialize, Serialize};
+
+use crate::config::Config;
+use crate::models::VqGan;
+use crate::models::weights::{ModelError, StateDict, state_dict};
+use crate::validation::Scores;
+
+const MODEL: &str = "model.safetensors";
+const EMA: &str = "ema.safetensors";
+const OPTIMIZER: &str = "optimizer.bpk";
+const STATE: &str = "state.json";
+
+/// Why a run's state could not be written or read.
+#[derive(Debug, thiserror::Error)]
+pub enum StateError {
+    /// A file.
+    #[error("{file}: {message}")]
+    File {
+        /// Which of the checkpoint's files.
+        file: &'static str,
+        /// What is wrong with it.
+        message: String,
+    },
+    /// The weights do not make a model.
+    #[error(transparent)]
+    Model(#[from] ModelError),
+}
+
+fn file(file: &'static str) -> impl Fn(&dyn std::fmt::Display) -> StateError {
+    move |error| StateError::File { file, message: error.to_string() }
+}
+
+/// The part of a run's state that is no tensor.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct State {
+    /// Optimizer steps done.
+    pub step: u64,
+    /// The model's architecture.
+    pub architecture: Architecture,
+    /// The configuration that the run went by.
+    pub config: Config,
+    /// Scores before the first step.
+    pub before: Option<Scores>,
+}
+
+/// A whole run's state, read back.
+pub struct Resumed {
+    /// Everything but tensors.
+    pub state: State,
+    /// The weights.
+    pub model: StateDict,
+    /// Their average, if the run keeps one.
+    pub ema: Option<StateDict>,
+}
+
+/// Writes all files of a checkpoint into `folder`.
+///
+/// # Errors
+/// If the device fails or the disk refuses.
+pub fn write(
+    folder: &Path,
+    state: &State,
+    model: &VqGan,
+    ema: Option<&VqGan>,
+    optimizer: &ModuleOptimizer,
+) -> Result<(), StateError> {
+    let json = serde_json::to_vec_pretty(state).map_err(|e| file(STATE)(&e))?;
+    std::fs::write(folder.join(STATE), json).map_err(|e| file(STATE)(&e))?;
+    for (name, model) in [(MODEL, Some(model)), (EMA, ema)] {
+        if let Some(model) = model {
+            let weights = state_dict(model)?;
+            write_safetensors(&folder.join(name), &weights, None).map_err(|e| file(name)(&e))?;
+        }
+    }
+    optimizer.save(folder.join(OPTIMIZER)).map_err(|e| file(OPTIMIZER)(&e))
+}
+
+/// Reads everything but the optimizer.
+///
+/// # Errors
+/// If a file is missing or is not what it should be.
+pub fn read(folder: &Path) -> Result<Resumed, StateError> {
+    let json = std::fs::read(folder.join(STATE)).map_err(|e| file(STATE)(&e))?;
+    let state = serde_json::from_slice(&json).map_err(|e| file(STATE)(&e))?;
+    let ema = folder.join(EMA).exists().then(|| weights(folder, EMA)).transpose()?;
+    Ok(Resumed { state, model: weights(folder, MODEL)?, ema })
+}
+
+fn weights(folder: &Path, name: &'static str) -> Result<StateDict, StateError> {
+    let weights = WeightsFile::open(&folder.join(name)).map_err(|e| file(name)(&e))?;
+    let read = |key: &str| Ok((key.to_owned(), weights.read(key).map_err(|e| file(name)(&e))?));
+    weights.names().map(|key| read(key)).collect()
+}
+
+/// Loads the optimizer's state into `fresh`, which has the run's settings.
+///
+/// # Errors
+/// If the file is missing or is not what it should be.
+pub fn read_optimizer(folder: &Path, fresh: ModuleOptimizer) -> Result<ModuleOptimizer, StateError> {
+    fresh.load(folder.join(OPTIMIZER)).map_err(|e| file(OPTIMIZER)(&e))
+}
+
+/// Whether `folder` looks like a run's checkpoint.
+pub fn is_checkpoint(folder: &Path) -> bool {
+    folder.join(STATE).is_file() && folder.join(MODEL).is_file()
+}
+
+/// Keys that may change between the parts of a run: they change neither what is computed nor in which order.
+const FREE: [&str; 14] = [
+    "run.name",
+    "run.steps",
+    "run.device",
+    "batch.micro",
+    "data.path",
+    "data.workers",
+    "data.prefetch",
+    "data.max_bad",
+    "model.pretrained",
+    "checkpoints.every_steps",
+    "checkpoints.keep_last",
+    "checkpoints.keep_every",
+    "validation.every_steps",
+    "validation.samples",
+];
+
+/// The keys outside the free ones in which `now` differs from `then`, as `key: then -> now`.
+pub fn unsound_changes(then: &Config, now: &Config) -> Vec<String> {
+    let flat = |config: &Config| {
+        let mut keys = std::collections::BTreeMap::new();
+        if let Ok(value) = toml::Value::try_from(config) {
+            flatten("", &value, &mut keys);
+        }
+        keys
+    };
+    let (then, now) = (flat(then), flat(now));
+    let keys: std::collections::BTreeSet<_> = then.keys().chain(now.keys()).collect();
+    let shown = |value: Option<&String>| value.cloned().unwrap_or_else(|| "unset".into());
+    keys.into_iter()
+        .filter(|key| !FREE.contains(&key.as_str()) && then.get(*key) != now.get(*key))
+        .map(|key| format!("{key}: {} -> {}", shown(then.get(key)), shown(now.get(key))))
+        .collect()
+}
+
+fn flatten(path: &str, value: &toml::Value, into: &mut std::collections::BTreeMap<String, String>) {
+    match value {
+        toml::Value::Table(table) => {
+            for (name, value) in table {
+                let path = if path.is_empty() { name.clone() } else { format!("{path}.{name}") };
+                flatten(&path, value, into);
+            }
+        }
+        value => {
+            into.insert(path.to_owned(), value.to_string());
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_resumed_run_may_change_how_it_computes_and_not_what() {
+        let then = Config::default();
+        let mut now = then.clone();
+        now.batch.micro = 1;
+        now.run.steps = 7;
+        assert!(unsound_changes(&then, &now).is_empty());
+        now.optimizer.learning_rate = 1.0;
+        now.losses.codebook.beta = Some(0.5);
+        assert_eq!(
+            unsound_changes(&then, &now),
+            ["losses.codebook.beta: unset -> 0.5", "optimizer.learning_rate: 7.2e-5 -> 1.0"]
+        );
+    }
+}

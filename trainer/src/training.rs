@@ -1,0 +1,505 @@
+//! A run from its configuration to its last checkpoint.
+
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+
+use burn::optim::ModuleOptimizer;
+use burn::tensor::{DType, Tensor};
+use burn_train::Interrupter;
+use checkpoints::Architecture;
+use checkpoints::run::{MetricsLog, RunError, RunLock, RunStore, SaveError, atomic_write};
+use datasets::{Batch, DataError, Loader};
+use serde_json::json;
+
+use crate::config::{Config, ConfigError, Loaded};
+use crate::data::{self, Data};
+use crate::device::{Choice, DeviceError, Selected};
+use crate::ema::Ema;
+use crate::engine::{Figures, effective_batch_gradient};
+use crate::gradients::{clip_by_global_norm, global_norm};
+use crate::losses::Losses;
+use crate::lr_schedule::LrSchedule;
+use crate::memory::MemoryMeter;
+use crate::models::VqGan;
+use crate::models::quantizer::CodebookUse;
+use crate::models::weights::ModelError;
+use crate::optimizer;
+use crate::pretrained::{self, PretrainedError};
+use crate::progress::{Progress, Shown};
+use crate::run_state::{self, State, StateError};
+use crate::samples::grid_png;
+use crate::validation::{Scores, ValidationError, validate};
+
+/// Why a run ended before its last step.
+#[derive(Debug, thiserror::Error)]
+pub enum TrainError {
+    /// The configuration.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    /// The device.
+    #[error("`run.device`: {0}")]
+    Device(#[from] DeviceError),
+    /// The pretrained weights.
+    #[error("`model.pretrained`: {0}")]
+    Pretrained(PretrainedError),
+    /// The architecture of a model with random weights.
+    #[error(transparent)]
+    Architecture(PretrainedError),
+    /// The pictures.
+    #[error(transparent)]
+    Data(#[from] DataError),
+    /// The run's folder.
+    #[error(transparent)]
+    Run(#[from] RunError),
+    /// A checkpoint could not be written.
+    #[error(transparent)]
+    Save(#[from] SaveError<StateError>),
+    /// A checkpoint that verifies holds something unexpected.
+    #[error("{}: {source}", path.display())]
+    State {
+        /// The checkpoint.
+        path: PathBuf,
+        /// What is wrong.
+        source: StateError,
+    },
+    /// The weights do not make a model.
+    #[error(transparent)]
+    Model(#[from] ModelError),
+    /// Validation.
+    #[error(transparent)]
+    Validation(#[from] ValidationError),
+    /// A sample grid could not be encoded.
+    #[error("cannot encode the sample grid: {0}")]
+    Samples(#[from] image::ImageError),
+    /// The run's folder holds a run, and `--resume` was not given.
+    #[error(
+        "{} already holds a run: go on with it by --resume, or choose another folder by --run-dir",
+        .0.display()
+    )]
+    Occupied(PathBuf),
+    /// `--resume` without anything to resume.
+    #[error("{} holds no checkpoint to resume", .0.display())]
+    NothingToResume(PathBuf),
+    /// The configuration of a resumed run differs where that would make it another run.
+    #[error("the run to resume was started with another configuration: {}", .0.join(", "))]
+    Changed(Vec<String>),
+    /// The checkpoint is past the end of the run.
+    #[error("the run is at step {step} and run.steps is {steps}: it is finished; raise run.steps to go on")]
+    Finished {
+        /// Steps done.
+        step: u64,
+        /// Steps asked for.
+        steps: u64,
+    },
+    /// Something is not a number any more. Nothing of that step was kept.
+    #[error("{what} is not finite at step {step}; a lower optimizer.learning_rate often helps; {saved}")]
+    NotFinite {
+        /// A loss or the gradient.
+        what: String,
+        /// The optimizer step, counted from 1.
+        step: u64,
+        /// The last checkpoint.
+        saved: String,
+    },
+    /// The device failed.
+    #[error("the device failed at step {step}: {message}; {saved}")]
+    DeviceFailed {
+        /// The optimizer step, counted from 1.
+        step: u64,
+        /// What the device said.
+        message: String,
+        /// The last checkpoint.
+        saved: String,
+    },
+}
+
+/// What the command line adds to a configuration.
+#[derive(Debug, Clone)]
+pub struct Options {
+    /// Go on with the newest checkpoint.
+    pub resume: bool,
+    /// The run's folder.
+    pub folder: PathBuf,
+}
+
+/// How a run ended.
+#[derive(Debug, Clone)]
+pub struct Outcome {
+    /// Steps done.
+    pub step: u64,
+    /// Whether it was asked to stop before its last step.
+    pub interrupted: bool,
+    /// Scores before the first step.
+    pub before: Option<Scores>,
+    /// Scores after the last step.
+    pub after: Option<Scores>,
+    /// The newest checkpoint.
+    pub checkpoint: PathBuf,
+}
+
+/// Trains as `loaded` says, until the last step or until `interrupter` asks to stop, after which everything is saved.
+///
+/// # Errors
+/// One line for the user each; what was saved before stays.
+pub fn train(loaded: &Loaded, options: &Options, interrupter: &Interrupter) -> Result<Outcome, TrainError> {
+    let mut training = Training::prepare(loaded, options)?;
+    training.run(interrupter)
+}
+
+/// A run that is ready for its next step.
+struct Training {
+    config: Config,
+    architecture: Architecture,
+    folder: PathBuf,
+    _lock: RunLock,
+    store: RunStore,
+    log: MetricsLog,
+    device: Selected,
+    data: Data,
+    losses: Losses,
+    schedule: LrSchedule,
+    model: VqGan,
+    ema: Option<Ema<VqGan>>,
+    optimizer: ModuleOptimizer,
+    memory: MemoryMeter,
+    progress: Progress,
+    step: u64,
+    saved: Option<(u64, PathBuf)>,
+    before: Option<Scores>,
+    after: Option<Scores>,
+}
+
+/// What a run starts from: weights, and for a resumed run everything else.
+struct Start {
+    architecture: Architecture,
+    model: VqGan,
+    ema: Option<Ema<VqGan>>,
+    optimizer: ModuleOptimizer,
+    step: u64,
+    before: Option<Scores>,
+    checkpoint: Option<PathBuf>,
+    description: String,
+}
+
+impl Training {
+    fn prepare(loaded: &Loaded, options: &Options) -> Result<Self, TrainError> {
+        let config = loaded.config.clone();
+        let folder = options.folder.clone();
+        let store_folder = folder.join("checkpoints");
+        let occupied = !RunStore::read(&store_folder).steps().unwrap_or_default().is_empty();
+        if occupied && !options.resume {
+            return Err(TrainError::Occupied(folder));
+        }
+        let choice: Choice = config.run.device.parse()?;
+        let device = choice.open()?;
+        eprintln!("device: {}", device.description);
+        let data = data::open(&config)?;
+
+        let lock = RunLock::acquire(&folder)?;
+        let store = RunStore::open(&store_folder)?;
+        let start = if options.resume {
+            Start::resume(&config, &store, &folder, &device)?
+        } else {
+            Start::fresh(&config, &device)?
+        };
+        config.check_against(&start.architecture).map_err(|problem| loaded.locate(problem))?;
+        eprintln!("model: {}", start.description);
+        eprintln!(
+            "data: {} pictures to train on, {} to validate on",
+            data.training.len(),
+            data.validation.len()
+        );
+        eprintln!(
+            "batch: {} at a time, {} together; run folder: {}",
+            config.batch.micro,
+            config.batch.effective,
+            folder.display()
+        );
+
+        let toml = toml::to_string(&config).unwrap_or_default();
+        atomic_write(&folder.join("config.toml"), toml.as_bytes())?;
+        Ok(Self {
+            log: MetricsLog::open(&folder.join("metrics.jsonl"), start.step)?,
+            losses: Losses::new(&config.losses, &start.architecture.quantizer),
+            schedule: LrSchedule::new(&config.schedule, &config.optimizer, config.run.steps),
+            memory: MemoryMeter::new(&device.device),
+            progress: Progress::new(start.step, config.run.steps, config.batch.effective),
+            architecture: start.architecture,
+            model: start.model,
+            ema: start.ema,
+            optimizer: start.optimizer,
+            step: start.step,
+            saved: start.checkpoint.map(|path| (start.step, path)),
+            before: start.before,
+            after: None,
+            config,
+            folder,
+            _lock: lock,
+            store,
+            device,
+            data,
+        })
+    }
+
+    fn run(&mut self, interrupter: &Interrupter) -> Result<Outcome, TrainError> {
+        let Config { batch, data, run, .. } = &self.config;
+        let (effective, steps) = (batch.effective as u64, run.steps);
+        let mut loader = Loader::start(
+            self.data.training.clone(),
+            self.step * effective,
+            Some((steps - self.step) * effective),
+            data.workers,
+            data.prefetch,
+        )?;
+        if self.step == 0 {
+            self.before = self.validate()?;
+        }
+        while self.step < steps && !interrupter.should_stop() {
+            match self.one_step(&mut loader, interrupter) {
+                Ok(()) => {}
+                Err(StepError::Interrupted) => break,
+                Err(StepError::Failed(error)) => return Err(error),
+            }
+            if self.step == steps || every(self.config.validation.every_steps, self.step) {
+                self.after = self.validate()?;
+            }
+            if every(self.config.checkpoints.every_steps, self.step) {
+                self.save()?;
+            }
+        }
+        let checkpoint = match &self.saved {
+            Some((step, path)) if *step == self.step => path.clone(),
+            _ => self.save()?,
+        };
+        self.progress.finish();
+        Ok(Outcome {
+            step: self.step,
+            interrupted: self.step < steps,
+            before: self.before,
+            after: self.after,
+            checkpoint,
+        })
+    }
+
+    /// One optimizer step: gradient of the effective batch, clip, update, average, report.
+    fn one_step(&mut self, loader: &mut Loader, interrupter: &Interrupter) -> Result<(), StepError> {
+        let (started, waited) = (Instant::now(), loader.wait_seconds());
+        self.memory.start();
+        let progress = &mut self.progress;
+        let batch = effective_batch_gradient(
+            &self.model,
+            &self.losses,
+            self.step,
+            self.config.batch.effective,
+            micro_batches(loader, &self.config, interrupter),
+            |samples| progress.samples(samples),
+        )?;
+        let norm = global_norm(&self.model, &batch.gradients);
+        let norm = norm.unwrap_or_else(|| Tensor::zeros([1], &self.device.device));
+        let figures = batch.read(norm).map_err(|message| self.device_failed(message))?;
+        self.check_finite(&figures)?;
+
+        let clip = self.config.optimizer.clip_norm;
+        let gradients = match clip > 0.0 {
+            true => clip_by_global_norm(&self.model, batch.gradients, figures.grad_norm, clip),
+            false => batch.gradients,
+        };
+        let learning_rate = self.schedule.at(self.step);
+        self.model = self.optimizer.step(learning_rate, self.model.clone(), gradients);
+        if let Some(ema) = self.ema.take() {
+            self.ema = Some(ema.updated(&self.model, self.step));
+        }
+        self.step += 1;
+        self.report(&figures, learning_rate, started, loader.wait_seconds() - waited)?;
+        Ok(())
+    }
+
+    fn report(&mut self, figures: &Figures, learning_rate: f64, started: Instant, wait: f64) -> Result<(), TrainError> {
+        let seconds = started.elapsed().as_secs_f64();
+        let shown = Shown {
+            step: self.step,
+            loss: figures.total,
+            images_per_second: self.config.batch.effective as f64 / seconds,
+            peak_memory: self.memory.peak(),
+            loss_scale: 1.0,
+        };
+        let codes = CodebookUse::from_counts(&figures.code_counts);
+        let mut line = json!({
+            "step": shown.step,
+            "loss": shown.loss,
+            "learning_rate": learning_rate,
+            "grad_norm": figures.grad_norm,
+            "loss_scale": shown.loss_scale,
+            "skipped": false,
+            "images_per_second": shown.images_per_second,
+            "data_wait": wait,
+            "peak_memory": shown.peak_memory,
+            "micro": self.config.batch.micro,
+            "codes_used": codes.used,
+            "perplexity": codes.perplexity,
+        });
+        for (name, value) in &figures.losses {
+            line[*name] = json!(value);
+        }
+        self.log.append(&line)?;
+        for warning in self.data.training.take_warnings() {
+            self.progress.line(&format!("skipped {warning}"));
+        }
+        self.progress.step(shown);
+        Ok(())
+    }
+
+    fn validate(&mut self) -> Result<Option<Scores>, TrainError> {
+        let settings = &self.config.validation;
+        if self.data.validation.is_empty() || settings.images == 0 {
+            return Ok(None);
+        }
+        let plain;
+        let model = match &self.ema {
+            Some(ema) => ema.model(),
+            None => {
+                plain = burn::module::Module::valid(&self.model);
+                &plain
+            }
+        };
+        let micro = self.config.batch.micro;
+        let validated = validate(model, &self.data.validation, settings.images, micro, settings.samples)?;
+        for warning in self.data.validation.take_warnings() {
+            self.progress.line(&format!("skipped {warning}"));
+        }
+        if !validated.samples.is_empty() {
+            let png = grid_png(&validated.samples, self.config.data.resolution)?;
+            let samples = self.folder.join("samples");
+            std::fs::create_dir_all(&samples).map_err(RunError::io("create", &samples))?;
+            atomic_write(&samples.join(format!("step-{:06}.png", self.step)), &png)?;
+        }
+        let Scores { l1, psnr, .. } = validated.scores;
+        self.progress.line(&format!("step {}: validation error {l1:.4}, PSNR {psnr:.2} dB", self.step));
+        Ok(Some(validated.scores))
+    }
+
+    fn save(&mut self) -> Result<PathBuf, TrainError> {
+        let state = State {
+            step: self.step,
+            architecture: self.architecture.clone(),
+            config: self.config.clone(),
+            before: self.before,
+        };
+        let ema = self.ema.as_ref().map(Ema::model);
+        let path = self.store.save(self.step, &mut |folder: &Path| {
+            run_state::write(folder, &state, &self.model, ema, &self.optimizer)
+        })?;
+        self.saved = Some((self.step, path.clone()));
+        let keep = &self.config.checkpoints;
+        self.store.prune(keep.keep_last, (keep.keep_every > 0).then_some(keep.keep_every))?;
+        Ok(path)
+    }
+
+    fn check_finite(&self, figures: &Figures) -> Result<(), TrainError> {
+        let loss = figures.losses.iter().find(|(_, value)| !value.is_finite());
+        let what = match loss {
+            Some((name, _)) => format!("the loss `{name}`"),
+            None if !figures.grad_norm.is_finite() => "the gradient".to_owned(),
+            None => return Ok(()),
+        };
+        Err(TrainError::NotFinite { what, step: self.step + 1, saved: self.last_saved() })
+    }
+
+    fn device_failed(&self, message: String) -> TrainError {
+        TrainError::DeviceFailed { step: self.step + 1, message, saved: self.last_saved() }
+    }
+
+    fn last_saved(&self) -> String {
+        match &self.saved {
+            Some((step, _)) => format!("the last checkpoint is that of step {step}"),
+            None => "there is no checkpoint yet".to_owned(),
+        }
+    }
+}
+
+/// Whether `step` is a multiple of `interval`, which is never for 0.
+fn every(interval: u64, step: u64) -> bool {
+    interval > 0 && step.is_multiple_of(interval)
+}
+
+enum StepError {
+    Interrupted,
+    Failed(TrainError),
+}
+
+impl<E: Into<TrainError>> From<E> for StepError {
+    fn from(error: E) -> Self {
+        Self::Failed(error.into())
+    }
+}
+
+/// The micro-batches of one effective batch; the last may be smaller. A request to stop ends it between two of them.
+fn micro_batches<'a>(
+    loader: &'a mut Loader,
+    config: &Config,
+    interrupter: &'a Interrupter,
+) -> impl Iterator<Item = Result<Batch, StepError>> + 'a {
+    let (mut left, micro) = (config.batch.effective, config.batch.micro);
+    std::iter::from_fn(move || {
+        if left == 0 {
+            return None;
+        }
+        if interrupter.should_stop() {
+            return Some(Err(StepError::Interrupted));
+        }
+        let count = micro.min(left);
+        left -= count;
+        Some(loader.next_batch(count).map_err(StepError::from))
+    })
+}
+
+impl Start {
+    fn fresh(config: &Config, device: &Selected) -> Result<Self, TrainError> {
+        let initial = pretrained::initial(config)?;
+        let autodiff = device.device.clone().autodiff();
+        let model = VqGan::new(&initial.architecture, &initial.weights, &autodiff, DType::F32)?;
+        Ok(Self {
+            ema: (config.ema.decay > 0.0).then(|| Ema::new(&model, config.ema.decay)),
+            model,
+            architecture: initial.architecture,
+            optimizer: optimizer::build(&config.optimizer),
+            step: 0,
+            before: None,
+            checkpoint: None,
+            description: initial.description,
+        })
+    }
+
+    fn resume(config: &Config, store: &RunStore, folder: &Path, device: &Selected) -> Result<Self, TrainError> {
+        let newest = store.newest()?;
+        for (path, reason) in &newest.passed_over {
+            eprintln!("passed over {}: {reason}", path.display());
+        }
+        let checkpoint = newest.checkpoint.ok_or_else(|| TrainError::NothingToResume(folder.to_owned()))?;
+        let wrong = |source| TrainError::State { path: checkpoint.path.clone(), source };
+        let resumed = run_state::read(&checkpoint.path).map_err(wrong)?;
+        let changed = run_state::unsound_changes(&resumed.state.config, config);
+        if !changed.is_empty() {
+            return Err(TrainError::Changed(changed));
+        }
+        let (step, steps) = (resumed.state.step, config.run.steps);
+        if step >= steps {
+            return Err(TrainError::Finished { step, steps });
+        }
+        let architecture = resumed.state.architecture;
+        let build = |weights, device| VqGan::new(&architecture, weights, device, DType::F32);
+        let ema = resumed.ema.as_ref().map(|weights| build(weights, &device.device)).transpose()?;
+        let optimizer = optimizer::build(&config.optimizer);
+        Ok(Self {
+            model: build(&resumed.model, &device.device.clone().autodiff())?,
+            ema: ema.map(|average| Ema::resumed(average, config.ema.decay)),
+            optimizer: run_state::read_optimizer(&checkpoint.path, optimizer).map_err(wrong)?,
+            step,
+            before: resumed.state.before,
+            description: format!("from {}, step {step} of {steps}", checkpoint.path.display()),
+            checkpoint: Some(checkpoint.path),
+            architecture,
+        })
+    }
+}
+
