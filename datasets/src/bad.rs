@@ -22,10 +22,7 @@ struct Met {
 impl BadImages {
     /// Allows `limit` distinct bad images.
     pub fn new(limit: usize) -> Self {
-        Self {
-            limit,
-            met: Mutex::default(),
-        }
+        Self { limit, met: Mutex::default() }
     }
 
     /// How many distinct bad images are allowed.
@@ -44,11 +41,7 @@ impl BadImages {
                 met.warnings.push(error.clone());
             }
             if met.indices.len() > self.limit {
-                return Err(DataError::TooManyBad {
-                    count: met.indices.len(),
-                    limit: self.limit,
-                    last: error.clone(),
-                });
+                return Err(DataError::TooManyBad { count: met.indices.len(), limit: self.limit, last: error.clone() });
             }
         }
         Ok(())

@@ -115,10 +115,7 @@ impl TrainingSet {
         self.bad.record(&attempt.bad)?;
         match (attempt.sample, attempt.bad.into_iter().next_back()) {
             (Some(sample), _) => Ok(sample),
-            (None, Some((_, last))) => Err(DataError::NoneUsable {
-                len: self.indices.len(),
-                last,
-            }),
+            (None, Some((_, last))) => Err(DataError::NoneUsable { len: self.indices.len(), last }),
             (None, None) => Err(DataError::EmptySet),
         }
     }
@@ -130,10 +127,7 @@ impl SampleStream for TrainingSet {
     }
 
     fn attempt(&self, draw: u64) -> Attempt {
-        let key = SampleKey {
-            seed: self.seed,
-            draw,
-        };
+        let key = SampleKey { seed: self.seed, draw };
         let mut substitutes = key.rng(Purpose::Substitute);
         let mut position = self.sampler.position(draw);
         let mut tried = HashSet::new();
@@ -188,12 +182,7 @@ impl ValidationSet {
         }
         let transform = Transform::validation(resolution);
         transform.check()?;
-        Ok(Self {
-            source,
-            indices,
-            transform,
-            bad: BadImages::new(max_bad),
-        })
+        Ok(Self { source, indices, transform, bad: BadImages::new(max_bad) })
     }
 
     /// The number of images, bad ones included.
@@ -235,26 +224,12 @@ impl SampleStream for ValidationSet {
     fn attempt(&self, draw: u64) -> Attempt {
         let position = usize::try_from(draw).ok();
         let Some(index) = position.and_then(|position| self.indices.get(position)) else {
-            return Attempt {
-                sample: None,
-                bad: Vec::new(),
-            };
+            return Attempt { sample: None, bad: Vec::new() };
         };
         // A centre crop without mirroring takes nothing from the seed.
-        match load(
-            &*self.source,
-            *index,
-            &self.transform,
-            SampleKey { seed: 0, draw },
-        ) {
-            Ok(sample) => Attempt {
-                sample: Some(sample),
-                bad: Vec::new(),
-            },
-            Err(error) => Attempt {
-                sample: None,
-                bad: vec![(*index, error)],
-            },
+        match load(&*self.source, *index, &self.transform, SampleKey { seed: 0, draw }) {
+            Ok(sample) => Attempt { sample: Some(sample), bad: Vec::new() },
+            Err(error) => Attempt { sample: None, bad: vec![(*index, error)] },
         }
     }
 
@@ -264,22 +239,10 @@ impl SampleStream for ValidationSet {
     }
 }
 
-fn load(
-    source: &dyn Source,
-    index: usize,
-    transform: &Transform,
-    key: SampleKey,
-) -> Result<Sample, ImageError> {
+fn load(source: &dyn Source, index: usize, transform: &Transform, key: SampleKey) -> Result<Sample, ImageError> {
     let picture = source.load(index)?;
-    let pixels = transform
-        .apply(&picture.image, key)
-        .map_err(|problem| problem.named(source.name(index)))?;
-    Ok(Sample {
-        draw: key.draw,
-        index,
-        pixels,
-        caption: picture.caption,
-    })
+    let pixels = transform.apply(&picture.image, key).map_err(|problem| problem.named(source.name(index)))?;
+    Ok(Sample { draw: key.draw, index, pixels, caption: picture.caption })
 }
 
 fn check_indices(source: &dyn Source, indices: &[usize]) -> Result<(), DataError> {
@@ -331,25 +294,14 @@ pub(crate) mod tests {
     pub(crate) fn training(len: usize, bad: &[usize], max_bad: usize) -> TrainingSet {
         let bad = bad.iter().copied().collect();
         let source = Arc::new(Plain { len, bad });
-        TrainingSet::new(
-            source,
-            (0..len).collect(),
-            Transform::training(8, true),
-            7,
-            max_bad,
-        )
-        .unwrap()
+        TrainingSet::new(source, (0..len).collect(), Transform::training(8, true), 7, max_bad).unwrap()
     }
 
     #[test]
     fn a_sample_is_its_image() {
-        let source = Arc::new(Plain {
-            len: 100,
-            bad: HashSet::new(),
-        });
+        let source = Arc::new(Plain { len: 100, bad: HashSet::new() });
         let indices = vec![90, 3, 57];
-        let set =
-            TrainingSet::new(source, indices.clone(), Transform::training(8, true), 7, 0).unwrap();
+        let set = TrainingSet::new(source, indices.clone(), Transform::training(8, true), 7, 0).unwrap();
         let mut seen: Vec<usize> = (0..3).map(|draw| set.sample(draw).unwrap().index).collect();
         for draw in 0..20 {
             let sample = set.sample(draw).unwrap();
@@ -394,10 +346,7 @@ pub(crate) mod tests {
             set.sample(draw).unwrap();
         }
         let warnings = set.take_warnings();
-        let mut names: Vec<&str> = warnings
-            .iter()
-            .map(|warning| warning.name.as_str())
-            .collect();
+        let mut names: Vec<&str> = warnings.iter().map(|warning| warning.name.as_str()).collect();
         names.sort_unstable();
         assert_eq!(names, ["plain 11", "plain 2", "plain 3"]);
         for draw in 60..100 {
@@ -410,12 +359,7 @@ pub(crate) mod tests {
     fn more_bad_images_than_allowed_end_it() {
         let set = training(20, &[2, 3, 11], 2);
         let error = (0..20).find_map(|draw| set.sample(draw).err()).unwrap();
-        let DataError::TooManyBad {
-            count: 3,
-            limit: 2,
-            last,
-        } = &error
-        else {
+        let DataError::TooManyBad { count: 3, limit: 2, last } = &error else {
             panic!("{error}");
         };
         assert!(error.to_string().contains(&last.name), "{error}");
@@ -426,25 +370,14 @@ pub(crate) mod tests {
     fn nothing_usable_is_an_error_and_not_an_endless_search() {
         let all: Vec<usize> = (0..5).collect();
         let error = training(5, &all, 100).sample(0).unwrap_err();
-        assert!(
-            matches!(error, DataError::NoneUsable { len: 5, .. }),
-            "{error}"
-        );
+        assert!(matches!(error, DataError::NoneUsable { len: 5, .. }), "{error}");
         let error = training(1, &[0], 1).sample(3).unwrap_err();
-        assert!(
-            matches!(error, DataError::NoneUsable { len: 1, .. }),
-            "{error}"
-        );
+        assert!(matches!(error, DataError::NoneUsable { len: 1, .. }), "{error}");
     }
 
     #[test]
     fn impossible_sets_are_refused() {
-        let source = || -> Arc<dyn Source> {
-            Arc::new(Plain {
-                len: 3,
-                bad: HashSet::new(),
-            })
-        };
+        let source = || -> Arc<dyn Source> { Arc::new(Plain { len: 3, bad: HashSet::new() }) };
         let transform = Transform::training(8, true);
         let error = TrainingSet::new(source(), vec![], transform, 0, 0).err();
         assert_eq!(error, Some(DataError::EmptySet));
@@ -453,21 +386,12 @@ pub(crate) mod tests {
         let error = TrainingSet::new(source(), vec![0], Transform::training(0, true), 0, 0).err();
         assert!(matches!(error, Some(DataError::Resolution { .. })));
         assert!(ValidationSet::new(source(), vec![7], 8, 0).is_err());
-        assert!(
-            ValidationSet::new(source(), vec![], 8, 0)
-                .unwrap()
-                .batch(0..4)
-                .unwrap()
-                .is_empty()
-        );
+        assert!(ValidationSet::new(source(), vec![], 8, 0).unwrap().batch(0..4).unwrap().is_empty());
     }
 
     #[test]
     fn validation_leaves_bad_images_out_and_names_them() {
-        let source = Arc::new(Plain {
-            len: 50,
-            bad: [20, 31].into(),
-        });
+        let source = Arc::new(Plain { len: 50, bad: [20, 31].into() });
         let set = ValidationSet::new(source, vec![10, 20, 30, 31, 40], 8, 2).unwrap();
         let batch = set.batch(0..99).unwrap();
         assert_eq!(batch.draws, [0, 2, 4]);

@@ -35,10 +35,7 @@ pub fn decode(bytes: &[u8]) -> Result<RgbImage, ImageProblem> {
     reader.limits(limits);
     let mut decoder = reader.into_decoder().map_err(problem)?;
     if decoder.total_bytes() > MAX_BYTES {
-        return Err(ImageProblem::TooLarge {
-            size: decoder.total_bytes(),
-            limit: MAX_BYTES,
-        });
+        return Err(ImageProblem::TooLarge { size: decoder.total_bytes(), limit: MAX_BYTES });
     }
     let orientation = decoder.orientation().map_err(problem)?;
     let mut picture = DynamicImage::from_decoder(decoder).map_err(problem)?;
@@ -55,8 +52,7 @@ fn flatten(picture: DynamicImage) -> RgbImage {
     let mut flat = RgbImage::new(picture.width(), picture.height());
     for (to, from) in flat.pixels_mut().zip(picture.pixels()) {
         let [red, green, blue, alpha] = from.0.map(u32::from);
-        to.0 = [red, green, blue]
-            .map(|channel| ((channel * alpha + 255 * (255 - alpha) + 127) / 255) as u8);
+        to.0 = [red, green, blue].map(|channel| ((channel * alpha + 255 * (255 - alpha) + 127) / 255) as u8);
     }
     flat
 }
@@ -70,15 +66,12 @@ fn jpeg_has_end(bytes: &[u8]) -> bool {
     loop {
         match *rest {
             [0xFF, 0xFF, ..] => rest = &rest[1..],
-            [0xFF, marker, ..] if WITHOUT_LENGTH.contains(&marker) || marker == 0x01 => {
-                rest = &rest[2..]
-            }
+            [0xFF, marker, ..] if WITHOUT_LENGTH.contains(&marker) || marker == 0x01 => rest = &rest[2..],
             [0xFF, START_OF_SCAN, ..] => {
                 return rest.windows(2).rev().any(|pair| pair == [0xFF, 0xD9]);
             }
             [0xFF, _, high, low, ..] => {
-                let Some(next) = rest.get(2 + usize::from(u16::from_be_bytes([high, low]))..)
-                else {
+                let Some(next) = rest.get(2 + usize::from(u16::from_be_bytes([high, low]))..) else {
                     return false;
                 };
                 rest = next;
@@ -109,13 +102,11 @@ pub(crate) mod tests {
 
     /// A picture whose corners differ: red, green / blue, white quadrants.
     pub(crate) fn quadrants(width: u32, height: u32) -> RgbImage {
-        RgbImage::from_fn(width, height, |x, y| {
-            match (x < width / 2, y < height / 2) {
-                (true, true) => Rgb([255, 0, 0]),
-                (false, true) => Rgb([0, 255, 0]),
-                (true, false) => Rgb([0, 0, 255]),
-                (false, false) => Rgb([255, 255, 255]),
-            }
+        RgbImage::from_fn(width, height, |x, y| match (x < width / 2, y < height / 2) {
+            (true, true) => Rgb([255, 0, 0]),
+            (false, true) => Rgb([0, 255, 0]),
+            (true, false) => Rgb([0, 0, 255]),
+            (false, false) => Rgb([255, 255, 255]),
         })
     }
 
@@ -141,11 +132,7 @@ pub(crate) mod tests {
     fn every_format_gives_its_pixels() {
         let picture = quadrants(32, 16);
         for format in [ImageFormat::Bmp, ImageFormat::Png, ImageFormat::WebP] {
-            assert_eq!(
-                decode(&encode(picture.clone(), format)).unwrap(),
-                picture,
-                "{format:?}"
-            );
+            assert_eq!(decode(&encode(picture.clone(), format)).unwrap(), picture, "{format:?}");
         }
         let jpeg = decode(&encode(picture.clone(), ImageFormat::Jpeg)).unwrap();
         assert_eq!(jpeg.dimensions(), (32, 16));
@@ -160,8 +147,7 @@ pub(crate) mod tests {
             let decoded = decode(&encode(grey.clone(), format)).unwrap();
             assert_eq!(decoded.get_pixel(8, 8).0, [77; 3], "{format:?}");
         }
-        let deep: ImageBuffer<Rgb<u16>, _> =
-            ImageBuffer::from_pixel(9, 9, Rgb([0, 0x8080, 0xFFFF]));
+        let deep: ImageBuffer<Rgb<u16>, _> = ImageBuffer::from_pixel(9, 9, Rgb([0, 0x8080, 0xFFFF]));
         let decoded = decode(&encode(deep, ImageFormat::Png)).unwrap();
         assert_eq!(decoded.get_pixel(0, 0).0, [0, 128, 255]);
         let deep_grey: ImageBuffer<Luma<u16>, _> = ImageBuffer::from_pixel(9, 9, Luma([0x4040]));
@@ -209,10 +195,7 @@ pub(crate) mod tests {
         png.extend(chunk(b"PLTE", &[200, 10, 20, 5, 5, 5]));
         png.extend(chunk(b"tRNS", &[255, 0]));
         // zlib with one stored block: filter byte 0, then the two indices; Adler-32 of [0, 0, 1] is 0x00040002.
-        png.extend(chunk(
-            b"IDAT",
-            &[0x78, 1, 1, 3, 0, 0xFC, 0xFF, 0, 0, 1, 0, 4, 0, 2],
-        ));
+        png.extend(chunk(b"IDAT", &[0x78, 1, 1, 3, 0, 0xFC, 0xFF, 0, 0, 1, 0, 4, 0, 2]));
         png.extend(chunk(b"IEND", &[]));
         let decoded = decode(&png).unwrap();
         assert_eq!(decoded.get_pixel(0, 0).0, [200, 10, 20]);
@@ -244,11 +227,7 @@ pub(crate) mod tests {
             let category = (32 - value.unsigned_abs().leading_zeros()) as usize;
             bits += &format!("{category:04b}");
             if category > 0 {
-                let code = if value < 0 {
-                    value + (1 << category) - 1
-                } else {
-                    value
-                };
+                let code = if value < 0 { value + (1 << category) - 1 } else { value };
                 bits += &format!("{code:0category$b}");
             }
             bits += "0";
@@ -279,27 +258,14 @@ pub(crate) mod tests {
         ] {
             let decoded = decode(&cmyk_jpeg(ink)).unwrap();
             assert_eq!(decoded.dimensions(), (8, 8));
-            assert!(
-                close(*decoded.get_pixel(3, 3), rgb),
-                "{ink:?} gave {:?}, not {rgb:?}",
-                decoded.get_pixel(3, 3)
-            );
+            assert!(close(*decoded.get_pixel(3, 3), rgb), "{ink:?} gave {:?}, not {rgb:?}", decoded.get_pixel(3, 3));
         }
     }
 
     // Where the red quadrant, stored at the top left, is to be seen for each of the eight EXIF orientations.
     #[test]
     fn exif_orientation_is_respected() {
-        let corners = [
-            (0, 0),
-            (1, 0),
-            (1, 1),
-            (0, 1),
-            (0, 0),
-            (1, 0),
-            (1, 1),
-            (0, 1),
-        ];
+        let corners = [(0, 0), (1, 0), (1, 1), (0, 1), (0, 0), (1, 0), (1, 1), (0, 1)];
         for (orientation, corner) in (1..).zip(corners) {
             let picture = quadrants(64, 32);
             let mut jpeg = Vec::new();
@@ -310,38 +276,21 @@ pub(crate) mod tests {
             let expected = if orientation < 5 { (64, 32) } else { (32, 64) };
             assert_eq!(decoded.dimensions(), expected, "orientation {orientation}");
             let (width, height) = expected;
-            let at = (
-                width / 4 + corner.0 * width / 2,
-                height / 4 + corner.1 * height / 2,
-            );
-            assert!(
-                close(*decoded.get_pixel(at.0, at.1), [255, 0, 0]),
-                "orientation {orientation}"
-            );
+            let at = (width / 4 + corner.0 * width / 2, height / 4 + corner.1 * height / 2);
+            assert!(close(*decoded.get_pixel(at.0, at.1), [255, 0, 0]), "orientation {orientation}");
         }
     }
 
     #[test]
     fn cut_off_files_are_found_at_any_length() {
-        let noise = RgbImage::from_fn(48, 48, |x, y| {
-            Rgb([
-                (x * 97 + y * 31) as u8,
-                (x * y) as u8,
-                (x * 7 + y * 113) as u8,
-            ])
-        });
-        for format in [
-            ImageFormat::Bmp,
-            ImageFormat::Jpeg,
-            ImageFormat::Png,
-            ImageFormat::WebP,
-        ] {
+        let noise =
+            RgbImage::from_fn(48, 48, |x, y| Rgb([(x * 97 + y * 31) as u8, (x * y) as u8, (x * 7 + y * 113) as u8]));
+        for format in [ImageFormat::Bmp, ImageFormat::Jpeg, ImageFormat::Png, ImageFormat::WebP] {
             let bytes = encode(noise.clone(), format);
             assert!(decode(&bytes).is_ok());
             for share in [1, 10, 50, 90, 99] {
                 let cut = &bytes[..bytes.len() * share / 100];
-                let problem =
-                    decode(cut).expect_err(&format!("{format:?} cut to {share} % was accepted"));
+                let problem = decode(cut).expect_err(&format!("{format:?} cut to {share} % was accepted"));
                 let words = problem.to_string();
                 assert!(!words.contains('\n'), "{words}");
             }
@@ -357,23 +306,14 @@ pub(crate) mod tests {
         jpeg.extend(&thumbnail);
         jpeg.extend(&picture[2..]);
         assert!(decode(&jpeg).is_ok());
-        assert_eq!(
-            decode(&jpeg[..jpeg.len() - 20]),
-            Err(ImageProblem::Truncated)
-        );
+        assert_eq!(decode(&jpeg[..jpeg.len() - 20]), Err(ImageProblem::Truncated));
     }
 
     #[test]
     fn what_is_no_picture_says_so() {
         assert_eq!(decode(b""), Err(ImageProblem::Empty));
-        assert_eq!(
-            decode(b"<html>404</html>"),
-            Err(ImageProblem::UnknownFormat)
-        );
-        assert_eq!(
-            decode(b"GIF89a\x01\0\x01\0"),
-            Err(ImageProblem::UnknownFormat)
-        );
+        assert_eq!(decode(b"<html>404</html>"), Err(ImageProblem::UnknownFormat));
+        assert_eq!(decode(b"GIF89a\x01\0\x01\0"), Err(ImageProblem::UnknownFormat));
         assert!(decode(b"\xFF\xD8\xFFgarbage").is_err());
     }
 

@@ -42,9 +42,7 @@ pub enum ImageProblem {
         limit: u64,
     },
     /// Fewer pixels than a training picture may have.
-    #[error(
-        "too small: {width}x{height} pixels, and the shorter side must have at least {min_side}"
-    )]
+    #[error("too small: {width}x{height} pixels, and the shorter side must have at least {min_side}")]
     Tiny {
         /// Width in pixels.
         width: u32,
@@ -58,10 +56,7 @@ pub enum ImageProblem {
 impl ImageProblem {
     /// Puts the picture's name to the problem.
     pub fn named(self, name: impl Into<String>) -> ImageError {
-        ImageError {
-            name: name.into(),
-            problem: self,
-        }
+        ImageError { name: name.into(), problem: self }
     }
 }
 

@@ -33,10 +33,7 @@ impl FolderSource {
                 return Err(DataError::Missing { path: path.into() });
             }
             Err(error) => {
-                return Err(DataError::Unlistable {
-                    path: path.into(),
-                    reason: error.to_string(),
-                });
+                return Err(DataError::Unlistable { path: path.into(), reason: error.to_string() });
             }
         }
         let mut files = Vec::new();
@@ -59,11 +56,7 @@ impl FolderSource {
             }
         }
         if files.is_empty() {
-            return Err(DataError::NoImages {
-                path: path.into(),
-                extensions: EXTENSIONS.join(", "),
-                other_files,
-            });
+            return Err(DataError::NoImages { path: path.into(), extensions: EXTENSIONS.join(", "), other_files });
         }
         files.sort();
         Ok(Self { files })
@@ -86,10 +79,7 @@ impl Source for FolderSource {
 
     fn load(&self, index: usize) -> Result<Picture, ImageError> {
         match read(&self.files[index]).and_then(|bytes| decode(&bytes)) {
-            Ok(image) => Ok(Picture {
-                image,
-                caption: None,
-            }),
+            Ok(image) => Ok(Picture { image, caption: None }),
             Err(problem) => Err(problem.named(self.name(index))),
         }
     }
@@ -99,19 +89,14 @@ fn read(path: &Path) -> Result<Vec<u8>, ImageProblem> {
     let unreadable = |error: std::io::Error| ImageProblem::Unreadable(error.to_string());
     let size = fs::metadata(path).map_err(unreadable)?.len();
     if size > MAX_BYTES {
-        return Err(ImageProblem::TooLarge {
-            size,
-            limit: MAX_BYTES,
-        });
+        return Err(ImageProblem::TooLarge { size, limit: MAX_BYTES });
     }
     fs::read(path).map_err(unreadable)
 }
 
 fn is_image(path: &Path) -> bool {
     let extension = path.extension().unwrap_or_default().to_string_lossy();
-    EXTENSIONS
-        .iter()
-        .any(|known| extension.eq_ignore_ascii_case(known))
+    EXTENSIONS.iter().any(|known| extension.eq_ignore_ascii_case(known))
 }
 
 fn is_hidden(path: &Path) -> bool {
@@ -146,9 +131,7 @@ mod tests {
 
     fn names(source: &FolderSource, root: &Path) -> Vec<String> {
         let inside = |index| source.path(index).unwrap().strip_prefix(root).unwrap();
-        (0..source.len())
-            .map(|index| inside(index).to_string_lossy().replace('\\', "/"))
-            .collect()
+        (0..source.len()).map(|index| inside(index).to_string_lossy().replace('\\', "/")).collect()
     }
 
     #[test]
@@ -156,24 +139,13 @@ mod tests {
         let root = tempfile::tempdir().unwrap();
         fs::create_dir_all(root.path().join("b/c")).unwrap();
         fs::create_dir_all(root.path().join(".cache")).unwrap();
-        for name in [
-            "z.PNG",
-            "b/c/1.jpeg",
-            "b/2.WebP",
-            "a.JPG",
-            "b/10.bmp",
-            "notes.txt",
-            "b/._2.jpg",
-            ".cache/x.png",
-            "jpg",
-        ] {
+        for name in
+            ["z.PNG", "b/c/1.jpeg", "b/2.WebP", "a.JPG", "b/10.bmp", "notes.txt", "b/._2.jpg", ".cache/x.png", "jpg"]
+        {
             fs::write(root.path().join(name), png()).unwrap();
         }
         let source = FolderSource::open(root.path()).unwrap();
-        assert_eq!(
-            names(&source, root.path()),
-            ["a.JPG", "b/10.bmp", "b/2.WebP", "b/c/1.jpeg", "z.PNG"]
-        );
+        assert_eq!(names(&source, root.path()), ["a.JPG", "b/10.bmp", "b/2.WebP", "b/c/1.jpeg", "z.PNG"]);
         // The names lie about the format; the bytes do not.
         for index in 0..source.len() {
             assert_eq!(source.load(index).unwrap().image, quadrants(16, 16));
@@ -190,18 +162,12 @@ mod tests {
 
         let file = root.path().join("notes.txt");
         fs::write(&file, "x").unwrap();
-        assert!(matches!(
-            FolderSource::open(&file).unwrap_err(),
-            DataError::NotAFolder { .. }
-        ));
+        assert!(matches!(FolderSource::open(&file).unwrap_err(), DataError::NotAFolder { .. }));
 
         fs::create_dir(root.path().join("empty")).unwrap();
         fs::write(root.path().join("empty/data.csv"), "x").unwrap();
         let error = FolderSource::open(root.path()).unwrap_err();
-        assert!(
-            matches!(error, DataError::NoImages { other_files: 2, .. }),
-            "{error}"
-        );
+        assert!(matches!(error, DataError::NoImages { other_files: 2, .. }), "{error}");
         assert!(error.to_string().contains("jpg, jpeg, png, webp, bmp"));
     }
 
@@ -219,10 +185,7 @@ mod tests {
             assert!(!line.contains('\n'), "{line}");
         }
         assert_eq!(source.load(1).unwrap_err().problem, ImageProblem::Empty);
-        assert_eq!(
-            source.load(2).unwrap_err().problem,
-            ImageProblem::UnknownFormat
-        );
+        assert_eq!(source.load(2).unwrap_err().problem, ImageProblem::UnknownFormat);
     }
 
     #[cfg(unix)]
@@ -239,9 +202,6 @@ mod tests {
         symlink("nowhere", root.path().join("lost.png")).unwrap();
         let source = FolderSource::open(root.path()).unwrap();
         assert_eq!(names(&source, root.path()), ["link/linked.png", "lost.png"]);
-        assert!(matches!(
-            source.load(1).unwrap_err().problem,
-            ImageProblem::Unreadable(_)
-        ));
+        assert!(matches!(source.load(1).unwrap_err().problem, ImageProblem::Unreadable(_)));
     }
 }

@@ -25,12 +25,7 @@ pub struct Batch {
 impl Batch {
     /// A batch of no samples.
     pub fn empty(resolution: u32) -> Self {
-        Self {
-            draws: Vec::new(),
-            resolution,
-            pixels: Vec::new(),
-            captions: Vec::new(),
-        }
+        Self { draws: Vec::new(), resolution, pixels: Vec::new(), captions: Vec::new() }
     }
 
     /// The number of samples.
@@ -124,10 +119,7 @@ impl Loader {
             let thread = std::thread::Builder::new()
                 .name(format!("loader-{worker}"))
                 .spawn(move || shared.work(&*stream, end, prefetch.max(1) as u64))
-                .map_err(|error| DataError::Threads {
-                    workers,
-                    reason: error.to_string(),
-                })?;
+                .map_err(|error| DataError::Threads { workers, reason: error.to_string() })?;
             loader.threads.push(thread);
         }
         Ok(loader)
@@ -170,11 +162,7 @@ impl Loader {
         let mut batch = Batch::empty(self.stream.resolution());
         while batch.len() < n && self.next < self.end {
             let draw = self.next;
-            let attempt = if self.threads.is_empty() {
-                attempt(&*self.stream, draw)
-            } else {
-                self.shared.take(draw)
-            };
+            let attempt = if self.threads.is_empty() { attempt(&*self.stream, draw) } else { self.shared.take(draw) };
             let attempt = attempt.map_err(|message| DataError::Panicked { draw, message })?;
             self.next += 1;
             if let Some(sample) = self.stream.deliver(attempt)? {
@@ -252,8 +240,7 @@ fn attempt(stream: &dyn SampleStream, draw: u64) -> Result<Attempt, String> {
 fn message(panic: Box<dyn Any + Send>) -> String {
     let text = panic.downcast_ref::<&str>().map(|text| text.to_string());
     let text = text.or_else(|| panic.downcast_ref::<String>().cloned());
-    text.unwrap_or_else(|| "no message".into())
-        .replace('\n', " ")
+    text.unwrap_or_else(|| "no message".into()).replace('\n', " ")
 }
 
 #[cfg(test)]
@@ -336,10 +323,7 @@ mod tests {
         let run = |workers, prefetch, sizes: &[usize]| {
             let (_, set) = slow_set(Slow::default(), 50);
             let mut loader = Loader::start(set.clone(), 1000, None, workers, prefetch).unwrap();
-            let batches = sizes
-                .iter()
-                .map(|n| loader.next_batch(*n).unwrap())
-                .collect();
+            let batches = sizes.iter().map(|n| loader.next_batch(*n).unwrap()).collect();
             assert_eq!(loader.next_draw(), 1120);
             (join(batches), set.take_warnings())
         };
@@ -347,35 +331,22 @@ mod tests {
         assert_eq!(expected.0.draws, (1000..1120).collect::<Vec<_>>());
         assert_eq!(expected.0.pixels.len(), 120 * 8 * 8 * 3);
         assert!(!expected.1.is_empty());
-        for (workers, prefetch, sizes) in [
-            (1, 1, &[60, 60][..]),
-            (1, 32, &[7, 113]),
-            (2, 5, &[40, 40, 40]),
-            (7, 3, &[120]),
-            (7, 64, &[1, 2, 3, 114]),
-        ] {
-            assert!(
-                run(workers, prefetch, sizes) == expected,
-                "{workers} threads, {prefetch} ahead"
-            );
+        for (workers, prefetch, sizes) in
+            [(1, 1, &[60, 60][..]), (1, 32, &[7, 113]), (2, 5, &[40, 40, 40]), (7, 3, &[120]), (7, 64, &[1, 2, 3, 114])]
+        {
+            assert!(run(workers, prefetch, sizes) == expected, "{workers} threads, {prefetch} ahead");
         }
     }
 
     #[test]
     fn a_later_start_goes_on_where_the_stream_was_left() {
         let set = Arc::new(training(20, &[4, 7], 5));
-        let whole = Loader::start(set.clone(), 0, Some(90), 2, 8)
-            .unwrap()
-            .next_batch(90)
-            .unwrap();
+        let whole = Loader::start(set.clone(), 0, Some(90), 2, 8).unwrap().next_batch(90).unwrap();
         let mut first = Loader::start(set.clone(), 0, None, 2, 8).unwrap();
         let before = first.next_batch(33).unwrap();
         let at = first.next_draw();
         drop(first);
-        let after = Loader::start(set, at, None, 3, 8)
-            .unwrap()
-            .next_batch(57)
-            .unwrap();
+        let after = Loader::start(set, at, None, 3, 8).unwrap().next_batch(57).unwrap();
         assert_eq!(join(vec![before, after]), whole);
     }
 
@@ -384,13 +355,7 @@ mod tests {
         let (probe, set) = slow_set(Slow::default(), 50);
         let held = set.sample(5).unwrap().index;
         drop((probe, set));
-        let (source, set) = slow_set(
-            Slow {
-                held: Some(held),
-                ..Slow::default()
-            },
-            50,
-        );
+        let (source, set) = slow_set(Slow { held: Some(held), ..Slow::default() }, 50);
         let prefetch = 10;
         let mut loader = Loader::start(set, 0, None, 4, prefetch).unwrap();
         // Draws 0..5 and 6..10 are loaded, 5 is held back: nothing more may begin.
@@ -405,10 +370,7 @@ mod tests {
         std::thread::sleep(Duration::from_millis(50));
         assert_eq!(loader.waiting(), prefetch - 1);
         source.let_go.store(true, Ordering::SeqCst);
-        assert_eq!(
-            loader.next_batch(20).unwrap().draws,
-            (5..25).collect::<Vec<_>>()
-        );
+        assert_eq!(loader.next_batch(20).unwrap().draws, (5..25).collect::<Vec<_>>());
         assert!(loader.wait_seconds() > 0.0);
     }
 
@@ -425,10 +387,7 @@ mod tests {
 
     #[test]
     fn validation_loads_the_same_way() {
-        let source = Arc::new(Plain {
-            len: 50,
-            bad: [20, 31].into(),
-        });
+        let source = Arc::new(Plain { len: 50, bad: [20, 31].into() });
         let set = Arc::new(ValidationSet::new(source, (15..45).collect(), 8, 2).unwrap());
         let serial = set.batch(0..30).unwrap();
         assert_eq!(serial.len(), 28);
@@ -468,13 +427,7 @@ mod tests {
         let (_, probe) = slow_set(Slow::default(), 50);
         let panics = Some(probe.sample(6).unwrap().index);
         for workers in [0, 1, 3] {
-            let (_, set) = slow_set(
-                Slow {
-                    panics,
-                    ..Slow::default()
-                },
-                50,
-            );
+            let (_, set) = slow_set(Slow { panics, ..Slow::default() }, 50);
             let mut loader = Loader::start(set, 0, None, workers, 20).unwrap();
             assert_eq!(loader.next_batch(6).unwrap().len(), 6);
             let error = loader.next_batch(1).unwrap_err();

@@ -31,11 +31,7 @@ impl Sampler {
         if len == 0 {
             return Err(DataError::EmptySet);
         }
-        Ok(Self {
-            len,
-            seed,
-            orders: Mutex::default(),
-        })
+        Ok(Self { len, seed, orders: Mutex::default() })
     }
 
     /// The position, below `len`, of the image seen at `draw`. Each `len` draws from a multiple of `len` on see every image
@@ -57,17 +53,11 @@ impl Sampler {
         if let Some(known) = slot.as_ref().filter(|known| known.epoch == epoch) {
             return Arc::clone(&known.positions);
         }
-        let key = SampleKey {
-            seed: self.seed,
-            draw: epoch,
-        };
+        let key = SampleKey { seed: self.seed, draw: epoch };
         let mut positions: Vec<usize> = (0..self.len).collect();
         positions.shuffle(&mut key.rng(Purpose::Shuffle));
         let positions: Arc<[usize]> = positions.into();
-        *slot = Some(Order {
-            epoch,
-            positions: Arc::clone(&positions),
-        });
+        *slot = Some(Order { epoch, positions: Arc::clone(&positions) });
         positions
     }
 }
@@ -77,18 +67,13 @@ mod tests {
     use super::*;
 
     fn positions(sampler: &Sampler, draws: impl IntoIterator<Item = u64>) -> Vec<usize> {
-        draws
-            .into_iter()
-            .map(|draw| sampler.position(draw))
-            .collect()
+        draws.into_iter().map(|draw| sampler.position(draw)).collect()
     }
 
     #[test]
     fn an_epoch_sees_every_image_once_in_its_own_order() {
         let sampler = Sampler::new(37, 1).unwrap();
-        let epochs: Vec<Vec<usize>> = (0..4)
-            .map(|epoch| positions(&sampler, epoch * 37..(epoch + 1) * 37))
-            .collect();
+        let epochs: Vec<Vec<usize>> = (0..4).map(|epoch| positions(&sampler, epoch * 37..(epoch + 1) * 37)).collect();
         for epoch in &epochs {
             let mut sorted = epoch.clone();
             sorted.sort_unstable();
@@ -105,10 +90,7 @@ mod tests {
         let mut backwards = positions(&Sampler::new(10, 3).unwrap(), (0..100).rev());
         backwards.reverse();
         assert_eq!(straight, backwards);
-        assert_eq!(
-            positions(&Sampler::new(10, 3).unwrap(), 63..100),
-            straight[63..]
-        );
+        assert_eq!(positions(&Sampler::new(10, 3).unwrap(), 63..100), straight[63..]);
         assert_ne!(positions(&Sampler::new(10, 4).unwrap(), 0..100), straight);
     }
 

@@ -32,11 +32,7 @@ impl ShapesSource {
             return Err(DataError::EmptySet);
         }
         if !(MIN_SIZE..=MAX_SIZE).contains(&size) {
-            return Err(DataError::ShapesSize {
-                size,
-                least: MIN_SIZE,
-                limit: MAX_SIZE,
-            });
+            return Err(DataError::ShapesSize { size, least: MIN_SIZE, limit: MAX_SIZE });
         }
         Ok(Self { seed, len, size })
     }
@@ -58,10 +54,7 @@ impl Source for ShapesSource {
 
     fn load(&self, index: usize) -> Result<Picture, ImageError> {
         let scene = Scene::compose(self.seed, index as u64);
-        Ok(Picture {
-            image: draw::draw(&scene, self.size),
-            caption: Some(scene.caption()),
-        })
+        Ok(Picture { image: draw::draw(&scene, self.size), caption: Some(scene.caption()) })
     }
 }
 
@@ -93,9 +86,7 @@ mod tests {
         let source = ShapesSource::new(0, 60_000, 16).unwrap();
         let captions: HashSet<String> = (0..60_000).map(|index| source.caption(index)).collect();
         assert!(captions.len() > 50_000, "{}", captions.len());
-        let pictures: HashSet<Vec<u8>> = (0..2000)
-            .map(|index| source.load(index).unwrap().image.into_raw())
-            .collect();
+        let pictures: HashSet<Vec<u8>> = (0..2000).map(|index| source.load(index).unwrap().image.into_raw()).collect();
         assert_eq!(pictures.len(), 2000);
     }
 
@@ -107,15 +98,9 @@ mod tests {
             let drawn = small.load(index).unwrap();
             let scaled = large.load(index).unwrap();
             assert_eq!(drawn.caption, scaled.caption);
-            let scaled = image::imageops::resize(
-                &scaled.image,
-                64,
-                64,
-                image::imageops::FilterType::Triangle,
-            );
-            let error: f64 = (drawn.image.as_raw().iter().zip(scaled.as_raw()))
-                .map(|(a, b)| f64::from(a.abs_diff(*b)))
-                .sum();
+            let scaled = image::imageops::resize(&scaled.image, 64, 64, image::imageops::FilterType::Triangle);
+            let error: f64 =
+                (drawn.image.as_raw().iter().zip(scaled.as_raw())).map(|(a, b)| f64::from(a.abs_diff(*b))).sum();
             let mean = error / (64.0 * 64.0 * 3.0);
             assert!(mean < 3.0, "picture {index} differs by {mean} on average");
         }
@@ -136,10 +121,6 @@ mod tests {
         for index in 0..200 {
             source.load(index).unwrap();
         }
-        assert!(
-            began.elapsed() < Duration::from_secs(2),
-            "{:?} for 200",
-            began.elapsed()
-        );
+        assert!(began.elapsed() < Duration::from_secs(2), "{:?} for 200", began.elapsed());
     }
 }

@@ -35,9 +35,7 @@ impl Split {
         let wanted = match validation {
             Validation::Count(count) => count,
             Validation::Fraction(fraction) if !(0.0..1.0).contains(&fraction) => {
-                return Err(DataError::ValidationFraction {
-                    fraction: fraction.to_string(),
-                });
+                return Err(DataError::ValidationFraction { fraction: fraction.to_string() });
             }
             Validation::Fraction(0.0) => 0,
             Validation::Fraction(fraction) => {
@@ -91,17 +89,9 @@ mod tests {
         assert_eq!(split(50, 1), split(50, 1));
         assert_ne!(split(50, 1), split(50, 2));
         let large = split(100, 1).validation;
-        assert!(
-            split(50, 1)
-                .validation
-                .iter()
-                .all(|index| large.contains(index))
-        );
+        assert!(split(50, 1).validation.iter().all(|index| large.contains(index)));
         // Spread over the whole source, not its beginning or its end.
-        assert!(
-            large[..50].iter().all(|index| *index < 700)
-                && large[50..].iter().all(|index| *index > 300)
-        );
+        assert!(large[..50].iter().all(|index| *index < 700) && large[50..].iter().all(|index| *index > 300));
     }
 
     #[test]
@@ -116,10 +106,7 @@ mod tests {
             (10, Validation::Fraction(-0.1)),
             (10, Validation::Fraction(f64::NAN)),
         ] {
-            assert!(
-                Split::new(len, validation, 0).is_err(),
-                "{len} {validation:?}"
-            );
+            assert!(Split::new(len, validation, 0).is_err(), "{len} {validation:?}");
         }
     }
 }

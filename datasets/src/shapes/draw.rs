@@ -26,9 +26,7 @@ pub fn draw(scene: &Scene, size: u32) -> RgbImage {
         draw_object(&mut canvas, side, object);
     }
     let bytes = canvas.as_flattened().iter();
-    let bytes: Vec<u8> = bytes
-        .map(|value| (value.clamp(0.0, 1.0) * 255.0 + 0.5) as u8)
-        .collect();
+    let bytes: Vec<u8> = bytes.map(|value| (value.clamp(0.0, 1.0) * 255.0 + 0.5) as u8).collect();
     // The bytes are exactly those of the picture, so the fallback is never taken.
     RgbImage::from_raw(size, size, bytes).unwrap_or_default()
 }
@@ -41,10 +39,7 @@ fn draw_object(canvas: &mut [Rgb], side: usize, object: &Object) {
     let outline = Outline::of(object.form);
     let (sin, cos) = object.turn.sin_cos();
     let distance = |x: f32, y: f32| {
-        let (x, y) = (
-            (x - object.x) / object.radius,
-            (y - object.y) / object.radius,
-        );
+        let (x, y) = ((x - object.x) / object.radius, (y - object.y) / object.radius);
         outline.distance([x * cos + y * sin, y * cos - x * sin]) * object.radius
     };
     let (shift, blur, darkness) = SHADOW;
@@ -89,28 +84,19 @@ fn background(background: &Background, at: Point, pixel: f32) -> Rgb {
     let repeats = background.repeats;
     // Distances below are in repeats of the pattern.
     let pixel = pixel * repeats;
-    let [u, v] = [
-        along * repeats + background.phase,
-        across * repeats + background.phase,
-    ];
+    let [u, v] = [along * repeats + background.phase, across * repeats + background.phase];
     let share = match background.pattern {
         Pattern::Plain => 0.0,
         Pattern::Gradient => (along / std::f32::consts::SQRT_2 + 0.5).clamp(0.0, 1.0),
         Pattern::Striped => coverage(band(u, 0.5), pixel),
         Pattern::Checkered => {
-            let (u, v) = (
-                coverage(band(u / 2.0, 0.5) * 2.0, pixel),
-                coverage(band(v / 2.0, 0.5) * 2.0, pixel),
-            );
+            let (u, v) = (coverage(band(u / 2.0, 0.5) * 2.0, pixel), coverage(band(v / 2.0, 0.5) * 2.0, pixel));
             u + v - 2.0 * u * v
         }
         Pattern::Dotted => coverage(middle(u).hypot(middle(v)) - 0.27, pixel),
         Pattern::Wavy => coverage(band(u + 0.22 * (v * PI).sin(), 0.5), pixel),
         Pattern::Tiled => {
-            let (u, v) = (
-                coverage(band(u, 0.12), pixel),
-                coverage(band(v, 0.12), pixel),
-            );
+            let (u, v) = (coverage(band(u, 0.12), pixel), coverage(band(v, 0.12), pixel));
             u.max(v)
         }
     };
@@ -160,9 +146,8 @@ impl Outline {
             Form::Cross => {
                 let (long, wide) = (0.93, 0.32);
                 let corner = [[wide, -long], [wide, -wide], [long, -wide]];
-                let corners: Vec<Point> = (0..4)
-                    .flat_map(|quarter| corner.map(|point| turn(point, quarter as f32 * PI / 2.0)))
-                    .collect();
+                let corners: Vec<Point> =
+                    (0..4).flat_map(|quarter| corner.map(|point| turn(point, quarter as f32 * PI / 2.0))).collect();
                 Self::polygon(&corners)
             }
         }
@@ -173,10 +158,7 @@ impl Outline {
         let points: Vec<Point> = (0..corners)
             .map(|corner| {
                 let radius = if corner % 2 == 1 { inner } else { 1.0 };
-                turn(
-                    [0.0, -radius],
-                    (corner as f32 + offset) * TAU / corners as f32,
-                )
+                turn([0.0, -radius], (corner as f32 + offset) * TAU / corners as f32)
             })
             .collect();
         Self::polygon(&points)
@@ -186,12 +168,7 @@ impl Outline {
         let ends = points.iter().skip(1).chain(points.first());
         let edges = points.iter().zip(ends).map(|(from, to)| {
             let along = [to[0] - from[0], to[1] - from[1]];
-            Edge {
-                from: *from,
-                to: *to,
-                along,
-                inverse: 1.0 / (along[0] * along[0] + along[1] * along[1]),
-            }
+            Edge { from: *from, to: *to, along, inverse: 1.0 / (along[0] * along[0] + along[1] * along[1]) }
         });
         Self::Polygon(edges.collect())
     }
@@ -221,21 +198,14 @@ fn heart([x, y]: Point) -> f32 {
         return (x - 0.25).hypot(y - 0.75) - std::f32::consts::SQRT_2 / 4.0;
     }
     let foot = 0.5 * (x + y).max(0.0);
-    let squared =
-        (x * x + (y - 1.0) * (y - 1.0)).min((x - foot) * (x - foot) + (y - foot) * (y - foot));
+    let squared = (x * x + (y - 1.0) * (y - 1.0)).min((x - foot) * (x - foot) + (y - foot) * (y - foot));
     squared.sqrt() * (x - y).signum()
 }
 
 fn polygon(edges: &[Edge], [x, y]: Point) -> f32 {
     let mut nearest = f32::INFINITY;
     let mut inside = false;
-    for Edge {
-        from,
-        to,
-        along,
-        inverse,
-    } in edges
-    {
+    for Edge { from, to, along, inverse } in edges {
         let [dx, dy] = [x - from[0], y - from[1]];
         let share = ((dx * along[0] + dy * along[1]) * inverse).clamp(0.0, 1.0);
         let (px, py) = (dx - along[0] * share, dy - along[1] * share);
@@ -246,11 +216,7 @@ fn polygon(edges: &[Edge], [x, y]: Point) -> f32 {
             inside = !inside;
         }
     }
-    if inside {
-        -nearest.sqrt()
-    } else {
-        nearest.sqrt()
-    }
+    if inside { -nearest.sqrt() } else { nearest.sqrt() }
 }
 
 #[cfg(test)]
@@ -280,19 +246,13 @@ mod tests {
                 for column in 0..200 {
                     let point = [column as f32 / 80.0 - 1.25, row as f32 / 80.0 - 1.25];
                     if outline.distance(point) < 0.0 {
-                        assert!(
-                            point[0].hypot(point[1]) < 1.01,
-                            "{form:?} reaches {point:?}"
-                        );
+                        assert!(point[0].hypot(point[1]) < 1.01, "{form:?} reaches {point:?}");
                         inside += 1;
                     }
                 }
             }
             let share = inside as f32 / (80.0 * 80.0 * PI);
-            assert!(
-                (0.25..=1.01).contains(&share),
-                "{form:?} fills {share} of the circle"
-            );
+            assert!((0.25..=1.01).contains(&share), "{form:?} fills {share} of the circle");
         }
     }
 
@@ -308,17 +268,11 @@ mod tests {
         ] {
             let outline = Outline::of(form);
             let pixels = (0..400 * 400).map(|at| {
-                let point = [
-                    (at % 400) as f32 / 160.0 - 1.25,
-                    (at / 400) as f32 / 160.0 - 1.25,
-                ];
+                let point = [(at % 400) as f32 / 160.0 - 1.25, (at / 400) as f32 / 160.0 - 1.25];
                 coverage(outline.distance(point), 1.0 / 160.0)
             });
             let measured = pixels.sum::<f32>() / (160.0 * 160.0);
-            assert!(
-                (measured - area).abs() < 0.02,
-                "{form:?}: {measured}, not {area}"
-            );
+            assert!((measured - area).abs() < 0.02, "{form:?}: {measured}, not {area}");
         }
     }
 
@@ -332,10 +286,7 @@ mod tests {
         plain.objects[0].form = Form::Circle;
         plain.objects[0].colour = [1.0; 3];
         let picture = draw(&plain, 64);
-        let between = picture
-            .pixels()
-            .filter(|pixel| (30..200).contains(&pixel.0[0]))
-            .count();
+        let between = picture.pixels().filter(|pixel| (30..200).contains(&pixel.0[0])).count();
         assert!(between > 10, "{between} pixels between black and white");
     }
 }

@@ -78,11 +78,7 @@ const PATTERNS: [(&str, Pattern); 7] = [
 ];
 
 /// A size's name and the least and greatest radius, as a share of the picture's side.
-const SIZES: [(&str, f32, f32); 3] = [
-    ("small", 0.085, 0.105),
-    ("medium", 0.135, 0.165),
-    ("large", 0.205, 0.255),
-];
+const SIZES: [(&str, f32, f32); 3] = [("small", 0.085, 0.105), ("medium", 0.135, 0.165), ("large", 0.205, 0.255)];
 
 /// A place's name and its column and row in thirds of the picture.
 const PLACES: [(&str, f32, f32); 9] = [
@@ -158,10 +154,7 @@ impl Scene {
                 objects.push(object);
             }
         }
-        Self {
-            background,
-            objects,
-        }
+        Self { background, objects }
     }
 
     /// The scene in words.
@@ -202,12 +195,7 @@ fn compose_background(rng: &mut ChaCha8Rng) -> Background {
 
 fn compose_object(rng: &mut ChaCha8Rng, background: &Background) -> Object {
     let visible: Vec<(&str, Rgb)> = (COLOURS.iter().copied())
-        .filter(|(_, colour)| {
-            background
-                .colours
-                .iter()
-                .all(|other| distance(*colour, *other) > 0.42)
-        })
+        .filter(|(_, colour)| background.colours.iter().all(|other| distance(*colour, *other) > 0.42))
         .collect();
     let (colour_name, colour) = pick(rng, &visible);
     let (form_name, form) = pick(rng, &FORMS);
@@ -241,11 +229,7 @@ pub fn mix(from: Rgb, to: Rgb, share: f32) -> Rgb {
 }
 
 fn distance(a: Rgb, b: Rgb) -> f32 {
-    a.iter()
-        .zip(b)
-        .map(|(a, b)| (a - b) * (a - b))
-        .sum::<f32>()
-        .sqrt()
+    a.iter().zip(b).map(|(a, b)| (a - b) * (a - b)).sum::<f32>().sqrt()
 }
 
 #[cfg(test)]
@@ -256,16 +240,11 @@ mod tests {
 
     #[test]
     fn captions_read_as_english() {
-        let captions: Vec<String> = (0..3000)
-            .map(|index| Scene::compose(0, index).caption())
-            .collect();
+        let captions: Vec<String> = (0..3000).map(|index| Scene::compose(0, index).caption()).collect();
         for caption in &captions {
             assert!(caption.starts_with("a "), "{caption}");
             assert!(caption.ends_with(" background"), "{caption}");
-            assert!(
-                !caption.contains(" a orange") && !caption.contains("  "),
-                "{caption}"
-            );
+            assert!(!caption.contains(" a orange") && !caption.contains("  "), "{caption}");
         }
         for word in (COLOURS.iter().map(|(name, _)| *name))
             .chain(FORMS.iter().map(|(name, _)| *name))
@@ -273,10 +252,7 @@ mod tests {
             .chain(SIZES.iter().map(|(name, ..)| *name))
             .chain(PLACES.iter().map(|(name, ..)| *name))
         {
-            assert!(
-                captions.iter().any(|caption| caption.contains(word)),
-                "never {word}"
-            );
+            assert!(captions.iter().any(|caption| caption.contains(word)), "never {word}");
         }
     }
 
@@ -312,11 +288,7 @@ mod tests {
                 .map(|_| compose_object(&mut rng, &background).words)
                 .map(|words| words.split(' ').nth(2).unwrap_or_default().to_owned())
                 .collect();
-            assert!(
-                colours.len() >= 5,
-                "{} has only {colours:?}",
-                background.words
-            );
+            assert!(colours.len() >= 5, "{} has only {colours:?}", background.words);
         }
     }
 }
