@@ -26,7 +26,7 @@ impl MicroBatch for Fixed {
 }
 
 fn read(expected: &WeightsFile, name: &str) -> Vec<f32> {
-    expected.read(name).unwrap_or_else(|e| panic!("{name}: {e}")).to_f32().unwrap()
+    expected.read(name).unwrap_or_else(|e| panic!("{name}: {e}")).to_f32()
 }
 
 fn codes(expected: &WeightsFile) -> Vec<i64> {
@@ -49,7 +49,7 @@ fn gradient(gradients: &burn::optim::GradientsParams, name: &str, rank: usize) -
         2 => gradients.get::<2>(id).map(|g| g.into_data()),
         _ => gradients.get::<4>(id).map(|g| g.into_data()),
     };
-    data.unwrap_or_else(|| panic!("no gradient for {name}")).into_vec().unwrap()
+    data.unwrap_or_else(|| panic!("no gradient for {name}")).try_into_vec().unwrap()
 }
 
 /// Loads `model` as a user would, and compares one training step with what the reference implementation computed. `only`
@@ -71,11 +71,11 @@ fn check_initial(initial: &Initial, expected: &WeightsFile, legacy: Option<bool>
     if !partly {
         let latent = model.encode(input.clone().autodiff());
         let quantized = model.quantize(latent.clone());
-        let found: Vec<i64> = quantized.codes.clone().into_data().convert::<i64>().into_vec().unwrap();
+        let found: Vec<i64> = quantized.codes.clone().into_data().convert::<i64>().try_into_vec().unwrap();
         assert_eq!(found, codes(expected), "codes");
         let reconstruction = model.decode(quantized.latent);
         for (name, tensor) in [("latent", latent), ("reconstruction", reconstruction)] {
-            let found: Vec<f32> = tensor.without_autodiff().into_data().into_vec().unwrap();
+            let found: Vec<f32> = tensor.without_autodiff().into_data().try_into_vec().unwrap();
             let deviation = deviation(&found, &read(expected, name));
             println!("{name}: {deviation:.1e}");
             assert!(deviation < 1e-4, "{name}: {deviation}");

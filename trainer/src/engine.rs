@@ -258,7 +258,7 @@ impl EffectiveBatch {
             transaction = transaction.register(value.clone());
         }
         let data = transaction.register(self.code_counts.clone()).try_execute().map_err(|e| e.to_string())?;
-        let mut data = data.into_iter().map(|d| d.convert::<f32>().into_vec::<f32>().unwrap_or_default());
+        let mut data = data.into_iter().map(|d| d.convert::<f32>().try_into_vec::<f32>().unwrap_or_default());
         let mut scalar = || data.next().and_then(|v| v.first().copied()).map_or(f64::NAN, f64::from);
         let (total, grad_norm) = (scalar(), scalar());
         let losses = self.losses.iter().map(|(name, _)| (*name, scalar())).collect();

@@ -56,7 +56,7 @@ pub fn relative_deviation<M: Module>(model: &M, a: &GradientsParams, b: &Gradien
     impl ParameterVisitor for Compare<'_> {
         fn parameter<const D: usize>(&mut self, _name: &str, id: ParamId, _value: Tensor<D>) {
             let read = |gradients: &GradientsParams| -> Option<Vec<f64>> {
-                gradients.get::<D>(id)?.cast(DType::F64).into_data().into_vec().ok()
+                gradients.get::<D>(id)?.cast(DType::F64).into_data().try_into_vec().ok()
             };
             let (a, b) = (read(self.a), read(self.b));
             let len = a.as_ref().or(b.as_ref()).map_or(0, Vec::len);

@@ -181,7 +181,7 @@ mod tests {
         now.losses.codebook.beta = Some(0.5);
         assert_eq!(
             unsound_changes(&then, &now),
-            ["losses.codebook.beta: unset -> 0.5", "optimizer.learning_rate: 7.2e-5 -> 1.0"]
+            ["losses.codebook.beta: unset -> 0.5", "optimizer.learning_rate: 0.000072 -> 1.0"]
         );
     }
 }

@@ -113,6 +113,15 @@ pub enum TrainError {
     },
 }
 
+impl From<PretrainedError> for TrainError {
+    fn from(error: PretrainedError) -> Self {
+        match error {
+            PretrainedError::Architecture(_) => Self::Architecture(error),
+            _ => Self::Pretrained(error),
+        }
+    }
+}
+
 /// What the command line adds to a configuration.
 #[derive(Debug, Clone)]
 pub struct Options {

@@ -49,8 +49,8 @@ fn losses(entropy: f64) -> Losses {
 fn model(architecture: &Architecture, dtype: DType) -> VqGan {
     let mut weights = random_weights(architecture, 7);
     let codebook = weights.get_mut("quantize.embedding.weight").unwrap();
-    let spread: Vec<f32> = codebook.to_f32().unwrap().iter().map(|v| v * architecture.codes as f32 * 0.3).collect();
-    *codebook = checkpoints::HostTensor::from_f32(codebook.shape.clone(), &spread).unwrap();
+    let spread: Vec<f32> = codebook.to_f32().iter().map(|v| v * architecture.codes as f32 * 0.3).collect();
+    *codebook = checkpoints::HostTensor::from_f32(&codebook.shape, &spread);
     VqGan::new(architecture, &weights, &Device::flex().autodiff(), dtype).unwrap()
 }
 
@@ -118,7 +118,7 @@ fn nudged(model: &VqGan, name: &'static str, index: usize, amount: f64) -> VqGan
                 return Param::from_mapped_value(id, tensor, mapper);
             }
             let (device, shape) = (tensor.device(), tensor.dims());
-            let mut values = tensor.into_data().into_vec::<f64>().unwrap();
+            let mut values = tensor.into_data().try_into_vec::<f64>().unwrap();
             values[self.2] += self.3;
             let tensor = Tensor::from_data(TensorData::new(values, shape), (&device, DType::F64));
             Param::from_mapped_value(id, tensor.require_grad(), mapper)
@@ -136,7 +136,7 @@ fn the_gradient_is_that_of_finite_differences() {
     let losses = losses(0.1);
     let total = |model: &VqGan| -> f64 {
         let total = gradient(model, &losses, 4, 3).total;
-        total.into_data().into_vec::<f64>().unwrap()[0]
+        total.into_data().try_into_vec::<f64>().unwrap()[0]
     };
     let batch = gradient(&model, &losses, 4, 3);
     let check = |name: &'static str, index: usize, expected: f64| {
@@ -146,7 +146,7 @@ fn the_gradient_is_that_of_finite_differences() {
         let error = (difference - expected).abs() / difference.abs().max(1e-6);
         assert!(error < 1e-4, "{name}[{index}]: {expected} against {difference}");
     };
-    let read = |data: TensorData| data.into_vec::<f64>().unwrap();
+    let read = |data: TensorData| data.try_into_vec::<f64>().unwrap();
     let conv = |name: &'static str, index| {
         let gradient = batch.gradients.get::<4>(param_id(name)).unwrap();
         check(name, index, read(gradient.into_data())[index]);

@@ -52,7 +52,7 @@ mod tests {
         let reconstruction = Tensor::<4>::from_data([[[[1.0, -3.0]]], [[[0.5, 0.5]]]], &device);
         let value = |norm| {
             let loss = PixelLoss(norm).per_sample(original.clone(), reconstruction.clone());
-            loss.into_data_as::<f32>().to_vec::<f32>().unwrap()
+            loss.into_data_as::<f32>().try_to_vec::<f32>().unwrap()
         };
         assert_eq!(value(PixelNorm::L1), [2.0, 0.5]);
         assert_eq!(value(PixelNorm::L2), [5.0, 0.25]);

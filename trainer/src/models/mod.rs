@@ -12,4 +12,4 @@ pub mod weights;
 pub use vqgan::VqGan;
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

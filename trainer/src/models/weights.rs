@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 
 use burn::module::{Module, ModuleVisitor, Param, ParamId};
 use burn::tensor::{DType, Device, Tensor, TensorData};
-use checkpoints::{HostTensor, TensorError};
+use checkpoints::HostTensor;
 
 /// Parameters by canonical name.
 pub type StateDict = BTreeMap<String, HostTensor>;
@@ -27,14 +27,6 @@ pub enum ModelError {
         shape: Vec<usize>,
         /// What is needed.
         rank: usize,
-    },
-    /// A tensor does not hold floating-point values.
-    #[error("`{name}`: {source}")]
-    Values {
-        /// The parameter's name.
-        name: String,
-        /// What it holds.
-        source: TensorError,
     },
     /// The device could not hand a tensor back.
     #[error("the device failed while a weight was read back: {0}")]
@@ -79,8 +71,7 @@ impl<'a> WeightReader<'a> {
         if host.shape.len() != D {
             return Err(ModelError::Rank { name, shape: host.shape.clone(), rank: D });
         }
-        let values = host.to_f32().map_err(|source| ModelError::Values { name: name.clone(), source })?;
-        let data = TensorData::new(values, host.shape.clone());
+        let data = TensorData::new(host.to_f32(), host.shape.clone());
         let tensor = Tensor::<D>::from_data(data, (self.device, self.dtype));
         let tensor = if self.device.is_autodiff() { tensor.require_grad() } else { tensor };
         Ok(Param::initialized(param_id(&name), tensor))
@@ -106,14 +97,9 @@ pub fn state_dict<M: Module>(module: &M) -> Result<StateDict, ModelError> {
     impl ParameterVisitor for Reader {
         fn parameter<const D: usize>(&mut self, name: &str, _id: ParamId, value: Tensor<D>) {
             let shape = value.dims();
-            let read = value.try_into_vec_as::<f32>().map_err(|error| ModelError::Device(error.to_string()));
-            let host = read.and_then(|values| {
-                let name = name.to_owned();
-                HostTensor::from_f32(shape, &values).map_err(|source| ModelError::Values { name, source })
-            });
-            match host {
-                Ok(host) => drop(self.0.insert(name.to_owned(), host)),
-                Err(error) => self.1 = Some(error),
+            match value.try_into_vec_as::<f32>() {
+                Ok(values) => drop(self.0.insert(name.to_owned(), HostTensor::from_f32(shape, &values))),
+                Err(error) => self.1 = Some(ModelError::Device(error.to_string())),
             }
         }
     }
