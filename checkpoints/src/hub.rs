@@ -46,10 +46,7 @@ impl Location {
     ///
     /// A revision with slashes is written with `%2F`, but for `refs/pr/3` and `refs/convert/parquet`.
     pub fn parse(spec: &str) -> Result<Location, HubError> {
-        let bad = |reason: &str| HubError::BadSpec {
-            spec: spec.to_owned(),
-            reason: reason.to_owned(),
-        };
+        let bad = |reason: &str| HubError::BadSpec { spec: spec.to_owned(), reason: reason.to_owned() };
         let Some(path) = spec.strip_prefix("hf://") else {
             return match spec.split_once(':') {
                 _ if spec.is_empty() => Err(bad("it is empty")),
@@ -58,9 +55,7 @@ impl Location {
                 _ => Ok(Location::Local(settings::expand_home(spec))),
             };
         };
-        let (owner, rest) = path
-            .split_once('/')
-            .ok_or_else(|| bad("the name after the owner is missing"))?;
+        let (owner, rest) = path.split_once('/').ok_or_else(|| bad("the name after the owner is missing"))?;
         let (repository, file) = match rest.find(['/', '@']) {
             Some(at) => rest.split_at(at),
             None => (rest, ""),
@@ -69,14 +64,8 @@ impl Location {
             if part.is_empty() {
                 return Err(bad(&format!("the {what} is missing")));
             }
-            if part.starts_with('.')
-                || !part
-                    .chars()
-                    .all(|c| c.is_ascii_alphanumeric() || "-_.".contains(c))
-            {
-                return Err(bad(&format!(
-                    "{part:?} cannot be the {what} of a repository"
-                )));
+            if part.starts_with('.') || !part.chars().all(|c| c.is_ascii_alphanumeric() || "-_.".contains(c)) {
+                return Err(bad(&format!("{part:?} cannot be the {what} of a repository")));
             }
         }
         let (revision, file) = match file.strip_prefix('@') {
@@ -108,11 +97,7 @@ impl Location {
 
 /// Cuts `main/folder/file` after the revision, of which the Hub has two kinds with slashes.
 fn split_revision(text: &str) -> (&str, &str) {
-    let parts = if text.starts_with("refs/pr/") || text.starts_with("refs/convert/") {
-        3
-    } else {
-        1
-    };
+    let parts = if text.starts_with("refs/pr/") || text.starts_with("refs/convert/") { 3 } else { 1 };
     match text.match_indices('/').nth(parts - 1) {
         Some((at, _)) => text.split_at(at),
         None => (text, ""),
@@ -137,12 +122,7 @@ impl fmt::Display for Location {
     fn fmt(&self, to: &mut fmt::Formatter) -> fmt::Result {
         match self {
             Location::Local(path) => write!(to, "{}", path.display()),
-            Location::Hub {
-                owner,
-                name,
-                revision,
-                file,
-            } => {
+            Location::Hub { owner, name, revision, file } => {
                 write!(to, "hf://{owner}/{name}")?;
                 match revision {
                     Some(revision) if revision.starts_with("refs/") => write!(to, "@{revision}")?,
@@ -203,21 +183,10 @@ pub fn fetch(
 ) -> Result<Fetched, HubError> {
     match location {
         Location::Local(path) => find_local(path, location, files),
-        Location::Hub {
-            owner,
-            name,
-            revision,
-            file,
-        } => {
+        Location::Hub { owner, name, revision, file } => {
             let revision = revision.as_deref().unwrap_or("main");
             let cache = RepoCache::new(&settings.cache, owner, name);
-            let request = Request {
-                location,
-                cache,
-                revision,
-                file: file.as_deref(),
-                files,
-            };
+            let request = Request { location, cache, revision, file: file.as_deref(), files };
             request.fetch(settings, progress)
         }
     }
@@ -225,38 +194,24 @@ pub fn fetch(
 
 fn find_local(path: &Path, location: &Location, files: FileChoice) -> Result<Fetched, HubError> {
     let unreadable = |source: io::Error| match source.kind() {
-        io::ErrorKind::NotFound => HubError::NoSuchPath {
-            path: path.to_path_buf(),
-        },
-        _ => HubError::Unreadable {
-            path: path.to_path_buf(),
-            source,
-        },
+        io::ErrorKind::NotFound => HubError::NoSuchPath { path: path.to_path_buf() },
+        _ => HubError::Unreadable { path: path.to_path_buf(), source },
     };
     if fs::metadata(path).map_err(unreadable)?.is_dir() {
         let listing = choose::list_folder(path).map_err(unreadable)?;
-        let chosen = choose(&listing, None, files)
-            .map_err(|refused| explain(refused, location, &listing))?;
+        let chosen = choose(&listing, None, files).map_err(|refused| explain(refused, location, &listing))?;
         return Ok(chosen.below(path));
     }
     // Not canonicalized: in the Hub's cache that would lead away from the files beside it.
     let absolute = std::path::absolute(path).map_err(unreadable)?;
-    Ok(Fetched {
-        weights: path.to_path_buf(),
-        config: choose::config_beside_local(&absolute),
-    })
+    Ok(Fetched { weights: path.to_path_buf(), config: choose::config_beside_local(&absolute) })
 }
 
 fn explain(refused: Refused, location: &Location, listing: &[String]) -> HubError {
     let place = location.to_string();
     let whole = |file: &str| match location {
         Location::Local(path) => path.join(file).display().to_string(),
-        Location::Hub {
-            owner,
-            name,
-            revision,
-            ..
-        } => Location::Hub {
+        Location::Hub { owner, name, revision, .. } => Location::Hub {
             owner: owner.clone(),
             name: name.clone(),
             revision: revision.clone(),
@@ -266,18 +221,9 @@ fn explain(refused: Refused, location: &Location, listing: &[String]) -> HubErro
     };
     let candidates = |files: &[String]| error::enumerate(files.iter().map(|file| whole(file)));
     match refused {
-        Refused::NoSuchFile => HubError::NoSuchFile {
-            place,
-            candidates: candidates(&choose::weights_in(listing, "")),
-        },
-        Refused::NoWeights => HubError::NoWeights {
-            place,
-            found: error::enumerate(listing.iter().cloned()),
-        },
-        Refused::Several(files) => HubError::Several {
-            place,
-            candidates: candidates(&files),
-        },
+        Refused::NoSuchFile => HubError::NoSuchFile { place, candidates: candidates(&choose::weights_in(listing, "")) },
+        Refused::NoWeights => HubError::NoWeights { place, found: error::enumerate(listing.iter().cloned()) },
+        Refused::Several(files) => HubError::Several { place, candidates: candidates(&files) },
     }
 }
 
@@ -291,24 +237,20 @@ struct Request<'a> {
 }
 
 impl Request<'_> {
-    fn fetch(
-        &self,
-        settings: &HubSettings,
-        progress: &dyn DownloadProgress,
-    ) -> Result<Fetched, HubError> {
+    fn fetch(&self, settings: &HubSettings, progress: &dyn DownloadProgress) -> Result<Fetched, HubError> {
         if settings.offline {
-            return self.from_cache();
+            return self.cached();
         }
         // A commit never changes, so nothing about it needs asking if all of it is here.
         if cache::is_commit(self.revision)
             && self.file.is_some()
-            && let Ok(fetched) = self.from_cache()
+            && let Ok(fetched) = self.cached()
             && fetched.config.is_some()
         {
             return Ok(fetched);
         }
-        match self.from_hub(settings, progress) {
-            Err(error) if error.is_about_the_network() => match self.from_cache() {
+        match self.downloaded(settings, progress) {
+            Err(error) if error.is_about_the_network() => match self.cached() {
                 Ok(fetched) => {
                     progress.note(&format!("{error}; going on with the copy in the cache"));
                     Ok(fetched)
@@ -319,11 +261,9 @@ impl Request<'_> {
         }
     }
 
-    fn from_cache(&self) -> Result<Fetched, HubError> {
-        let not_cached = || HubError::NotCached {
-            place: self.location.to_string(),
-            cache: self.cache.folder().to_path_buf(),
-        };
+    fn cached(&self) -> Result<Fetched, HubError> {
+        let not_cached =
+            || HubError::NotCached { place: self.location.to_string(), cache: self.cache.folder().to_path_buf() };
         let snapshot = self.cache.snapshot(self.revision).ok_or_else(not_cached)?;
         let listing = choose::list_folder(&snapshot).map_err(|_| not_cached())?;
         let chosen = choose(&listing, self.file, self.files).map_err(|refused| match refused {
@@ -333,19 +273,13 @@ impl Request<'_> {
         Ok(chosen.below(&snapshot))
     }
 
-    fn from_hub(
-        &self,
-        settings: &HubSettings,
-        progress: &dyn DownloadProgress,
-    ) -> Result<Fetched, HubError> {
+    fn downloaded(&self, settings: &HubSettings, progress: &dyn DownloadProgress) -> Result<Fetched, HubError> {
         let client = Client::connect(self.location, settings)?;
         let (commit, listing) = client.list(self.revision, progress)?;
-        let Chosen { weights, config } = choose(&listing, self.file, self.files)
-            .map_err(|refused| explain(refused, self.location, &listing))?;
+        let Chosen { weights, config } =
+            choose(&listing, self.file, self.files).map_err(|refused| explain(refused, self.location, &listing))?;
         // The config first: it is small, and tells at once if the repository is not for everyone.
-        let config = config
-            .map(|file| client.download(&commit, &file, progress))
-            .transpose()?;
+        let config = config.map(|file| client.download(&commit, &file, progress)).transpose()?;
         let weights = client.download(&commit, &weights, progress)?;
         self.cache.remember(self.revision, &commit);
         Ok(Fetched { weights, config })

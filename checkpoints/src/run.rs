@@ -116,13 +116,10 @@ pub enum RunError {
 }
 
 impl RunError {
-    fn io(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> RunError {
+    /// For `map_err`: names the path and what was done to it ("read", "write") in an error of the file system.
+    pub fn io(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> RunError {
         let path = path.to_path_buf();
-        move |source| RunError::Io {
-            action,
-            path,
-            source,
-        }
+        move |source| RunError::Io { action, path, source }
     }
 }
 
@@ -167,11 +164,7 @@ pub fn verify(checkpoint: &Path) -> Result<Manifest, RunError> {
         let found = sha256_of(&path).map_err(RunError::io("read", &path))?;
         if found != record.sha256 {
             let expected = record.sha256.clone();
-            return Err(RunError::WrongHash {
-                path,
-                expected,
-                found,
-            });
+            return Err(RunError::WrongHash { path, expected, found });
         }
     }
     Ok(manifest)
@@ -191,11 +184,7 @@ fn check_sizes(checkpoint: &Path) -> Result<Manifest, RunError> {
             Err(error) => return Err(RunError::io("read", &path)(error)),
         };
         if found != record.size {
-            return Err(RunError::WrongSize {
-                path,
-                expected: record.size,
-                found,
-            });
+            return Err(RunError::WrongSize { path, expected: record.size, found });
         }
     }
     Ok(manifest)
@@ -206,9 +195,7 @@ fn read_manifest(checkpoint: &Path) -> Result<Manifest, RunError> {
     let text = match fs::read(&path) {
         Ok(text) => text,
         Err(error) if error.kind() == io::ErrorKind::NotFound => {
-            return Err(RunError::NoManifest {
-                path: checkpoint.to_path_buf(),
-            });
+            return Err(RunError::NoManifest { path: checkpoint.to_path_buf() });
         }
         Err(error) => return Err(RunError::io("read", &path)(error)),
     };
@@ -217,32 +204,15 @@ fn read_manifest(checkpoint: &Path) -> Result<Manifest, RunError> {
     struct Version {
         format: u64,
     }
-    let bad = |reason: String| RunError::BadManifest {
-        path: path.clone(),
-        reason,
-    };
+    let bad = |reason: String| RunError::BadManifest { path: path.clone(), reason };
     let version: Version = serde_json::from_slice(&text).map_err(|error| bad(error.to_string()))?;
     if version.format != u64::from(FORMAT) {
-        return Err(RunError::UnknownFormat {
-            path,
-            found: version.format,
-        });
+        return Err(RunError::UnknownFormat { path, found: version.format });
     }
-    let manifest: Manifest =
-        serde_json::from_slice(&text).map_err(|error| bad(error.to_string()))?;
-    let inside = |name: &str| {
-        Path::new(name)
-            .components()
-            .all(|part| matches!(part, Component::Normal(_)))
-    };
-    match manifest
-        .files
-        .keys()
-        .find(|name| name.is_empty() || !inside(name))
-    {
-        Some(name) => Err(bad(format!(
-            "it names {name:?}, which is not inside the checkpoint"
-        ))),
+    let manifest: Manifest = serde_json::from_slice(&text).map_err(|error| bad(error.to_string()))?;
+    let inside = |name: &str| Path::new(name).components().all(|part| matches!(part, Component::Normal(_)));
+    match manifest.files.keys().find(|name| name.is_empty() || !inside(name)) {
+        Some(name) => Err(bad(format!("it names {name:?}, which is not inside the checkpoint"))),
         None => Ok(manifest),
     }
 }
@@ -260,9 +230,5 @@ pub(crate) fn sha256_of(path: &Path) -> io::Result<String> {
             Err(error) => return Err(error),
         }
     }
-    Ok(hash
-        .finalize()
-        .iter()
-        .map(|byte| format!("{byte:02x}"))
-        .collect())
+    Ok(hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect())
 }

@@ -12,9 +12,7 @@ pub(super) struct RepoCache {
 
 impl RepoCache {
     pub(super) fn new(cache: &Path, owner: &str, name: &str) -> RepoCache {
-        RepoCache {
-            folder: cache.join(format!("models--{owner}--{name}")),
-        }
+        RepoCache { folder: cache.join(format!("models--{owner}--{name}")) }
     }
 
     pub(super) fn folder(&self) -> &Path {
@@ -34,9 +32,7 @@ impl RepoCache {
     /// Notes which commit a branch or tag stands for, for the day without a network.
     pub(super) fn remember(&self, revision: &str, commit: &str) {
         let path = self.folder.join("refs").join(revision);
-        if is_commit(revision)
-            || fs::read_to_string(&path).is_ok_and(|known| known.trim() == commit)
-        {
+        if is_commit(revision) || fs::read_to_string(&path).is_ok_and(|known| known.trim() == commit) {
             return;
         }
         // The cache may be one that can only be read; then the files are there and only the note is not.

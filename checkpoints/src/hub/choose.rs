@@ -16,10 +16,7 @@ pub(super) struct Chosen {
 
 impl Chosen {
     pub(super) fn below(&self, folder: &Path) -> Fetched {
-        Fetched {
-            weights: folder.join(&self.weights),
-            config: self.config.as_ref().map(|config| folder.join(config)),
-        }
+        Fetched { weights: folder.join(&self.weights), config: self.config.as_ref().map(|config| folder.join(config)) }
     }
 }
 
@@ -41,10 +38,7 @@ impl FileChoice {
     /// The names that the libraries give to weights, the preferred first.
     fn names(self) -> &'static [&'static str] {
         match self {
-            FileChoice::Vqgan => &[
-                "diffusion_pytorch_model.safetensors",
-                "diffusion_pytorch_model.bin",
-            ],
+            FileChoice::Vqgan => &["diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.bin"],
             FileChoice::Clip => &[
                 "model.safetensors",
                 "open_clip_model.safetensors",
@@ -60,21 +54,10 @@ impl FileChoice {
 const ENDINGS: [&[&str]; 4] = [&["safetensors"], &["ckpt"], &["pt", "pth"], &["bin"]];
 
 /// Files of a trainer that end like weights.
-const NOT_WEIGHTS: [&str; 6] = [
-    "optimizer",
-    "random_states",
-    "rng_state",
-    "scaler",
-    "scheduler",
-    "training_args",
-];
+const NOT_WEIGHTS: [&str; 6] = ["optimizer", "random_states", "rng_state", "scaler", "scheduler", "training_args"];
 
 /// Chooses from a listing: the file `asked` for, or the weights in the folder `asked` for, or those of the whole.
-pub(super) fn choose(
-    listing: &[String],
-    asked: Option<&str>,
-    files: FileChoice,
-) -> Result<Chosen, Refused> {
+pub(super) fn choose(listing: &[String], asked: Option<&str>, files: FileChoice) -> Result<Chosen, Refused> {
     let has = |path: &str| listing.iter().any(|file| file == path);
     let chosen = |weights: String| {
         let config = config_beside(&weights, listing);
@@ -112,15 +95,9 @@ pub(super) fn choose(
 pub(super) fn weights_in(listing: &[String], folder: &str) -> Vec<String> {
     let is_weights = |file: &&String| {
         let (_, name) = split(file);
-        ENDINGS.iter().any(|endings| ends(name, endings))
-            && !NOT_WEIGHTS.iter().any(|not| name.starts_with(not))
+        ENDINGS.iter().any(|endings| ends(name, endings)) && !NOT_WEIGHTS.iter().any(|not| name.starts_with(not))
     };
-    listing
-        .iter()
-        .filter(|file| file.starts_with(folder))
-        .filter(is_weights)
-        .cloned()
-        .collect()
+    listing.iter().filter(|file| file.starts_with(folder)).filter(is_weights).cloned().collect()
 }
 
 /// The config that belongs to a file of weights.
@@ -133,33 +110,19 @@ pub(super) fn config_beside(weights: &str, listing: &[String]) -> Option<String>
     let known = [
         format!("{stem}.yaml"),
         format!("{stem}.yml"),
-        if stem.starts_with("open_clip") {
-            "open_clip_config.json"
-        } else {
-            "config.json"
-        }
-        .to_owned(),
+        if stem.starts_with("open_clip") { "open_clip_config.json" } else { "config.json" }.to_owned(),
         "config.json".to_owned(),
         "config.yaml".to_owned(),
         "config.yml".to_owned(),
         "model.yaml".to_owned(),
     ];
-    let configs = folder
-        .strip_suffix("checkpoints/")
-        .map(|run| format!("{run}configs/"));
-    [Some(folder.to_owned()), configs]
-        .into_iter()
-        .flatten()
-        .find_map(|folder| {
-            let beside = || listing.iter().filter(|file| split(file).0 == folder);
-            let named = known
-                .iter()
-                .find_map(|name| beside().find(|file| split(file).1 == name));
-            let mut yaml = beside().filter(|file| ends(file, &["yaml", "yml"]));
-            named
-                .or_else(|| yaml.next().filter(|_| yaml.next().is_none()))
-                .cloned()
-        })
+    let configs = folder.strip_suffix("checkpoints/").map(|run| format!("{run}configs/"));
+    [Some(folder.to_owned()), configs].into_iter().flatten().find_map(|folder| {
+        let beside = || listing.iter().filter(|file| split(file).0 == folder);
+        let named = known.iter().find_map(|name| beside().find(|file| split(file).1 == name));
+        let mut yaml = beside().filter(|file| ends(file, &["yaml", "yml"]));
+        named.or_else(|| yaml.next().filter(|_| yaml.next().is_none())).cloned()
+    })
 }
 
 /// [`config_beside`] for a file on this machine, given by its absolute path.
@@ -171,9 +134,7 @@ pub(super) fn config_beside_local(weights: &Path) -> Option<PathBuf> {
         true => String::new(),
         false => format!("{}/", folder.file_name()?.to_str()?),
     };
-    let mut listing: Vec<String> = names_in(folder)
-        .map(|name| format!("{inner}{name}"))
-        .collect();
+    let mut listing: Vec<String> = names_in(folder).map(|name| format!("{inner}{name}")).collect();
     listing.extend(names_in(&root.join("configs")).map(|name| format!("configs/{name}")));
     listing.sort();
     listing.dedup();
@@ -217,9 +178,5 @@ fn split(path: &str) -> (&str, &str) {
 }
 
 fn ends(file: &str, endings: &[&str]) -> bool {
-    file.rsplit_once('.').is_some_and(|(_, ending)| {
-        endings
-            .iter()
-            .any(|known| ending.eq_ignore_ascii_case(known))
-    })
+    file.rsplit_once('.').is_some_and(|(_, ending)| endings.iter().any(|known| ending.eq_ignore_ascii_case(known)))
 }

@@ -23,10 +23,7 @@ pub(super) struct Client {
 impl Client {
     pub(super) fn connect(location: &Location, settings: &HubSettings) -> Result<Client, HubError> {
         let Location::Hub { owner, name, .. } = location else {
-            return Err(HubError::BadSpec {
-                spec: location.to_string(),
-                reason: "it is not on the Hub".to_owned(),
-            });
+            return Err(HubError::BadSpec { spec: location.to_string(), reason: "it is not on the Hub".to_owned() });
         };
         let mut builder = HFClient::builder()
             .endpoint(&settings.endpoint)
@@ -40,10 +37,7 @@ impl Client {
             file: location.to_string(),
             reason: format!("the connection could not be set up, {}", innermost(&error)),
         })?;
-        Ok(Client {
-            repository: hub.model(owner, name),
-            settings: settings.clone(),
-        })
+        Ok(Client { repository: hub.model(owner, name), settings: settings.clone() })
     }
 
     /// The commit that a revision stands for now, and the files that it has.
@@ -60,18 +54,13 @@ impl Client {
             let expand = ["sha", "siblings"].map(str::to_owned).to_vec();
             repository.info().revision(asked).expand(expand).send()
         })?;
-        let info =
-            info.map_err(|error| self.explain(error, revision, &self.repository.repo_path()))?;
-        let not_a_hub = |reason: &str| HubError::NotAHub {
-            endpoint: self.settings.endpoint.clone(),
-            reason: reason.to_owned(),
-        };
+        let info = info.map_err(|error| self.explain(error, revision, &self.repository.repo_path()))?;
+        let not_a_hub =
+            |reason: &str| HubError::NotAHub { endpoint: self.settings.endpoint.clone(), reason: reason.to_owned() };
         let commit = info.sha.ok_or_else(|| not_a_hub("no commit"))?;
         let files = info.siblings.ok_or_else(|| not_a_hub("no list of files"))?;
         // These become paths in the cache.
-        if !super::cache::is_commit(&commit)
-            || !files.iter().all(|file| super::is_inside(&file.rfilename))
-        {
+        if !super::cache::is_commit(&commit) || !files.iter().all(|file| super::is_inside(&file.rfilename)) {
             return Err(not_a_hub("a file outside of the repository"));
         }
         let mut files: Vec<String> = files.into_iter().map(|file| file.rfilename).collect();
@@ -95,12 +84,7 @@ impl Client {
                 progress.advance(bytes, total, file);
             };
             let outcome = self.watch(file, &mut advance, move |relay| {
-                repository
-                    .download_file()
-                    .filename(name)
-                    .revision(commit)
-                    .progress(relay)
-                    .send()
+                repository.download_file().filename(name).revision(commit).progress(relay).send()
             })?;
             match outcome {
                 Ok(path) => {
@@ -112,9 +96,7 @@ impl Client {
                 }
                 // The library waits ten seconds for another process; a large file takes longer.
                 Err(HFError::CacheLockTimeout { .. }) => {
-                    progress.note(&format!(
-                        "waiting for another process that downloads {file}"
-                    ));
+                    progress.note(&format!("waiting for another process that downloads {file}"));
                 }
                 Err(error) => return Err(self.explain(error, "", file)),
             }
@@ -153,10 +135,7 @@ impl Client {
                 }
                 Err(RecvTimeoutError::Disconnected) => {
                     let reason = "the download ended without a result".to_owned();
-                    return Err(HubError::Download {
-                        file: file.to_owned(),
-                        reason,
-                    });
+                    return Err(HubError::Download { file: file.to_owned(), reason });
                 }
             }
         }
@@ -164,15 +143,9 @@ impl Client {
 
     /// Compares what came with what the Hub announced. The library takes any answer for the file, an error page too.
     fn check(&self, path: PathBuf, file: &str, size: u64) -> Result<PathBuf, HubError> {
-        let failed = |source: io::Error| HubError::Unreadable {
-            path: path.clone(),
-            source,
-        };
+        let failed = |source: io::Error| HubError::Unreadable { path: path.clone(), source };
         let blob = fs::canonicalize(&path).map_err(failed)?;
-        let name = blob
-            .file_name()
-            .and_then(|name| name.to_str())
-            .unwrap_or_default();
+        let name = blob.file_name().and_then(|name| name.to_str()).unwrap_or_default();
         // Large files are kept under their SHA-256; of the others only the size is known.
         let right = match name.len() == 64 && name.bytes().all(|byte| byte.is_ascii_hexdigit()) {
             true => sha256_of(&blob).map_err(failed)?.eq_ignore_ascii_case(name),
@@ -184,10 +157,7 @@ impl Client {
         for wrong in [&path, &blob] {
             let _ = fs::remove_file(wrong);
         }
-        Err(HubError::Damaged {
-            endpoint: self.settings.endpoint.clone(),
-            file: file.to_owned(),
-        })
+        Err(HubError::Damaged { endpoint: self.settings.endpoint.clone(), file: file.to_owned() })
     }
 
     fn explain(&self, error: HFError, revision: &str, file: &str) -> HubError {
@@ -201,78 +171,37 @@ impl Client {
                 if message.contains("Invalid credentials") || message.contains("token is expired") {
                     HubError::BadToken { endpoint }
                 } else if context.error_code.as_deref() == Some("GatedRepo") && !known {
-                    HubError::Gated {
-                        endpoint,
-                        repository,
-                    }
-                } else if context.error_code.as_deref() == Some("GatedRepo")
-                    || context.status == 403
-                {
-                    HubError::Forbidden {
-                        endpoint,
-                        repository,
-                    }
+                    HubError::Gated { endpoint, repository }
+                } else if context.error_code.as_deref() == Some("GatedRepo") || context.status == 403 {
+                    HubError::Forbidden { endpoint, repository }
                 } else {
                     // The Hub answers so for what is missing, too, lest strangers learn what is private.
-                    HubError::NoRepository {
-                        endpoint,
-                        repository,
-                    }
+                    HubError::NoRepository { endpoint, repository }
                 }
             }
-            HFError::RepoNotFound { .. } => HubError::NoRepository {
-                endpoint,
-                repository,
-            },
+            HFError::RepoNotFound { .. } => HubError::NoRepository { endpoint, repository },
             HFError::RevisionNotFound { context, .. } => {
                 let code = context.and_then(|context| context.error_code);
                 match code.as_deref() {
-                    Some("RepoNotFound") => HubError::NoRepository {
-                        endpoint,
-                        repository,
-                    },
-                    None if revision == "main" => HubError::NoRepository {
-                        endpoint,
-                        repository,
-                    },
-                    _ => HubError::NoRevision {
-                        endpoint,
-                        repository,
-                        revision: revision.to_owned(),
-                    },
+                    Some("RepoNotFound") => HubError::NoRepository { endpoint, repository },
+                    None if revision == "main" => HubError::NoRepository { endpoint, repository },
+                    _ => HubError::NoRevision { endpoint, repository, revision: revision.to_owned() },
                 }
             }
             HFError::RateLimited { retry_after, .. } => {
-                let wait = retry_after.map_or_else(
-                    || "a while".to_owned(),
-                    |wait| format!("{} s", wait.as_secs()),
-                );
+                let wait = retry_after.map_or_else(|| "a while".to_owned(), |wait| format!("{} s", wait.as_secs()));
                 HubError::RateLimited { endpoint, wait }
             }
-            HFError::Http { context } if context.status.is_server_error() => HubError::Server {
-                endpoint,
-                status: context.status.to_string(),
-            },
-            HFError::Request { source, .. } if source.is_decode() => HubError::NotAHub {
-                endpoint,
-                reason: innermost(&source),
-            },
-            HFError::Request { source, .. } => HubError::NoNetwork {
-                endpoint,
-                reason: innermost(&source),
-            },
-            HFError::MalformedResponse { what, .. } => HubError::NotAHub {
-                endpoint,
-                reason: what,
-            },
-            HFError::Io(source) => HubError::Cache {
-                path: self.settings.cache.clone(),
-                source,
-            },
-            other => HubError::Download {
-                file,
-                reason: innermost(&other),
-            },
+            HFError::Http { context } if context.status.is_server_error() => {
+                HubError::Server { endpoint, status: context.status.to_string() }
+            }
+            HFError::Request { source, .. } if source.is_decode() => {
+                HubError::NotAHub { endpoint, reason: innermost(&source) }
+            }
+            HFError::Request { source, .. } => HubError::NoNetwork { endpoint, reason: innermost(&source) },
+            HFError::MalformedResponse { what, .. } => HubError::NotAHub { endpoint, reason: what },
+            HFError::Io(source) => HubError::Cache { path: self.settings.cache.clone(), source },
+            other => HubError::Download { file, reason: innermost(&other) },
         }
     }
 }
@@ -295,11 +224,7 @@ impl<T: Send> ProgressHandler for Relay<T> {
         };
         let (bytes, total) = match event {
             DownloadEvent::Start { total_bytes, .. } => (0, *total_bytes),
-            DownloadEvent::AggregateProgress {
-                bytes_completed,
-                total_bytes,
-                ..
-            } => (*bytes_completed, *total_bytes),
+            DownloadEvent::AggregateProgress { bytes_completed, total_bytes, .. } => (*bytes_completed, *total_bytes),
             DownloadEvent::Progress { files } => match files.last() {
                 Some(file) => (file.bytes_completed, file.total_bytes),
                 None => return,
@@ -317,9 +242,5 @@ fn innermost(error: &dyn Error) -> String {
     while let Some(deeper) = cause.source() {
         cause = deeper;
     }
-    cause
-        .to_string()
-        .split_whitespace()
-        .collect::<Vec<_>>()
-        .join(" ")
+    cause.to_string().split_whitespace().collect::<Vec<_>>().join(" ")
 }

@@ -67,9 +67,7 @@ pub enum HubError {
         cache: PathBuf,
     },
     /// There is no such repository, or none that this user may see: the Hub does not tell which.
-    #[error(
-        "{endpoint} has no public repository {repository}: check the spelling, or set HF_TOKEN if it is private"
-    )]
+    #[error("{endpoint} has no public repository {repository}: check the spelling, or set HF_TOKEN if it is private")]
     NoRepository {
         /// The Hub.
         endpoint: String,
@@ -77,9 +75,7 @@ pub enum HubError {
         repository: String,
     },
     /// The repository has no such branch, tag or commit.
-    #[error(
-        "{repository} has no branch, tag or commit {revision:?}: see {endpoint}/{repository}/tree/main"
-    )]
+    #[error("{repository} has no branch, tag or commit {revision:?}: see {endpoint}/{repository}/tree/main")]
     NoRevision {
         /// The Hub.
         endpoint: String,
@@ -99,9 +95,7 @@ pub enum HubError {
         repository: String,
     },
     /// Somebody is logged in, but may not.
-    #[error(
-        "the account of this HF_TOKEN may not read {repository}: ask for access at {endpoint}/{repository}"
-    )]
+    #[error("the account of this HF_TOKEN may not read {repository}: ask for access at {endpoint}/{repository}")]
     Forbidden {
         /// The Hub.
         endpoint: String,
@@ -109,9 +103,7 @@ pub enum HubError {
         repository: String,
     },
     /// The token itself is wrong.
-    #[error(
-        "{endpoint} does not accept this HF_TOKEN: renew it at {endpoint}/settings/tokens, or unset it"
-    )]
+    #[error("{endpoint} does not accept this HF_TOKEN: renew it at {endpoint}/settings/tokens, or unset it")]
     BadToken {
         /// The Hub.
         endpoint: String,
@@ -133,9 +125,7 @@ pub enum HubError {
         reason: String,
     },
     /// A connection over which nothing comes.
-    #[error(
-        "{endpoint} sent nothing for {seconds} s while {file} was waited for: check the network and try again"
-    )]
+    #[error("{endpoint} sent nothing for {seconds} s while {file} was waited for: check the network and try again")]
     Stalled {
         /// The Hub.
         endpoint: String,
@@ -153,9 +143,7 @@ pub enum HubError {
         status: String,
     },
     /// Something answered that does not talk like the Hub, as the login page of a network.
-    #[error(
-        "{endpoint} did not answer like the Hugging Face Hub ({reason}): check HF_ENDPOINT and the proxy"
-    )]
+    #[error("{endpoint} did not answer like the Hugging Face Hub ({reason}): check HF_ENDPOINT and the proxy")]
     NotAHub {
         /// The address.
         endpoint: String,
@@ -163,9 +151,7 @@ pub enum HubError {
         reason: String,
     },
     /// The bytes that came are not those of the file.
-    #[error(
-        "what {endpoint} sent is not {file}: it was cut short or changed on the way, so try again"
-    )]
+    #[error("what {endpoint} sent is not {file}: it was cut short or changed on the way, so try again")]
     Damaged {
         /// The Hub.
         endpoint: String,

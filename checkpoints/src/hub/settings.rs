@@ -30,11 +30,7 @@ impl HubSettings {
 
     /// The same with another source of variables: those of a process cannot be changed safely.
     pub(super) fn from_variables(variable: &dyn Fn(&str) -> Option<String>) -> HubSettings {
-        let set = |name: &str| {
-            variable(name)
-                .map(|value| value.trim().to_owned())
-                .filter(|value| !value.is_empty())
-        };
+        let set = |name: &str| variable(name).map(|value| value.trim().to_owned()).filter(|value| !value.is_empty());
         let path = |name: &str| set(name).map(|value| expand_home(&value));
         let yes = |name: &str| set(name).is_some_and(|value| is_yes(&value));
         let home = path("HF_HOME")
@@ -47,21 +43,14 @@ impl HubSettings {
                 .or_else(|| read_token(&home.join("token")))
         };
         HubSettings {
-            token: (!yes("HF_HUB_DISABLE_IMPLICIT_TOKEN"))
-                .then(token)
-                .flatten(),
-            endpoint: set("HF_ENDPOINT")
-                .unwrap_or_else(|| ENDPOINT.to_owned())
-                .trim_end_matches('/')
-                .to_owned(),
+            token: (!yes("HF_HUB_DISABLE_IMPLICIT_TOKEN")).then(token).flatten(),
+            endpoint: set("HF_ENDPOINT").unwrap_or_else(|| ENDPOINT.to_owned()).trim_end_matches('/').to_owned(),
             offline: yes("HF_HUB_OFFLINE") || yes("TRANSFORMERS_OFFLINE"),
             timeout: set("HF_HUB_DOWNLOAD_TIMEOUT")
                 .and_then(|seconds| seconds.parse().ok())
                 .filter(|seconds| *seconds > 0)
                 .map_or(TIMEOUT, Duration::from_secs),
-            cache: path("HF_HUB_CACHE")
-                .or_else(|| path("HUGGINGFACE_HUB_CACHE"))
-                .unwrap_or_else(|| home.join("hub")),
+            cache: path("HF_HUB_CACHE").or_else(|| path("HUGGINGFACE_HUB_CACHE")).unwrap_or_else(|| home.join("hub")),
         }
     }
 }
@@ -86,16 +75,12 @@ fn read_token(path: &Path) -> Option<String> {
 }
 
 fn is_yes(value: &str) -> bool {
-    ["1", "on", "yes", "true"]
-        .iter()
-        .any(|yes| value.eq_ignore_ascii_case(yes))
+    ["1", "on", "yes", "true"].iter().any(|yes| value.eq_ignore_ascii_case(yes))
 }
 
 /// `~/x` is what people write; no shell has seen a path from a configuration file.
 pub(super) fn expand_home(path: &str) -> PathBuf {
-    let rest = path
-        .strip_prefix("~/")
-        .or_else(|| (path == "~").then_some(""));
+    let rest = path.strip_prefix("~/").or_else(|| (path == "~").then_some(""));
     match (rest, std::env::home_dir()) {
         (Some(rest), Some(home)) => home.join(rest),
         _ => PathBuf::from(path),

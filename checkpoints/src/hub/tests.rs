@@ -48,16 +48,8 @@ struct Server {
 
 impl Server {
     fn new(files: &[(&'static str, &str)]) -> Server {
-        let files = files
-            .iter()
-            .map(|(name, text)| (*name, text.as_bytes().to_vec()))
-            .collect();
-        let state = Arc::new(Mutex::new(State {
-            mood: Mood::Well,
-            commit: COMMIT,
-            files,
-            requests: Vec::new(),
-        }));
+        let files = files.iter().map(|(name, text)| (*name, text.as_bytes().to_vec())).collect();
+        let state = Arc::new(Mutex::new(State { mood: Mood::Well, commit: COMMIT, files, requests: Vec::new() }));
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let address = listener.local_addr().unwrap();
         let shared = Arc::clone(&state);
@@ -96,10 +88,7 @@ fn answer(stream: TcpStream, state: &Mutex<State>) {
         }
     }
     let mut parts = line.split_whitespace();
-    let (method, target) = (
-        parts.next().unwrap_or_default(),
-        parts.next().unwrap_or_default(),
-    );
+    let (method, target) = (parts.next().unwrap_or_default(), parts.next().unwrap_or_default());
     let mut state = state.lock().unwrap();
     state.requests.push(format!("{method} {target}"));
     let (status, headers, body) = respond(&state, method, target, token.as_deref());
@@ -114,9 +103,7 @@ fn answer(stream: TcpStream, state: &Mutex<State>) {
     if !headers.iter().any(|(name, _)| name == "Content-Length") {
         head += &format!("Content-Length: {}\r\n", body.len());
     }
-    headers
-        .iter()
-        .for_each(|(name, value)| head += &format!("{name}: {value}\r\n"));
+    headers.iter().for_each(|(name, value)| head += &format!("{name}: {value}\r\n"));
     let _ = stream.write_all(format!("{head}\r\n").as_bytes());
     if method != "HEAD" {
         let _ = stream.write_all(&body);
@@ -133,13 +120,7 @@ fn respond(state: &State, method: &str, target: &str, token: Option<&str>) -> Re
     let refuse = |status: u16, code: &str, message: &str| {
         let headers = [("X-Error-Code", code), ("X-Error-Message", message)];
         let headers = headers.iter().filter(|(_, value)| !value.is_empty());
-        (
-            status,
-            headers
-                .map(|(name, value)| ((*name).into(), (*value).into()))
-                .collect(),
-            Vec::new(),
-        )
+        (status, headers.map(|(name, value)| ((*name).into(), (*value).into())).collect(), Vec::new())
     };
     let contents = path.contains("/resolve/");
     match state.mood {
@@ -160,11 +141,7 @@ fn respond(state: &State, method: &str, target: &str, token: Option<&str>) -> Re
         assert!(query.contains("expand=sha") && query.contains("expand=siblings"));
         return match rest.split_once("/revision/") {
             Some(("taming/vqgan", "main" | "refs%2Fpr%2F1" | COMMIT | NEXT)) => {
-                let names: Vec<_> = state
-                    .files
-                    .keys()
-                    .map(|name| serde_json::json!({"rfilename": name}))
-                    .collect();
+                let names: Vec<_> = state.files.keys().map(|name| serde_json::json!({"rfilename": name})).collect();
                 let info = serde_json::json!({
                     "_id": "1", "id": "taming/vqgan", "sha": state.commit, "siblings": names,
                 });
@@ -183,29 +160,19 @@ fn respond(state: &State, method: &str, target: &str, token: Option<&str>) -> Re
         true => format!("\"git-{}\"", body.len()),
         false => format!("\"{}\"", hex(body)),
     };
-    let mut headers = vec![
-        ("ETag".into(), etag),
-        ("X-Repo-Commit".into(), state.commit.into()),
-    ];
+    let mut headers = vec![("ETag".into(), etag), ("X-Repo-Commit".into(), state.commit.into())];
     if method == "HEAD" {
         headers.push(("Content-Length".into(), body.len().to_string()));
     }
     match state.mood {
-        Mood::ErrorPageForContents if method == "GET" => {
-            (403, Vec::new(), b"<html>expired</html>".to_vec())
-        }
-        Mood::FlippedByte if method == "GET" => {
-            (200, headers, body.iter().map(|byte| byte ^ 1).collect())
-        }
+        Mood::ErrorPageForContents if method == "GET" => (403, Vec::new(), b"<html>expired</html>".to_vec()),
+        Mood::FlippedByte if method == "GET" => (200, headers, body.iter().map(|byte| byte ^ 1).collect()),
         _ => (200, headers, body.clone()),
     }
 }
 
 fn hex(bytes: &[u8]) -> String {
-    Sha256::digest(bytes)
-        .iter()
-        .map(|byte| format!("{byte:02x}"))
-        .collect()
+    Sha256::digest(bytes).iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 /// A server and an empty cache.
@@ -225,21 +192,12 @@ fn setup(files: &[(&'static str, &str)]) -> Setup {
         offline: false,
         timeout: Duration::from_secs(30),
     };
-    Setup {
-        server,
-        settings,
-        _cache: cache,
-    }
+    Setup { server, settings, _cache: cache }
 }
 
 impl Setup {
     fn fetch(&self, spec: &str) -> Result<Fetched, HubError> {
-        fetch(
-            &Location::parse(spec).unwrap(),
-            FileChoice::Vqgan,
-            &self.settings,
-            &(),
-        )
+        fetch(&Location::parse(spec).unwrap(), FileChoice::Vqgan, &self.settings, &())
     }
 
     fn fails(&self, spec: &str) -> String {
@@ -277,44 +235,20 @@ fn specs_are_read_and_written() {
         ("hf://CompVis/ldm-4.x_y", hub(None, None)),
         ("hf://CompVis/ldm-4.x_y@v1.0", hub(Some("v1.0"), None)),
         ("hf://CompVis/ldm-4.x_y/vqvae", hub(None, Some("vqvae"))),
-        (
-            "hf://CompVis/ldm-4.x_y/a b/c@d.ckpt",
-            hub(None, Some("a b/c@d.ckpt")),
-        ),
-        (
-            "hf://CompVis/ldm-4.x_y@main/vqvae/a.bin",
-            hub(Some("main"), Some("vqvae/a.bin")),
-        ),
-        (
-            "hf://CompVis/ldm-4.x_y@refs/pr/12",
-            hub(Some("refs/pr/12"), None),
-        ),
-        (
-            "hf://CompVis/ldm-4.x_y@refs/pr/12/a.bin",
-            hub(Some("refs/pr/12"), Some("a.bin")),
-        ),
-        (
-            "hf://CompVis/ldm-4.x_y@fix%2Fit/a.bin",
-            hub(Some("fix/it"), Some("a.bin")),
-        ),
-        (
-            "weights/last.ckpt",
-            Location::Local("weights/last.ckpt".into()),
-        ),
+        ("hf://CompVis/ldm-4.x_y/a b/c@d.ckpt", hub(None, Some("a b/c@d.ckpt"))),
+        ("hf://CompVis/ldm-4.x_y@main/vqvae/a.bin", hub(Some("main"), Some("vqvae/a.bin"))),
+        ("hf://CompVis/ldm-4.x_y@refs/pr/12", hub(Some("refs/pr/12"), None)),
+        ("hf://CompVis/ldm-4.x_y@refs/pr/12/a.bin", hub(Some("refs/pr/12"), Some("a.bin"))),
+        ("hf://CompVis/ldm-4.x_y@fix%2Fit/a.bin", hub(Some("fix/it"), Some("a.bin"))),
+        ("weights/last.ckpt", Location::Local("weights/last.ckpt".into())),
         ("C:\\weights", Location::Local("C:\\weights".into())),
     ] {
         assert_eq!(Location::parse(spec).unwrap(), location, "{spec}");
         assert_eq!(location.to_string(), spec);
         assert_eq!(spec.parse::<Location>().unwrap(), location);
     }
-    assert_eq!(
-        Location::parse("hf://CompVis/ldm-4.x_y/vqvae/").unwrap(),
-        hub(None, Some("vqvae"))
-    );
-    assert_ne!(
-        Location::parse("~/w.ckpt").unwrap(),
-        Location::Local("~/w.ckpt".into())
-    );
+    assert_eq!(Location::parse("hf://CompVis/ldm-4.x_y/vqvae/").unwrap(), hub(None, Some("vqvae")));
+    assert_ne!(Location::parse("~/w.ckpt").unwrap(), Location::Local("~/w.ckpt".into()));
 }
 
 #[test]
@@ -332,20 +266,14 @@ fn wrong_specs_say_what_is_wrong() {
         ("hf://owner/name@", "the revision after `@` is missing"),
         ("hf://owner/name@/file", "the revision after `@` is missing"),
         ("hf://owner/name@..", "\"..\" cannot be a revision"),
-        (
-            "hf://owner/name@..%2F..%2Fx",
-            "\"../../x\" cannot be a revision",
-        ),
+        ("hf://owner/name@..%2F..%2Fx", "\"../../x\" cannot be a revision"),
         ("hf://../name", "\"..\" cannot be the owner"),
         ("hf://ow ner/name", "\"ow ner\" cannot be the owner"),
         ("hf://owner/name/../../x", "\"../../x\" cannot be a file"),
         ("hf://owner/name/a//b", "\"a//b\" cannot be a file"),
     ] {
         let line = Location::parse(spec).unwrap_err().to_string();
-        assert!(
-            line.contains(reason) && line.contains("write a path, hf://owner/name"),
-            "{line}"
-        );
+        assert!(line.contains(reason) && line.contains("write a path, hf://owner/name"), "{line}");
     }
 }
 
@@ -353,66 +281,29 @@ fn wrong_specs_say_what_is_wrong() {
 fn downloads_once_and_is_there_offline() {
     let setup = setup(&DIFFUSERS);
     let fetched = setup.fetch("hf://taming/vqgan").unwrap();
-    let snapshot = setup
-        .settings
-        .cache
-        .join("models--taming--vqgan/snapshots")
-        .join(COMMIT);
-    assert_eq!(
-        fetched.weights,
-        snapshot.join("vqvae/diffusion_pytorch_model.safetensors")
-    );
+    let snapshot = setup.settings.cache.join("models--taming--vqgan/snapshots").join(COMMIT);
+    assert_eq!(fetched.weights, snapshot.join("vqvae/diffusion_pytorch_model.safetensors"));
     assert_eq!(fetched.config, Some(snapshot.join("vqvae/config.json")));
     assert_eq!(text(&fetched.weights), "weights");
-    assert_eq!(
-        text(&setup.settings.cache.join("models--taming--vqgan/refs/main")),
-        COMMIT
-    );
-    assert_eq!(
-        setup
-            .server
-            .requests()
-            .iter()
-            .filter(|line| line.starts_with("GET /taming"))
-            .count(),
-        2
-    );
+    assert_eq!(text(&setup.settings.cache.join("models--taming--vqgan/refs/main")), COMMIT);
+    assert_eq!(setup.server.requests().iter().filter(|line| line.starts_with("GET /taming")).count(), 2);
 
     assert_eq!(setup.fetch("hf://taming/vqgan").unwrap(), fetched);
     let again = setup.server.requests();
-    assert!(
-        again.len() == 1 && again[0].starts_with("GET /api/models/taming/vqgan/revision/main?"),
-        "{again:?}"
-    );
+    assert!(again.len() == 1 && again[0].starts_with("GET /api/models/taming/vqgan/revision/main?"), "{again:?}");
 
     // A commit is what it is; with everything here, nobody is asked.
-    assert_eq!(
-        setup
-            .fetch(&format!("hf://taming/vqgan@{COMMIT}/vqvae"))
-            .unwrap(),
-        fetched
-    );
+    assert_eq!(setup.fetch(&format!("hf://taming/vqgan@{COMMIT}/vqvae")).unwrap(), fetched);
     assert!(setup.server.requests().is_empty());
 
     let setup = setup.offline();
-    for spec in [
-        "hf://taming/vqgan",
-        "hf://taming/vqgan@main/vqvae",
-        &format!("hf://taming/vqgan@{COMMIT}"),
-    ] {
+    for spec in ["hf://taming/vqgan", "hf://taming/vqgan@main/vqvae", &format!("hf://taming/vqgan@{COMMIT}")] {
         assert_eq!(setup.fetch(spec).unwrap(), fetched);
     }
     assert!(setup.server.requests().is_empty());
-    for spec in [
-        "hf://taming/other",
-        "hf://taming/vqgan@v2",
-        "hf://taming/vqgan/unet",
-    ] {
+    for spec in ["hf://taming/other", "hf://taming/vqgan@v2", "hf://taming/vqgan/unet"] {
         let line = setup.fails(spec);
-        assert!(
-            line.starts_with(&format!("{spec} is not in ")) && line.contains("HF_HUB_OFFLINE"),
-            "{line}"
-        );
+        assert!(line.starts_with(&format!("{spec} is not in ")) && line.contains("HF_HUB_OFFLINE"), "{line}");
     }
 }
 
@@ -422,42 +313,19 @@ fn a_new_commit_is_fetched() {
     setup.fetch("hf://taming/vqgan").unwrap();
     setup.server.with(|state| {
         state.commit = NEXT;
-        state.files.insert(
-            "vqvae/diffusion_pytorch_model.safetensors",
-            b"newer".to_vec(),
-        );
+        state.files.insert("vqvae/diffusion_pytorch_model.safetensors", b"newer".to_vec());
     });
-    assert_eq!(
-        text(&setup.fetch("hf://taming/vqgan").unwrap().weights),
-        "newer"
-    );
+    assert_eq!(text(&setup.fetch("hf://taming/vqgan").unwrap().weights), "newer");
     let setup = setup.offline();
-    assert_eq!(
-        text(&setup.fetch("hf://taming/vqgan").unwrap().weights),
-        "newer"
-    );
-    assert_eq!(
-        text(
-            &setup
-                .fetch(&format!("hf://taming/vqgan@{COMMIT}"))
-                .unwrap()
-                .weights
-        ),
-        "weights"
-    );
+    assert_eq!(text(&setup.fetch("hf://taming/vqgan").unwrap().weights), "newer");
+    assert_eq!(text(&setup.fetch(&format!("hf://taming/vqgan@{COMMIT}")).unwrap().weights), "weights");
 }
 
 #[test]
 fn a_branch_with_slashes_is_found() {
     let setup = setup(&DIFFUSERS);
     let fetched = setup.fetch("hf://taming/vqgan@refs/pr/1").unwrap();
-    assert_eq!(
-        setup
-            .offline()
-            .fetch("hf://taming/vqgan@refs/pr/1")
-            .unwrap(),
-        fetched
-    );
+    assert_eq!(setup.offline().fetch("hf://taming/vqgan@refs/pr/1").unwrap(), fetched);
 }
 
 #[test]
@@ -478,40 +346,19 @@ fn progress_ends_at_the_size_of_the_file() {
 
 #[test]
 fn what_cannot_be_chosen_is_listed() {
-    let setup = setup(&[
-        ("a.ckpt", "a"),
-        ("sub/b.ckpt", "b"),
-        ("sub/notes.txt", "n"),
-        ("docs/c.txt", "c"),
-    ]);
+    let setup = setup(&[("a.ckpt", "a"), ("sub/b.ckpt", "b"), ("sub/notes.txt", "n"), ("docs/c.txt", "c")]);
     assert_eq!(
         setup.fails("hf://taming/vqgan@main"),
         "hf://taming/vqgan@main has several weight files, so name one: hf://taming/vqgan@main/a.ckpt, \
          hf://taming/vqgan@main/sub/b.ckpt"
     );
-    assert!(
-        setup
-            .fetch("hf://taming/vqgan/sub")
-            .unwrap()
-            .weights
-            .ends_with("sub/b.ckpt")
-    );
-    assert!(
-        setup
-            .fetch("hf://taming/vqgan/a.ckpt")
-            .unwrap()
-            .weights
-            .ends_with("a.ckpt")
-    );
+    assert!(setup.fetch("hf://taming/vqgan/sub").unwrap().weights.ends_with("sub/b.ckpt"));
+    assert!(setup.fetch("hf://taming/vqgan/a.ckpt").unwrap().weights.ends_with("a.ckpt"));
     assert_eq!(
         setup.fails("hf://taming/vqgan/b.ckpt"),
         "hf://taming/vqgan/b.ckpt does not exist; there is hf://taming/vqgan/a.ckpt, hf://taming/vqgan/sub/b.ckpt"
     );
-    assert!(
-        setup
-            .fails("hf://taming/vqgan/docs")
-            .starts_with("hf://taming/vqgan/docs has no weights")
-    );
+    assert!(setup.fails("hf://taming/vqgan/docs").starts_with("hf://taming/vqgan/docs has no weights"));
 }
 
 #[test]
@@ -526,31 +373,13 @@ fn refusals_say_what_to_do() {
         "taming/vqgan has no branch, tag or commit \"v9\": see HUB/taming/vqgan/tree/main"
     );
     let lines = [
-        (
-            Mood::NeedsToken,
-            "HUB has no public repository taming/vqgan: check the spelling, or set HF_TOKEN",
-        ),
-        (
-            Mood::Gated,
-            "taming/vqgan is gated: accept its terms at HUB/taming/vqgan, then set HF_TOKEN",
-        ),
+        (Mood::NeedsToken, "HUB has no public repository taming/vqgan: check the spelling, or set HF_TOKEN"),
+        (Mood::Gated, "taming/vqgan is gated: accept its terms at HUB/taming/vqgan, then set HF_TOKEN"),
         (Mood::Busy, "HUB wants fewer requests: wait 7 s"),
-        (
-            Mood::Broken,
-            "HUB answered 503 Service Unavailable: try again later",
-        ),
-        (
-            Mood::LoginPage,
-            "HUB did not answer like the Hugging Face Hub",
-        ),
-        (
-            Mood::ErrorPageForContents,
-            "what HUB sent is not vqvae/config.json: it was cut short",
-        ),
-        (
-            Mood::FlippedByte,
-            "what HUB sent is not vqvae/diffusion_pytorch_model.safetensors: it was cut short",
-        ),
+        (Mood::Broken, "HUB answered 503 Service Unavailable: try again later"),
+        (Mood::LoginPage, "HUB did not answer like the Hugging Face Hub"),
+        (Mood::ErrorPageForContents, "what HUB sent is not vqvae/config.json: it was cut short"),
+        (Mood::FlippedByte, "what HUB sent is not vqvae/diffusion_pytorch_model.safetensors: it was cut short"),
     ];
     for (mood, expected) in lines {
         setup.server.with(|state| state.mood = mood);
@@ -563,10 +392,7 @@ fn refusals_say_what_to_do() {
             Mood::NotGranted,
             "the account of this HF_TOKEN may not read taming/vqgan: ask for access at HUB/taming/vqgan",
         ),
-        (
-            Mood::BadToken,
-            "HUB does not accept this HF_TOKEN: renew it at HUB/settings/tokens, or unset it",
-        ),
+        (Mood::BadToken, "HUB does not accept this HF_TOKEN: renew it at HUB/settings/tokens, or unset it"),
     ] {
         setup.server.with(|state| state.mood = mood);
         assert_eq!(setup.fails(spec), expected);
@@ -581,10 +407,7 @@ fn without_a_network_the_cache_is_used_or_the_reason_is_told() {
     let mut setup = setup(&DIFFUSERS);
     let fetched = setup.fetch("hf://taming/vqgan").unwrap();
     // A port that was free a moment ago.
-    let nobody = TcpListener::bind("127.0.0.1:0")
-        .unwrap()
-        .local_addr()
-        .unwrap();
+    let nobody = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
     setup.settings.endpoint = format!("http://{nobody}");
 
     struct Notes(RefCell<Vec<String>>);
@@ -596,24 +419,12 @@ fn without_a_network_the_cache_is_used_or_the_reason_is_told() {
     }
     let notes = Notes(RefCell::default());
     let location = Location::parse("hf://taming/vqgan").unwrap();
-    assert_eq!(
-        fetch(&location, FileChoice::Vqgan, &setup.settings, &notes).unwrap(),
-        fetched
-    );
-    let [note] = &notes.0.borrow()[..] else {
-        panic!("one note was expected")
-    };
-    assert!(
-        note.contains("Connection refused")
-            && note.ends_with("going on with the copy in the cache"),
-        "{note}"
-    );
+    assert_eq!(fetch(&location, FileChoice::Vqgan, &setup.settings, &notes).unwrap(), fetched);
+    let [note] = &notes.0.borrow()[..] else { panic!("one note was expected") };
+    assert!(note.contains("Connection refused") && note.ends_with("going on with the copy in the cache"), "{note}");
 
     let line = setup.fails("hf://taming/other");
-    assert!(
-        line.starts_with("cannot reach HUB: ") && line.contains("check the network"),
-        "{line}"
-    );
+    assert!(line.starts_with("cannot reach HUB: ") && line.contains("check the network"), "{line}");
 }
 
 #[test]
@@ -634,70 +445,36 @@ fn a_cache_that_cannot_be_written_is_named() {
     fs::write(&file, "").unwrap();
     setup.settings.cache = file.join("hub");
     let line = setup.fails("hf://taming/vqgan");
-    assert!(
-        line.starts_with("cannot write to the cache ") && line.contains("set HF_HOME"),
-        "{line}"
-    );
+    assert!(line.starts_with("cannot write to the cache ") && line.contains("set HF_HOME"), "{line}");
 }
 
 #[test]
 fn local_files_and_folders_are_found() {
     let folder = tempfile::tempdir().unwrap();
     let root = folder.path();
-    for file in [
-        "logs/run/checkpoints/last.ckpt",
-        "logs/run/configs/model.yaml",
-        "one/a.safetensors",
-        "one/config.json",
-    ] {
+    for file in
+        ["logs/run/checkpoints/last.ckpt", "logs/run/configs/model.yaml", "one/a.safetensors", "one/config.json"]
+    {
         let path = root.join(file);
         fs::create_dir_all(path.parent().unwrap()).unwrap();
         fs::write(path, "x").unwrap();
     }
     let find = |path: &str| {
-        fetch(
-            &Location::Local(root.join(path)),
-            FileChoice::Vqgan,
-            &HubSettings::from_env(),
-            &(),
-        )
-        .map_err(|error| error.to_string())
+        fetch(&Location::Local(root.join(path)), FileChoice::Vqgan, &HubSettings::from_env(), &())
+            .map_err(|error| error.to_string())
     };
-    let found = |weights: &str, config: &str| {
-        Ok(Fetched {
-            weights: root.join(weights),
-            config: Some(root.join(config)),
-        })
-    };
+    let found =
+        |weights: &str, config: &str| Ok(Fetched { weights: root.join(weights), config: Some(root.join(config)) });
     assert_eq!(find("one"), found("one/a.safetensors", "one/config.json"));
-    assert_eq!(
-        find("one/a.safetensors"),
-        found("one/a.safetensors", "one/config.json")
-    );
-    assert_eq!(
-        find("logs/run"),
-        found(
-            "logs/run/checkpoints/last.ckpt",
-            "logs/run/configs/model.yaml"
-        )
-    );
+    assert_eq!(find("one/a.safetensors"), found("one/a.safetensors", "one/config.json"));
+    assert_eq!(find("logs/run"), found("logs/run/checkpoints/last.ckpt", "logs/run/configs/model.yaml"));
     assert_eq!(
         find("logs/run/checkpoints/last.ckpt"),
-        found(
-            "logs/run/checkpoints/last.ckpt",
-            "logs/run/configs/model.yaml"
-        )
+        found("logs/run/checkpoints/last.ckpt", "logs/run/configs/model.yaml")
     );
     let line = find("two").unwrap_err();
-    assert!(
-        line.contains("two does not exist; for a repository") && line.contains("hf://owner/name"),
-        "{line}"
-    );
-    assert!(
-        find("logs/run/configs")
-            .unwrap_err()
-            .contains("configs has no weights")
-    );
+    assert!(line.contains("two does not exist; for a repository") && line.contains("hf://owner/name"), "{line}");
+    assert!(find("logs/run/configs").unwrap_err().contains("configs has no weights"));
     fs::write(root.join("one/b.safetensors"), "x").unwrap();
     assert!(find("one").unwrap_err().contains("one/b.safetensors"));
 }
@@ -709,91 +486,36 @@ fn chosen(listing: &[&str], asked: Option<&str>, files: FileChoice) -> Result<St
 
 #[test]
 fn the_usual_names_are_preferred() {
-    let diffusers = [
-        "diffusion_pytorch_model.bin",
-        "diffusion_pytorch_model.safetensors",
-        "model.ckpt",
-    ];
-    assert_eq!(
-        chosen(&diffusers, None, FileChoice::Vqgan).unwrap(),
-        "diffusion_pytorch_model.safetensors"
-    );
-    let movq = [
-        "movq/diffusion_pytorch_model.bin",
-        "unet/diffusion_pytorch_model.bin",
-    ];
-    assert_eq!(
-        chosen(&movq, None, FileChoice::Vqgan).unwrap(),
-        "movq/diffusion_pytorch_model.bin"
-    );
-    let clip = [
-        "flax_model.msgpack",
-        "open_clip_pytorch_model.bin",
-        "pytorch_model.bin",
-        "x/model.safetensors",
-    ];
-    assert_eq!(
-        chosen(&clip, None, FileChoice::Clip).unwrap(),
-        "pytorch_model.bin"
-    );
+    let diffusers = ["diffusion_pytorch_model.bin", "diffusion_pytorch_model.safetensors", "model.ckpt"];
+    assert_eq!(chosen(&diffusers, None, FileChoice::Vqgan).unwrap(), "diffusion_pytorch_model.safetensors");
+    let movq = ["movq/diffusion_pytorch_model.bin", "unet/diffusion_pytorch_model.bin"];
+    assert_eq!(chosen(&movq, None, FileChoice::Vqgan).unwrap(), "movq/diffusion_pytorch_model.bin");
+    let clip = ["flax_model.msgpack", "open_clip_pytorch_model.bin", "pytorch_model.bin", "x/model.safetensors"];
+    assert_eq!(chosen(&clip, None, FileChoice::Clip).unwrap(), "pytorch_model.bin");
     let one_of_a_kind = ["a.bin", "b.bin", "last.ckpt", "optimizer.pt"];
-    assert_eq!(
-        chosen(&one_of_a_kind, None, FileChoice::Any).unwrap(),
-        "last.ckpt"
-    );
-    let trainer = [
-        "optimizer.bin",
-        "scheduler.bin",
-        "training_args.bin",
-        "vq.pth",
-    ];
+    assert_eq!(chosen(&one_of_a_kind, None, FileChoice::Any).unwrap(), "last.ckpt");
+    let trainer = ["optimizer.bin", "scheduler.bin", "training_args.bin", "vq.pth"];
     assert_eq!(chosen(&trainer, None, FileChoice::Any).unwrap(), "vq.pth");
     let two = ["a.safetensors", "b.safetensors", "c.ckpt"];
     let several = Refused::Several(two.map(str::to_owned).to_vec());
     assert_eq!(chosen(&two, None, FileChoice::Any).unwrap_err(), several);
-    assert_eq!(
-        chosen(&two, Some("d"), FileChoice::Any).unwrap_err(),
-        Refused::NoSuchFile
-    );
-    assert_eq!(
-        chosen(&["a.txt"], None, FileChoice::Any).unwrap_err(),
-        Refused::NoWeights
-    );
+    assert_eq!(chosen(&two, Some("d"), FileChoice::Any).unwrap_err(), Refused::NoSuchFile);
+    assert_eq!(chosen(&["a.txt"], None, FileChoice::Any).unwrap_err(), Refused::NoWeights);
 }
 
 #[test]
 fn the_config_is_the_one_that_belongs() {
     for (listing, weights, config) in [
-        (
-            &["a.yaml", "config.json", "b.yaml"][..],
-            "a.ckpt",
-            Some("a.yaml"),
-        ),
-        (
-            &["config.json", "other.yaml"],
-            "a.ckpt",
-            Some("config.json"),
-        ),
-        (
-            &["config.json", "open_clip_config.json"],
-            "open_clip_model.safetensors",
-            Some("open_clip_config.json"),
-        ),
+        (&["a.yaml", "config.json", "b.yaml"][..], "a.ckpt", Some("a.yaml")),
+        (&["config.json", "other.yaml"], "a.ckpt", Some("config.json")),
+        (&["config.json", "open_clip_config.json"], "open_clip_model.safetensors", Some("open_clip_config.json")),
         (&["other.yaml"], "a.ckpt", Some("other.yaml")),
         (&["other.yaml", "third.yml"], "a.ckpt", None),
         (&["config.json"], "sub/a.ckpt", None),
-        (
-            &["run/configs/2021-project.yaml"],
-            "run/checkpoints/last.ckpt",
-            Some("run/configs/2021-project.yaml"),
-        ),
+        (&["run/configs/2021-project.yaml"], "run/checkpoints/last.ckpt", Some("run/configs/2021-project.yaml")),
     ] {
         let listing: Vec<String> = listing.iter().map(|file| (*file).to_owned()).collect();
-        assert_eq!(
-            config_beside(weights, &listing).as_deref(),
-            config,
-            "{weights} in {listing:?}"
-        );
+        assert_eq!(config_beside(weights, &listing).as_deref(), config, "{weights} in {listing:?}");
     }
 }
 
@@ -803,18 +525,12 @@ fn settings_come_from_the_usual_variables() {
     let home = folder.path().to_str().unwrap();
     let settings = |variables: &[(&str, &str)]| {
         HubSettings::from_variables(&|name| {
-            variables
-                .iter()
-                .find(|(known, _)| *known == name)
-                .map(|(_, value)| (*value).to_owned())
+            variables.iter().find(|(known, _)| *known == name).map(|(_, value)| (*value).to_owned())
         })
     };
     let plain = settings(&[]);
     assert!(plain.cache.ends_with(".cache/huggingface/hub"));
-    assert_eq!(
-        (plain.endpoint.as_str(), plain.offline),
-        ("https://huggingface.co", false)
-    );
+    assert_eq!((plain.endpoint.as_str(), plain.offline), ("https://huggingface.co", false));
 
     fs::write(folder.path().join("token"), "from-file\n").unwrap();
     let with_home = settings(&[("HF_HOME", home), ("HF_TOKEN", "")]);
@@ -831,21 +547,11 @@ fn settings_come_from_the_usual_variables() {
     ]);
     assert_eq!(all.cache, PathBuf::from("/cache"));
     assert_eq!(all.token.as_deref(), Some("secret"));
-    assert_eq!(
-        (all.endpoint.as_str(), all.offline),
-        ("https://mirror.example", true)
-    );
+    assert_eq!((all.endpoint.as_str(), all.offline), ("https://mirror.example", true));
     assert_eq!(all.timeout, Duration::from_secs(5));
     assert!(!format!("{all:?}").contains("secret"));
 
-    assert_eq!(
-        settings(&[("HF_HOME", home), ("HF_HUB_DISABLE_IMPLICIT_TOKEN", "1")]).token,
-        None
-    );
+    assert_eq!(settings(&[("HF_HOME", home), ("HF_HUB_DISABLE_IMPLICIT_TOKEN", "1")]).token, None);
     assert!(!settings(&[("HF_HUB_OFFLINE", "0")]).offline);
-    assert!(
-        settings(&[("XDG_CACHE_HOME", home)])
-            .cache
-            .ends_with("huggingface/hub")
-    );
+    assert!(settings(&[("XDG_CACHE_HOME", home)]).cache.ends_with("huggingface/hub"));
 }

@@ -13,10 +13,7 @@ pub fn atomic_write(path: &Path, bytes: &[u8]) -> Result<(), RunError> {
 }
 
 /// [`atomic_write`] for a file that is written piece by piece.
-pub(super) fn replace(
-    path: &Path,
-    write: impl FnOnce(&mut File) -> io::Result<()>,
-) -> io::Result<()> {
+pub(super) fn replace(path: &Path, write: impl FnOnce(&mut File) -> io::Result<()>) -> io::Result<()> {
     let temporary = temporary_beside(path);
     let written = File::create(&temporary)
         .and_then(|mut file| write(&mut file).and_then(|()| file.sync_all()))
@@ -60,14 +57,7 @@ pub(super) fn sync_folder(folder: &Path) -> io::Result<()> {
         return Ok(());
     }
     match File::open(folder)?.sync_all() {
-        Err(error)
-            if matches!(
-                error.kind(),
-                io::ErrorKind::InvalidInput | io::ErrorKind::Unsupported
-            ) =>
-        {
-            Ok(())
-        }
+        Err(error) if matches!(error.kind(), io::ErrorKind::InvalidInput | io::ErrorKind::Unsupported) => Ok(()),
         synced => synced,
     }
 }
@@ -102,12 +92,7 @@ mod tests {
 
     #[test]
     fn the_error_names_the_file() {
-        let error = atomic_write(Path::new("/nowhere/at/all"), b"")
-            .unwrap_err()
-            .to_string();
-        assert!(
-            error.starts_with("cannot write /nowhere/at/all: "),
-            "{error}"
-        );
+        let error = atomic_write(Path::new("/nowhere/at/all"), b"").unwrap_err().to_string();
+        assert!(error.starts_with("cannot write /nowhere/at/all: "), "{error}");
     }
 }

@@ -27,23 +27,15 @@ impl RunLock {
         let enforced = match file.try_lock() {
             Ok(()) => true,
             Err(TryLockError::WouldBlock) => {
-                return Err(RunError::Locked {
-                    path: run_dir.to_path_buf(),
-                    holder: holder(&path),
-                });
+                return Err(RunError::Locked { path: run_dir.to_path_buf(), holder: holder(&path) });
             }
             // Some cluster file systems have no locks; a run there must still be possible.
             Err(TryLockError::Error(error)) if error.kind() == io::ErrorKind::Unsupported => false,
             Err(TryLockError::Error(error)) => return Err(RunError::io("lock", &path)(error)),
         };
         let owner = format!("process {} on {}\n", std::process::id(), host());
-        file.set_len(0)
-            .and_then(|()| file.write_all(owner.as_bytes()))
-            .map_err(RunError::io("write", &path))?;
-        Ok(RunLock {
-            enforced,
-            _file: file,
-        })
+        file.set_len(0).and_then(|()| file.write_all(owner.as_bytes())).map_err(RunError::io("write", &path))?;
+        Ok(RunLock { enforced, _file: file })
     }
 
     /// False where the file system has no locks: then nothing stops a second process, and the user should know.
@@ -85,10 +77,7 @@ mod tests {
         assert!(first.is_enforced());
         let error = RunLock::acquire(&run).unwrap_err().to_string();
         assert!(error.contains("faces is in use by process "), "{error}");
-        assert!(
-            error.contains(&format!("process {} on {}", std::process::id(), host())),
-            "{error}"
-        );
+        assert!(error.contains(&format!("process {} on {}", std::process::id(), host())), "{error}");
         assert!(!error.contains('\n'));
         drop(first);
         RunLock::acquire(&run).unwrap();
@@ -97,16 +86,9 @@ mod tests {
     #[test]
     fn text_left_by_a_crash_does_not_hold_the_lock() {
         let folder = tempfile::tempdir().unwrap();
-        fs::write(
-            folder.path().join(LOCK),
-            "process 4194305 on a-much-longer-host-name-than-ours\n",
-        )
-        .unwrap();
+        fs::write(folder.path().join(LOCK), "process 4194305 on a-much-longer-host-name-than-ours\n").unwrap();
         let _lock = RunLock::acquire(folder.path()).unwrap();
         let text = fs::read_to_string(folder.path().join(LOCK)).unwrap();
-        assert_eq!(
-            text,
-            format!("process {} on {}\n", std::process::id(), host())
-        );
+        assert_eq!(text, format!("process {} on {}\n", std::process::id(), host()));
     }
 }

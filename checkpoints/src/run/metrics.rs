@@ -28,18 +28,9 @@ impl MetricsLog {
             Err(error) if error.kind() == io::ErrorKind::NotFound => 0,
             rewound => rewound.map_err(RunError::io("rewrite", path))?,
         };
-        let file = File::options()
-            .create(true)
-            .append(true)
-            .open(path)
-            .map_err(RunError::io("write", path))?;
+        let file = File::options().create(true).append(true).open(path).map_err(RunError::io("write", path))?;
         let length = file.metadata().map_err(RunError::io("read", path))?.len();
-        Ok(MetricsLog {
-            path: path.to_path_buf(),
-            file,
-            length,
-            dropped,
-        })
+        Ok(MetricsLog { path: path.to_path_buf(), file, length, dropped })
     }
 
     /// How many lines opening it dropped.
@@ -51,11 +42,7 @@ impl MetricsLog {
     pub fn append(&mut self, line: &Value) -> Result<(), RunError> {
         let mut text = line.to_string();
         text.push('\n');
-        match self
-            .file
-            .write_all(text.as_bytes())
-            .and_then(|()| self.file.flush())
-        {
+        match self.file.write_all(text.as_bytes()).and_then(|()| self.file.flush()) {
             Ok(()) => {
                 self.length += text.len() as u64;
                 Ok(())
@@ -70,9 +57,7 @@ impl MetricsLog {
     /// Makes the lines so far survive a power cut. Called before a checkpoint is saved, so that a checkpoint never is
     /// ahead of its log.
     pub fn sync(&self) -> Result<(), RunError> {
-        self.file
-            .sync_data()
-            .map_err(RunError::io("write", &self.path))
+        self.file.sync_data().map_err(RunError::io("write", &self.path))
     }
 }
 
@@ -82,9 +67,7 @@ fn rewind(path: &Path, step: u64) -> io::Result<usize> {
     if found.dropped > 0 || found.torn {
         replace(path, |new| {
             let mut new = BufWriter::new(new);
-            scan(path, step, |line| {
-                new.write_all(line).and_then(|()| new.write_all(b"\n"))
-            })?;
+            scan(path, step, |line| new.write_all(line).and_then(|()| new.write_all(b"\n")))?;
             new.flush()
         })?;
     }
@@ -99,10 +82,7 @@ struct Scan {
 /// Gives every line that belongs to the first `step` steps to `keep`, one at a time: a log may be large.
 fn scan(path: &Path, step: u64, mut keep: impl FnMut(&[u8]) -> io::Result<()>) -> io::Result<Scan> {
     let mut log = BufReader::new(File::open(path)?);
-    let mut found = Scan {
-        dropped: 0,
-        torn: false,
-    };
+    let mut found = Scan { dropped: 0, torn: false };
     let mut line = Vec::new();
     while log.read_until(b'\n', &mut line)? > 0 {
         found.torn = !line.ends_with(b"\n");
@@ -155,48 +135,27 @@ mod tests {
         let mut log = MetricsLog::open(&path, 0).unwrap();
         log.append(&json!({"step": 1})).unwrap();
         log.append(&json!({"step": 2})).unwrap();
-        assert_eq!(
-            fs::read_to_string(&path).unwrap(),
-            "{\"step\":1}\n{\"step\":2}\n"
-        );
+        assert_eq!(fs::read_to_string(&path).unwrap(), "{\"step\":1}\n{\"step\":2}\n");
     }
 
     #[test]
     fn later_steps_go_and_the_others_stay_to_the_byte() {
         let log = "{ \"step\": 1, \"loss\": 0.10 }\n{\"step\":2}\n{\"step\":3}\n{\"step\":4}\n";
-        assert_eq!(
-            resumed(log, 2),
-            (
-                "{ \"step\": 1, \"loss\": 0.10 }\n{\"step\":2}\n{\"step\":3}\n".into(),
-                2
-            )
-        );
+        assert_eq!(resumed(log, 2), ("{ \"step\": 1, \"loss\": 0.10 }\n{\"step\":2}\n{\"step\":3}\n".into(), 2));
     }
 
     #[test]
     fn a_torn_last_line_goes() {
         for torn in ["{\"step\":2,\"lo", "{", "{\"step\":2", "\0\0\0\0"] {
-            assert_eq!(
-                resumed(format!("{{\"step\":1}}\n{torn}"), 1),
-                ("{\"step\":1}\n{\"step\":2}\n".into(), 1)
-            );
+            assert_eq!(resumed(format!("{{\"step\":1}}\n{torn}"), 1), ("{\"step\":1}\n{\"step\":2}\n".into(), 1));
         }
-        assert_eq!(
-            resumed(b"{\"step\":1}\n{\"a\":\"\xc3", 1),
-            ("{\"step\":1}\n{\"step\":2}\n".into(), 1)
-        );
+        assert_eq!(resumed(b"{\"step\":1}\n{\"a\":\"\xc3", 1), ("{\"step\":1}\n{\"step\":2}\n".into(), 1));
     }
 
     #[test]
     fn a_whole_last_line_without_its_newline_stays() {
-        assert_eq!(
-            resumed("{\"step\":1}", 1),
-            ("{\"step\":1}\n{\"step\":2}\n".into(), 0)
-        );
-        assert_eq!(
-            resumed("{\"step\":1}\n{\"step\":2}", 1),
-            ("{\"step\":1}\n{\"step\":2}\n".into(), 1)
-        );
+        assert_eq!(resumed("{\"step\":1}", 1), ("{\"step\":1}\n{\"step\":2}\n".into(), 0));
+        assert_eq!(resumed("{\"step\":1}\n{\"step\":2}", 1), ("{\"step\":1}\n{\"step\":2}\n".into(), 1));
     }
 
     #[test]
@@ -226,9 +185,6 @@ mod tests {
     fn the_error_names_the_file() {
         let folder = tempfile::tempdir().unwrap();
         let error = MetricsLog::open(folder.path(), 0).unwrap_err().to_string();
-        assert!(
-            error.contains(folder.path().to_str().unwrap()) && !error.contains('\n'),
-            "{error}"
-        );
+        assert!(error.contains(folder.path().to_str().unwrap()) && !error.contains('\n'), "{error}");
     }
 }

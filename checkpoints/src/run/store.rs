@@ -77,9 +77,7 @@ impl RunStore {
         let written = fs::write(&probe, b"probe");
         // A full disk leaves an empty file behind, so it is removed either way.
         let removed = fs::remove_file(&probe);
-        written
-            .and(removed)
-            .map_err(RunError::io("write into", &store.folder))?;
+        written.and(removed).map_err(RunError::io("write into", &store.folder))?;
         Ok(store)
     }
 
@@ -105,9 +103,7 @@ impl RunStore {
         self.clean_up()?;
         let path = self.path_of(step);
         let temporary = temporary_beside(&path);
-        let written = self
-            .write(&temporary, step, write)
-            .and_then(|()| Ok(self.publish(&temporary, &path)?));
+        let written = self.write(&temporary, step, write).and_then(|()| Ok(self.publish(&temporary, &path)?));
         if written.is_err() {
             // On a full disk the half-written checkpoint is the first thing that has to go.
             let _ = fs::remove_dir_all(&temporary);
@@ -125,21 +121,13 @@ impl RunStore {
     ) -> Result<(), SaveError<E>> {
         fs::create_dir(temporary).map_err(RunError::io("create", temporary))?;
         self.point("folder made");
-        write(temporary).map_err(|source| SaveError::Write {
-            path: self.path_of(step),
-            source,
-        })?;
+        write(temporary).map_err(|source| SaveError::Write { path: self.path_of(step), source })?;
         self.point("files written");
-        let mut manifest = Manifest {
-            format: FORMAT,
-            step,
-            files: BTreeMap::new(),
-        };
+        let mut manifest = Manifest { format: FORMAT, step, files: BTreeMap::new() };
         self.seal(temporary, "", &mut manifest.files)?;
         let path = temporary.join(MANIFEST);
-        let text = serde_json::to_vec_pretty(&manifest)
-            .map_err(io::Error::from)
-            .map_err(RunError::io("write", &path))?;
+        let text =
+            serde_json::to_vec_pretty(&manifest).map_err(io::Error::from).map_err(RunError::io("write", &path))?;
         atomic_write(&path, &text)?;
         self.point("manifest written");
         Ok(())
@@ -147,19 +135,11 @@ impl RunStore {
 
     /// Syncs and records every file below `folder`. `inside` is the folder's path in the checkpoint, empty or ending
     /// in a slash.
-    fn seal(
-        &self,
-        folder: &Path,
-        inside: &str,
-        files: &mut BTreeMap<String, FileRecord>,
-    ) -> Result<(), RunError> {
+    fn seal(&self, folder: &Path, inside: &str, files: &mut BTreeMap<String, FileRecord>) -> Result<(), RunError> {
         for entry in fs::read_dir(folder).map_err(RunError::io("read", folder))? {
             let entry = entry.map_err(RunError::io("read", folder))?;
             let path = entry.path();
-            let not_a_file = |reason| RunError::NotAFile {
-                path: path.clone(),
-                reason,
-            };
+            let not_a_file = |reason| RunError::NotAFile { path: path.clone(), reason };
             let Ok(name) = entry.file_name().into_string() else {
                 return Err(not_a_file("its name is not UTF-8"));
             };
@@ -207,11 +187,7 @@ impl RunStore {
 
     /// Takes a checkpoint out of sight in one go, does `then`, and deletes it: a half-deleted folder never looks like
     /// a damaged checkpoint.
-    fn remove(
-        &self,
-        path: &Path,
-        then: impl FnOnce() -> Result<(), RunError>,
-    ) -> Result<(), RunError> {
+    fn remove(&self, path: &Path, then: impl FnOnce() -> Result<(), RunError>) -> Result<(), RunError> {
         let hidden = temporary_beside(path);
         self.rename(path, &hidden)?;
         then()?;
@@ -221,9 +197,7 @@ impl RunStore {
     }
 
     fn rename(&self, from: &Path, to: &Path) -> Result<(), RunError> {
-        fs::rename(from, to)
-            .and_then(|()| sync_folder(&self.folder))
-            .map_err(RunError::io("write", to))?;
+        fs::rename(from, to).and_then(|()| sync_folder(&self.folder)).map_err(RunError::io("write", to))?;
         self.point("renamed");
         Ok(())
     }
@@ -234,22 +208,12 @@ impl RunStore {
         for Named { path, step, .. } in self.named()?.into_iter().rev() {
             match verify_step(&path, step, verify) {
                 Ok(manifest) => {
-                    return Ok(Newest {
-                        checkpoint: Some(Checkpoint {
-                            path,
-                            step,
-                            manifest,
-                        }),
-                        passed_over,
-                    });
+                    return Ok(Newest { checkpoint: Some(Checkpoint { path, step, manifest }), passed_over });
                 }
                 Err(error) => passed_over.push((path, error)),
             }
         }
-        Ok(Newest {
-            checkpoint: None,
-            passed_over,
-        })
+        Ok(Newest { checkpoint: None, passed_over })
     }
 
     /// The steps that have a checkpoint, whole or not, in rising order.
@@ -260,10 +224,7 @@ impl RunStore {
 
     /// Remembers the checkpoint of `step` as the best so far; [`RunStore::prune`] spares it.
     pub fn set_best(&self, step: u64) -> Result<(), RunError> {
-        atomic_write(
-            &self.folder.join(BEST),
-            format!("{}\n", name_of(step)).as_bytes(),
-        )
+        atomic_write(&self.folder.join(BEST), format!("{}\n", name_of(step)).as_bytes())
     }
 
     /// The folder that [`RunStore::set_best`] named, if it is still there.
@@ -280,20 +241,13 @@ impl RunStore {
     ///
     /// The newest `keep_last` stay, every one whose step is a multiple of `keep_every`, and the best. If none of these
     /// is whole, the newest whole one stays too: there is always one to resume from.
-    pub fn prune(
-        &self,
-        keep_last: usize,
-        keep_every: Option<u64>,
-    ) -> Result<Vec<PathBuf>, RunError> {
+    pub fn prune(&self, keep_last: usize, keep_every: Option<u64>) -> Result<Vec<PathBuf>, RunError> {
         let steps = self.steps()?;
         let newest = &steps[steps.len().saturating_sub(keep_last)..];
         let best = self.best_step();
-        let every =
-            |step: u64| keep_every.is_some_and(|every| every > 0 && step.is_multiple_of(every));
-        let stays =
-            |at: &Named| newest.contains(&at.step) || every(at.step) || best == Some(at.step);
-        let (kept, mut doomed): (Vec<Named>, Vec<Named>) =
-            self.named()?.into_iter().partition(stays);
+        let every = |step: u64| keep_every.is_some_and(|every| every > 0 && step.is_multiple_of(every));
+        let stays = |at: &Named| newest.contains(&at.step) || every(at.step) || best == Some(at.step);
+        let (kept, mut doomed): (Vec<Named>, Vec<Named>) = self.named()?.into_iter().partition(stays);
         if doomed.is_empty() {
             return Ok(Vec::new());
         }
@@ -317,11 +271,7 @@ impl RunStore {
     fn clean_up(&self) -> Result<(), RunError> {
         for name in self.names()?.iter().filter(|name| is_temporary(name)) {
             let path = self.folder.join(name);
-            let removed = if path.is_dir() {
-                fs::remove_dir_all(&path)
-            } else {
-                fs::remove_file(&path)
-            };
+            let removed = if path.is_dir() { fs::remove_dir_all(&path) } else { fs::remove_file(&path) };
             removed.map_err(RunError::io("remove", &path))?;
             self.point("left-over removed");
         }
@@ -347,11 +297,7 @@ impl RunStore {
                 };
                 let step = step_of(plain)?;
                 let path = self.folder.join(&name);
-                path.is_dir().then_some(Named {
-                    step,
-                    replacement,
-                    path,
-                })
+                path.is_dir().then_some(Named { step, replacement, path })
             })
             .collect();
         named.sort();
@@ -364,15 +310,9 @@ impl RunStore {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
             Err(error) => return Err(RunError::io("read", &self.folder)(error)),
         };
-        let name = |entry: io::Result<fs::DirEntry>| {
-            entry.map(|entry| entry.file_name().into_string().ok())
-        };
+        let name = |entry: io::Result<fs::DirEntry>| entry.map(|entry| entry.file_name().into_string().ok());
         let names: io::Result<Vec<Option<String>>> = entries.map(name).collect();
-        Ok(names
-            .map_err(RunError::io("read", &self.folder))?
-            .into_iter()
-            .flatten()
-            .collect())
+        Ok(names.map_err(RunError::io("read", &self.folder))?.into_iter().flatten().collect())
     }
 
     fn path_of(&self, step: u64) -> PathBuf {
@@ -420,10 +360,7 @@ fn verify_step(
     let manifest = verify(path)?;
     match manifest.step == step {
         true => Ok(manifest),
-        false => Err(RunError::WrongStep {
-            path: path.to_path_buf(),
-            found: manifest.step,
-        }),
+        false => Err(RunError::WrongStep { path: path.to_path_buf(), found: manifest.step }),
     }
 }
 

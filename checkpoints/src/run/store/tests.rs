@@ -70,10 +70,8 @@ fn newest(folder: &Path) -> Checkpoint {
 }
 
 fn names(folder: &Path) -> Vec<String> {
-    let mut names: Vec<String> = fs::read_dir(folder)
-        .unwrap()
-        .map(|entry| entry.unwrap().file_name().into_string().unwrap())
-        .collect();
+    let mut names: Vec<String> =
+        fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
     names.sort();
     names
 }
@@ -87,28 +85,12 @@ fn saves_what_verifies() {
     assert!(path.ends_with("step-000100"));
     let manifest = verify(&path).unwrap();
     assert_eq!(manifest.step, 100);
-    assert_eq!(
-        manifest.files.keys().collect::<Vec<_>>(),
-        ["model.safetensors", "optimizer/adam.bin"]
-    );
+    assert_eq!(manifest.files.keys().collect::<Vec<_>>(), ["model.safetensors", "optimizer/adam.bin"]);
     let record = &manifest.files["model.safetensors"];
     assert_eq!(record.size, 3);
-    assert_eq!(
-        record.sha256,
-        "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
-    );
-    assert_eq!(
-        fs::read_to_string(path.with_file_name(LATEST)).unwrap(),
-        "step-000100\n"
-    );
-    assert_eq!(
-        newest(&store.folder),
-        Checkpoint {
-            path,
-            step: 100,
-            manifest
-        }
-    );
+    assert_eq!(record.sha256, "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad");
+    assert_eq!(fs::read_to_string(path.with_file_name(LATEST)).unwrap(), "step-000100\n");
+    assert_eq!(newest(&store.folder), Checkpoint { path, step: 100, manifest });
 }
 
 #[test]
@@ -131,10 +113,7 @@ fn a_crash_at_any_write_leaves_a_whole_checkpoint() {
             save(store, 200, "new");
         });
         let found = newest(folder.path());
-        assert_eq!(
-            model(&found.path),
-            if found.step == 200 { "new" } else { "old" }
-        );
+        assert_eq!(model(&found.path), if found.step == 200 { "new" } else { "old" });
         let latest = fs::read_to_string(folder.path().join(LATEST)).unwrap();
         verify(&folder.path().join(latest.trim())).unwrap();
 
@@ -206,10 +185,7 @@ fn a_failed_write_is_passed_on_and_removed() {
     });
     let line = failed.unwrap_err().to_string();
     let path = folder.path().join("step-000002");
-    assert!(
-        line.starts_with(&format!("cannot save checkpoint {}: ", path.display())),
-        "{line}"
-    );
+    assert!(line.starts_with(&format!("cannot save checkpoint {}: ", path.display())), "{line}");
     assert_eq!(names(folder.path()), [LATEST, "step-000001"]);
 }
 
@@ -217,30 +193,15 @@ fn a_failed_write_is_passed_on_and_removed() {
 fn every_kind_of_damage_is_named_and_passed_over() {
     type Damage = fn(&Path) -> io::Result<()>;
     let damages: [(Damage, &str); 9] = [
-        (
-            |at| fs::remove_file(at.join("optimizer/adam.bin")),
-            "optimizer/adam.bin is missing from its checkpoint",
-        ),
+        (|at| fs::remove_file(at.join("optimizer/adam.bin")), "optimizer/adam.bin is missing from its checkpoint"),
         (
             |at| fs::write(at.join("model.safetensors"), "ab"),
             "model.safetensors has 2 bytes, its checkpoint was written with 3",
         ),
-        (
-            |at| fs::write(at.join("model.safetensors"), "abd"),
-            "model.safetensors was changed after",
-        ),
-        (
-            |at| fs::remove_file(at.join(MANIFEST)),
-            "step-000200 is not a finished checkpoint: it has no manifest.json",
-        ),
-        (
-            |at| fs::write(at.join(MANIFEST), "{\"format\": 1, \"st"),
-            "manifest.json is damaged: ",
-        ),
-        (
-            |at| fs::write(at.join(MANIFEST), "{\"format\": 1}"),
-            "manifest.json is damaged: missing field",
-        ),
+        (|at| fs::write(at.join("model.safetensors"), "abd"), "model.safetensors was changed after"),
+        (|at| fs::remove_file(at.join(MANIFEST)), "step-000200 is not a finished checkpoint: it has no manifest.json"),
+        (|at| fs::write(at.join(MANIFEST), "{\"format\": 1, \"st"), "manifest.json is damaged: "),
+        (|at| fs::write(at.join(MANIFEST), "{\"format\": 1}"), "manifest.json is damaged: missing field"),
         (
             |at| fs::write(at.join(MANIFEST), "{\"format\": 2, \"parts\": []}"),
             "has checkpoint format 2, this version reads format 1",
@@ -267,19 +228,13 @@ fn every_kind_of_damage_is_named_and_passed_over() {
         save(&store, 100, "abc");
         fs::rename(save(&store, 150, "abc"), folder.path().join("aside")).unwrap();
         let broken = save(&store, 200, "abc");
-        fs::rename(
-            folder.path().join("aside"),
-            folder.path().join("step-000150"),
-        )
-        .unwrap();
+        fs::rename(folder.path().join("aside"), folder.path().join("step-000150")).unwrap();
         damage(&broken).unwrap();
         let _ = fs::remove_dir_all(folder.path().join("step-000150"));
 
         let found = store.newest().unwrap();
         assert_eq!(found.checkpoint.unwrap().step, 100);
-        let [(path, error)] = &found.passed_over[..] else {
-            panic!("{:?}", found.passed_over)
-        };
+        let [(path, error)] = &found.passed_over[..] else { panic!("{:?}", found.passed_over) };
         assert_eq!(*path, broken);
         let line = error.to_string();
         assert!(line.contains(expected), "{line}");
@@ -316,10 +271,7 @@ fn prune_never_removes_the_only_whole_one() {
         }
     }
     // As after a restart: what this process wrote last is taken to be whole if the sizes are right.
-    RunStore::open(folder.path())
-        .unwrap()
-        .prune(1, None)
-        .unwrap();
+    RunStore::open(folder.path()).unwrap().prune(1, None).unwrap();
     assert_eq!(store.steps().unwrap(), [3, 5]);
     assert_eq!(store.newest().unwrap().checkpoint.unwrap().step, 3);
 
@@ -357,27 +309,15 @@ fn a_place_that_cannot_be_written_is_named_in_one_line() {
     fs::write(folder.path().join("runs"), "a file").unwrap();
     let path = folder.path().join("runs/checkpoints");
     let line = RunStore::open(&path).unwrap_err().to_string();
-    assert!(
-        line.starts_with(&format!("cannot create {}: ", path.display())) && !line.contains('\n'),
-        "{line}"
-    );
+    assert!(line.starts_with(&format!("cannot create {}: ", path.display())) && !line.contains('\n'), "{line}");
 
     for (kind, expected) in [
         (io::ErrorKind::StorageFull, "free some space"),
-        (
-            io::ErrorKind::ReadOnlyFilesystem,
-            "choose a folder that can be written to",
-        ),
-        (
-            io::ErrorKind::PermissionDenied,
-            "choose a folder that can be written to",
-        ),
+        (io::ErrorKind::ReadOnlyFilesystem, "choose a folder that can be written to"),
+        (io::ErrorKind::PermissionDenied, "choose a folder that can be written to"),
     ] {
         let line = RunError::io("write", &path)(kind.into()).to_string();
-        assert!(
-            line.contains(expected) && line.contains("checkpoints"),
-            "{line}"
-        );
+        assert!(line.contains(expected) && line.contains("checkpoints"), "{line}");
     }
 }
 
@@ -388,15 +328,9 @@ fn what_cannot_be_checked_is_not_saved() {
     let store = RunStore::open(folder.path()).unwrap();
     let link = |at: &Path| std::os::unix::fs::symlink("/etc/hostname", at.join("link"));
     let line = store.save(1, &mut { link }).unwrap_err().to_string();
-    assert!(
-        line.ends_with("link cannot be part of a checkpoint: it is neither a file nor a folder"),
-        "{line}"
-    );
+    assert!(line.ends_with("link cannot be part of a checkpoint: it is neither a file nor a folder"), "{line}");
     let manifest = |at: &Path| fs::write(at.join(MANIFEST), "{}");
     let line = store.save(1, &mut { manifest }).unwrap_err().to_string();
-    assert!(
-        line.contains("the name is that of the list of files"),
-        "{line}"
-    );
+    assert!(line.contains("the name is that of the list of files"), "{line}");
     assert!(names(folder.path()).is_empty());
 }
