@@ -49,12 +49,7 @@ impl Quantizer {
     /// What the family trains with unless told otherwise.
     pub fn of(family: Family) -> Quantizer {
         let llamagen = family == Family::LlamaGen;
-        Quantizer {
-            l2_norm: llamagen,
-            legacy_beta: !llamagen,
-            beta: 0.25,
-            entropy_ratio: 0.0,
-        }
+        Quantizer { l2_norm: llamagen, legacy_beta: !llamagen, beta: 0.25, entropy_ratio: 0.0 }
     }
 }
 
@@ -124,19 +119,12 @@ impl Architecture {
         let has = |name: String| names.shape(&name, levels).is_some();
         let size = |name: &str, axis: usize| match names.shape(name, levels) {
             Some(shape) => dimension(name, shape, axis),
-            None => Err(WeightsError::NoTensor {
-                path: file.path().to_owned(),
-                name: names.in_file(name, levels),
-            }),
+            None => Err(WeightsError::NoTensor { path: file.path().to_owned(), name: names.in_file(name, levels) }),
         };
-        let res_blocks = (0..)
-            .take_while(|block| has(format!("encoder.down.0.block.{block}.conv1.weight")))
-            .count();
+        let res_blocks = (0..).take_while(|block| has(format!("encoder.down.0.block.{block}.conv1.weight"))).count();
         let attended = |side: &str| -> Vec<usize> {
             let levels = 0..levels;
-            levels
-                .filter(|level| has(format!("{side}.{level}.attn.0.norm.weight")))
-                .collect()
+            levels.filter(|level| has(format!("{side}.{level}.attn.0.norm.weight"))).collect()
         };
         let attention_levels = attended("encoder.down");
         if attended("decoder.up") != attention_levels {
@@ -204,19 +192,14 @@ impl Architecture {
         for channels in std::iter::once(&self.base_channels).chain(&self.channels) {
             if *channels == 0 || channels % self.groups != 0 {
                 let groups = self.groups;
-                return wrong(format!(
-                    "{channels} channels do not divide into {groups} groups"
-                ));
+                return wrong(format!("{channels} channels do not divide into {groups} groups"));
             }
         }
         if !self.attention_levels.is_sorted_by(|a, b| a < b) {
             return wrong("attention_levels must rise".to_owned());
         }
         if let Some(level) = self.attention_levels.iter().find(|level| **level >= levels) {
-            return wrong(format!(
-                "attention_levels has {level}, levels end at {}",
-                levels - 1
-            ));
+            return wrong(format!("attention_levels has {level}, levels end at {}", levels - 1));
         }
         if !self.quantizer.beta.is_finite() || !self.quantizer.entropy_ratio.is_finite() {
             return wrong("the quantizer's weights must be finite".to_owned());
@@ -256,13 +239,7 @@ impl Architecture {
         width = coarsest;
         for (level, &channels) in self.channels.iter().enumerate().rev() {
             let at = format!("decoder.up.{level}");
-            width = self.level(
-                &mut list,
-                &at,
-                level,
-                self.res_blocks + 1,
-                (width, channels),
-            );
+            width = self.level(&mut list, &at, level, self.res_blocks + 1, (width, channels));
             if level != 0 {
                 list.conv(&format!("{at}.upsample.conv"), width, width, 3);
             }
@@ -273,14 +250,7 @@ impl Architecture {
     }
 
     /// The blocks of one level, from `from` to `to` channels, which are the channels behind it.
-    fn level(
-        &self,
-        list: &mut Parameters,
-        at: &str,
-        level: usize,
-        blocks: usize,
-        (from, to): (usize, usize),
-    ) -> usize {
+    fn level(&self, list: &mut Parameters, at: &str, level: usize, blocks: usize, (from, to): (usize, usize)) -> usize {
         let attends = self.attention_levels.contains(&level);
         for block in 0..blocks {
             let from = if block == 0 { from } else { to };
@@ -302,12 +272,7 @@ impl Architecture {
 
     /// Takes over what a `config.json` of diffusers says beyond the shapes.
     fn read_config(&mut self, config: &Json, path: &Path) -> Result<(), WeightsError> {
-        let refuse = |what: String| {
-            Err(WeightsError::Unsupported {
-                path: path.to_owned(),
-                what,
-            })
-        };
+        let refuse = |what: String| Err(WeightsError::Unsupported { path: path.to_owned(), what });
         let text = |key: &str| config.get(key).and_then(Json::as_str);
         if let Some(class) = text("_class_name").filter(|class| *class != "VQModel") {
             return refuse(format!("its config.json says {class}, not VQModel"));

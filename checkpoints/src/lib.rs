@@ -16,6 +16,6 @@ pub use names::{ConfigFile, Export, export_vqgan, family_name, load_vqgan};
 pub use pickle::PickleError;
 pub use safetensors::Dtype;
 pub use safetensors_file::{SafetensorsError, write_safetensors};
-pub use tensor::{HostTensor, TensorError};
-pub use torch_file::{TorchError, write_torch};
+pub use tensor::{HostTensor, ShapeError};
+pub use torch_file::TorchError;
 pub use weights::{WeightsError, WeightsFile};

@@ -19,13 +19,7 @@ const WRAPPERS: [&str; 2] = ["module.", "_orig_mod."];
 /// Under which latent-diffusion keeps the VQGAN, beside the diffusion model.
 const FIRST_STAGE: &str = "first_stage_model.";
 /// What belongs to training alone: losses with their discriminator, and moving averages.
-const TRAINING: [&str; 5] = [
-    "loss.",
-    "model_ema.",
-    "discriminator.",
-    "perceptual_loss.",
-    "colorize",
-];
+const TRAINING: [&str; 5] = ["loss.", "model_ema.", "discriminator.", "perceptual_loss.", "colorize"];
 /// Length of the usage buffer that LlamaGen's strict loading wants.
 const LLAMAGEN_USED: usize = 65536;
 
@@ -96,12 +90,7 @@ fn old_diffusers_name(name: &str) -> Option<String> {
     if !name.contains(".attentions.") {
         return None;
     }
-    let pairs = [
-        (".to_q.", ".query."),
-        (".to_k.", ".key."),
-        (".to_v.", ".value."),
-        (".to_out.0.", ".proj_attn."),
-    ];
+    let pairs = [(".to_q.", ".query."), (".to_k.", ".key."), (".to_v.", ".value."), (".to_out.0.", ".proj_attn.")];
     let (new, old) = pairs.iter().find(|(new, _)| name.contains(new))?;
     Some(name.replace(new, old))
 }
@@ -123,19 +112,13 @@ pub(crate) struct ModelNames<'a> {
 impl<'a> ModelNames<'a> {
     /// Recognises the family, and refuses by name what only looks like a VQGAN.
     pub fn of(file: &'a WeightsFile) -> Result<ModelNames<'a>, WeightsError> {
-        let mut names: BTreeMap<&str, &str> =
-            file.names().map(|name| (unwrapped(name), name)).collect();
-        let staged: BTreeMap<&str, &str> = names
-            .iter()
-            .filter_map(|(name, in_file)| Some((name.strip_prefix(FIRST_STAGE)?, *in_file)))
-            .collect();
+        let mut names: BTreeMap<&str, &str> = file.names().map(|name| (unwrapped(name), name)).collect();
+        let staged: BTreeMap<&str, &str> =
+            names.iter().filter_map(|(name, in_file)| Some((name.strip_prefix(FIRST_STAGE)?, *in_file))).collect();
         if !staged.is_empty() {
             names = staged;
         }
-        let refuse = |what: String| WeightsError::Unsupported {
-            path: file.path().to_owned(),
-            what,
-        };
+        let refuse = |what: String| WeightsError::Unsupported { path: file.path().to_owned(), what };
         let starts = |prefix: &str| names.keys().any(|name| name.starts_with(prefix));
         let family = if starts("encoder.down_blocks.") || starts("decoder.up_blocks.") {
             Family::Diffusers
@@ -151,26 +134,16 @@ impl<'a> ModelNames<'a> {
             )));
         };
         if starts("quantize.embed.") || starts("quantize.proj.") {
-            return Err(refuse(
-                "it is a GumbelVQ (quantize.proj, quantize.embed), which is not built here"
-                    .to_owned(),
-            ));
+            return Err(refuse("it is a GumbelVQ (quantize.proj, quantize.embed), which is not built here".to_owned()));
         }
         let modulated = |name: &&str| name.contains(".conv_y.") || name.contains(".norm_layer.");
         if names.keys().any(modulated) {
             return Err(refuse(MOVQ.to_owned()));
         }
         if !names.contains_key("quantize.embedding.weight") {
-            return Err(refuse(
-                "it has no codebook (quantize.embedding.weight); a KL autoencoder has none"
-                    .to_owned(),
-            ));
+            return Err(refuse("it has no codebook (quantize.embedding.weight); a KL autoencoder has none".to_owned()));
         }
-        Ok(ModelNames {
-            file,
-            names,
-            family,
-        })
+        Ok(ModelNames { file, names, family })
     }
 
     pub fn family(&self) -> Family {
@@ -191,8 +164,7 @@ impl<'a> ModelNames<'a> {
         let name = family_name(self.family, levels, canonical);
         // Whatever is around the codebook's name is around every name.
         let codebook = self.names.get("quantize.embedding.weight");
-        let around =
-            codebook.and_then(|codebook| codebook.strip_suffix("quantize.embedding.weight"));
+        let around = codebook.and_then(|codebook| codebook.strip_suffix("quantize.embedding.weight"));
         format!("{}{name}", around.unwrap_or_default())
     }
 
@@ -207,10 +179,7 @@ impl<'a> ModelNames<'a> {
 }
 
 fn unwrapped(mut name: &str) -> &str {
-    while let Some(inner) = WRAPPERS
-        .iter()
-        .find_map(|wrapper| name.strip_prefix(wrapper))
-    {
+    while let Some(inner) = WRAPPERS.iter().find_map(|wrapper| name.strip_prefix(wrapper)) {
         name = inner;
     }
     name
@@ -257,26 +226,15 @@ pub fn load_vqgan(
         }
     }
     let unexpected = left.iter().filter(|(name, _)| !is_training(name));
-    let unexpected: Vec<String> = unexpected
-        .map(|(_, in_file)| (*in_file).to_owned())
-        .collect();
+    let unexpected: Vec<String> = unexpected.map(|(_, in_file)| (*in_file).to_owned()).collect();
     if !(missing.is_empty() && unexpected.is_empty() && different.is_empty()) {
-        return Err(WeightsError::Mismatch {
-            path: file.path().to_owned(),
-            missing,
-            unexpected,
-            different,
-        });
+        return Err(WeightsError::Mismatch { path: file.path().to_owned(), missing, unexpected, different });
     }
     let mut weights = BTreeMap::new();
     for (canonical, shape, in_file) in found {
         let tensor = file.read(in_file)?;
-        let tensor = tensor
-            .reshape(shape)
-            .map_err(|source| WeightsError::Tensor {
-                name: in_file.to_owned(),
-                source,
-            })?;
+        let tensor =
+            tensor.reshape(shape).map_err(|source| WeightsError::Tensor { name: in_file.to_owned(), source })?;
         weights.insert(canonical, tensor);
     }
     Ok(weights)
@@ -292,6 +250,9 @@ pub struct Export {
     /// The configuration: `config.json` for diffusers, `config.yaml` for taming, none for LlamaGen, whose programs
     /// take it on the command line.
     pub config: Option<ConfigFile>,
+    /// LlamaGen: the training arguments that belong to the model (`args`), without which a codebook of any length
+    /// could not be told from one of length 1.
+    pub args: Option<serde_json::Map<String, serde_json::Value>>,
 }
 
 /// A configuration beside exported weights.
@@ -322,9 +283,7 @@ pub fn export_vqgan(
     let mut tensors = BTreeMap::new();
     for (canonical, shape) in architecture.parameters() {
         let wrong = |what: String| WeightsError::Architecture(format!("{canonical} {what}"));
-        let tensor = weights
-            .get(&canonical)
-            .ok_or_else(|| wrong("is missing among the weights".to_owned()))?;
+        let tensor = weights.get(&canonical).ok_or_else(|| wrong("is missing among the weights".to_owned()))?;
         if tensor.shape != shape {
             let found = &tensor.shape;
             return Err(wrong(format!("is {found:?}, must be {shape:?}")));
@@ -333,14 +292,8 @@ pub fn export_vqgan(
         if family == Family::Diffusers && is_projection(&canonical) {
             tensor.shape.truncate(2);
         }
-        if canonical == "quantize.embedding.weight"
-            && architecture.quantizer.l2_norm
-            && family != Family::LlamaGen
-        {
-            tensor = unit_rows(&tensor).map_err(|source| WeightsError::Tensor {
-                name: canonical.clone(),
-                source,
-            })?;
+        if canonical == "quantize.embedding.weight" && architecture.quantizer.l2_norm && family != Family::LlamaGen {
+            tensor = unit_rows(&tensor);
         }
         tensors.insert(family_name(family, levels, &canonical), tensor);
     }
@@ -353,21 +306,13 @@ pub fn export_vqgan(
         tensors.insert("quantize.codebook_used".to_owned(), used);
     }
     let config = match family {
-        Family::Diffusers => Some(ConfigFile {
-            name: "config.json",
-            text: format!("{:#}\n", diffusers_config(architecture)),
-        }),
-        Family::Taming => Some(ConfigFile {
-            name: "config.yaml",
-            text: taming_config(architecture),
-        }),
+        Family::Diffusers => {
+            Some(ConfigFile { name: "config.json", text: format!("{:#}\n", diffusers_config(architecture)) })
+        }
+        Family::Taming => Some(ConfigFile { name: "config.yaml", text: taming_config(architecture) }),
         Family::LlamaGen => None,
     };
-    Ok(Export {
-        family,
-        tensors,
-        config,
-    })
+    Ok(Export { family, tensors, config, args: (family == Family::LlamaGen).then(|| llamagen_args(architecture)) })
 }
 
 impl Export {
@@ -378,10 +323,7 @@ impl Export {
     /// # Errors
     /// When a file cannot be written. Files appear under their names only when they are whole.
     pub fn write(&self, folder: &Path) -> Result<std::path::PathBuf, WeightsError> {
-        let failed = |path: &Path, source| WeightsError::Io {
-            path: path.to_owned(),
-            source,
-        };
+        let failed = |path: &Path, source| WeightsError::Io { path: path.to_owned(), source };
         std::fs::create_dir_all(folder).map_err(|source| failed(folder, source))?;
         if let Some(config) = &self.config {
             let path = folder.join(config.name);
@@ -396,18 +338,12 @@ impl Export {
         match key {
             None => {
                 let metadata = BTreeMap::from([("format".to_owned(), "pt".to_owned())]);
-                let written = write_safetensors(&path, &self.tensors, &metadata);
-                written.map_err(|source| WeightsError::Safetensors {
-                    path: path.clone(),
-                    source,
-                })?;
+                let written = write_safetensors(&path, &self.tensors, Some(&metadata));
+                written.map_err(|source| WeightsError::Safetensors { path: path.clone(), source })?;
             }
             Some(key) => {
-                let written = write_whole(&path, |output| write_torch(output, key, &self.tensors));
-                written.map_err(|source| WeightsError::Torch {
-                    path: path.clone(),
-                    source,
-                })?;
+                let written = write_whole(&path, |output| write_torch(output, key, &self.tensors, self.args.as_ref()));
+                written.map_err(|source| WeightsError::Torch { path: path.clone(), source })?;
             }
         }
         Ok(path)
@@ -416,11 +352,7 @@ impl Export {
 
 /// What a family's code cannot build, however its weights are named.
 fn expressible(architecture: &Architecture, family: Family) -> Result<(), WeightsError> {
-    let cannot = |what: &str| {
-        Err(WeightsError::Architecture(format!(
-            "{family} cannot have {what}"
-        )))
-    };
+    let cannot = |what: &str| Err(WeightsError::Architecture(format!("{family} cannot have {what}")));
     let base = architecture.base_channels;
     let levels = architecture.channels.len();
     if family != Family::Diffusers && architecture.groups != 32 {
@@ -432,23 +364,21 @@ fn expressible(architecture: &Architecture, family: Family) -> Result<(), Weight
     if family == Family::Diffusers && architecture.channels.first() != Some(&base) {
         return cannot("a first level with other than base_channels");
     }
-    if family == Family::LlamaGen
-        && (architecture.attention_levels != [levels - 1] || !architecture.mid_attention)
-    {
+    if family == Family::LlamaGen && (architecture.attention_levels != [levels - 1] || !architecture.mid_attention) {
         return cannot("attention anywhere but at the coarsest level and in the middle");
     }
     Ok(())
 }
 
-fn unit_rows(codebook: &HostTensor) -> Result<HostTensor, crate::tensor::TensorError> {
-    let mut values = codebook.to_f32()?;
+fn unit_rows(codebook: &HostTensor) -> HostTensor {
+    let mut values = codebook.to_f32();
     let length = codebook.shape.last().copied().unwrap_or(1).max(1);
     for row in values.chunks_mut(length) {
         // The same lower bound as torch.nn.functional.normalize.
         let norm = row.iter().map(|x| x * x).sum::<f32>().sqrt().max(1e-12);
         row.iter_mut().for_each(|x| *x /= norm);
     }
-    HostTensor::from_f32(codebook.shape.clone(), &values)
+    HostTensor::from_f32(&codebook.shape, &values)
 }
 
 fn diffusers_config(architecture: &Architecture) -> serde_json::Value {
@@ -484,6 +414,18 @@ fn diffusers_config(architecture: &Architecture) -> serde_json::Value {
     })
 }
 
+fn llamagen_args(architecture: &Architecture) -> serde_json::Map<String, serde_json::Value> {
+    let quantizer = &architecture.quantizer;
+    let args = [
+        ("codebook_size", json!(architecture.codes)),
+        ("codebook_embed_dim", json!(architecture.code_dim)),
+        ("codebook_l2_norm", json!(quantizer.l2_norm)),
+        ("commit_loss_beta", json!(quantizer.beta)),
+        ("entropy_loss_ratio", json!(quantizer.entropy_ratio)),
+    ];
+    args.map(|(name, value)| (name.to_owned(), value)).into_iter().collect()
+}
+
 fn taming_config(architecture: &Architecture) -> String {
     // taming says at which resolutions there is attention; any resolution that all levels divide will do.
     let resolution = architecture.downsampling().max(256);
@@ -517,3 +459,6 @@ fn taming_config(architecture: &Architecture) -> String {
     lines.push("      target: taming.modules.losses.DummyLoss".to_owned());
     lines.join("\n") + "\n"
 }
+
+#[cfg(test)]
+mod tests;

@@ -25,9 +25,7 @@ pub enum SafetensorsError {
     #[error("the safetensors header is damaged: {0}")]
     Header(String),
     /// The file is shorter than its header says; an interrupted download, as a rule.
-    #[error(
-        "the file has {found} bytes and its header speaks of {expected}: it is cut off or damaged"
-    )]
+    #[error("the file has {found} bytes and its header speaks of {expected}: it is cut off or damaged")]
     Length {
         /// Bytes according to the header.
         expected: u64,
@@ -73,8 +71,8 @@ impl SafetensorsFile {
         }
         let mut header = Vec::new();
         (&mut file).take(length).read_to_end(&mut header)?;
-        let metadata: Metadata = serde_json::from_slice(&header)
-            .map_err(|error| SafetensorsError::Header(error.to_string()))?;
+        let metadata: Metadata =
+            serde_json::from_slice(&header).map_err(|error| SafetensorsError::Header(error.to_string()))?;
         // The crate checks that the tensors fill one range without gaps; that it is the file's is checked here.
         let expected = start.saturating_add(metadata.data_len() as u64);
         if expected != found {
@@ -82,11 +80,7 @@ impl SafetensorsFile {
         }
         let tensors = metadata.tensors().into_iter();
         let tensors = tensors.map(|(name, info)| (name, info.clone())).collect();
-        Ok(SafetensorsFile {
-            file: Mutex::new(file),
-            start,
-            tensors,
-        })
+        Ok(SafetensorsFile { file: Mutex::new(file), start, tensors })
     }
 
     pub fn tensors(&self) -> &BTreeMap<String, TensorInfo> {
@@ -100,11 +94,7 @@ impl SafetensorsFile {
         let mut file = self.file.lock().unwrap_or_else(PoisonError::into_inner);
         file.seek(SeekFrom::Start(self.start + from as u64))?;
         file.read_exact(&mut bytes)?;
-        Ok(HostTensor {
-            dtype: info.dtype,
-            shape: info.shape.clone(),
-            bytes,
-        })
+        Ok(HostTensor { dtype: info.dtype, shape: info.shape.clone(), bytes })
     }
 }
 
@@ -117,7 +107,7 @@ impl SafetensorsFile {
 pub fn write_safetensors(
     path: &Path,
     tensors: &BTreeMap<String, HostTensor>,
-    metadata: &BTreeMap<String, String>,
+    metadata: Option<&BTreeMap<String, String>>,
 ) -> Result<(), SafetensorsError> {
     let mut order: Vec<_> = tensors.iter().collect();
     // The widest elements first keeps every tensor aligned.
@@ -126,17 +116,13 @@ pub fn write_safetensors(
     let mut infos = Vec::with_capacity(order.len());
     for (name, tensor) in &order {
         let end = offset + tensor.bytes.len();
-        let info = TensorInfo {
-            dtype: tensor.dtype,
-            shape: tensor.shape.clone(),
-            data_offsets: (offset, end),
-        };
+        let info = TensorInfo { dtype: tensor.dtype, shape: tensor.shape.clone(), data_offsets: (offset, end) };
         infos.push(((*name).clone(), info));
         offset = end;
     }
     let invalid = |error: &dyn std::error::Error| SafetensorsError::Header(error.to_string());
-    let metadata: HashMap<_, _> = metadata.clone().into_iter().collect();
-    let header = Metadata::new(Some(metadata), infos).map_err(|error| invalid(&error))?;
+    let metadata = metadata.map(|metadata| metadata.clone().into_iter().collect::<HashMap<_, _>>());
+    let header = Metadata::new(metadata, infos).map_err(|error| invalid(&error))?;
     let mut header = serde_json::to_vec(&header).map_err(|error| invalid(&error))?;
     header.resize(header.len().next_multiple_of(8), b' ');
 

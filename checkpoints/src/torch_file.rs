@@ -2,7 +2,7 @@
 //!
 //! Opening reads the pickle alone; the bytes of a tensor are read when it is asked for, so optimizer states cost nothing.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::fs::File;
 use std::io::{BufReader, Read, Seek, SeekFrom, Write};
 use std::sync::{Mutex, PoisonError};
@@ -96,13 +96,8 @@ impl TorchFile {
             .filter_map(|name| Some(name.strip_suffix("data.pkl")?.to_owned()))
             .filter(|folder| folder.ends_with('/'))
             .min_by_key(String::len)
-            .ok_or(TorchError::Unsupported(
-                "it is a zip archive without data.pkl, not a file of torch.save",
-            ))?;
-        if archive
-            .index_for_name(&format!("{folder}constants.pkl"))
-            .is_some()
-        {
+            .ok_or(TorchError::Unsupported("it is a zip archive without data.pkl, not a file of torch.save"))?;
+        if archive.index_for_name(&format!("{folder}constants.pkl")).is_some() {
             return Err(TorchError::Unsupported(
                 "it is a TorchScript program; save its state_dict() with torch.save instead",
             ));
@@ -122,15 +117,8 @@ impl TorchFile {
         let entry = archive.by_index_with_options(index, reading())?;
         let pickle = Pickle::read(&mut BufReader::new(entry))?;
         let archive = Box::new(archive);
-        let container = Container::Zip {
-            archive,
-            folder,
-            big_endian,
-        };
-        Ok(TorchFile {
-            pickle,
-            container: Mutex::new(container),
-        })
+        let container = Container::Zip { archive, folder, big_endian };
+        Ok(TorchFile { pickle, container: Mutex::new(container) })
     }
 
     /// Opens a legacy file: five pickles, then the storages one after the other.
@@ -144,19 +132,14 @@ impl TorchFile {
         }
         let version = Pickle::read(&mut input)?;
         if version.unsigned(version.root()) != Some(1001) {
-            return Err(TorchError::Unsupported(
-                "its legacy protocol is not 1001, the only one torch ever used",
-            ));
+            return Err(TorchError::Unsupported("its legacy protocol is not 1001, the only one torch ever used"));
         }
         let _system = Pickle::read(&mut input)?;
         let pickle = Pickle::read(&mut input)?;
         let keys = Pickle::read(&mut input)?;
         let storages = legacy_storages(&pickle, &keys, &mut input, length)?;
         let file = input.into_inner();
-        Ok(TorchFile {
-            pickle,
-            container: Mutex::new(Container::Legacy { file, storages }),
-        })
+        Ok(TorchFile { pickle, container: Mutex::new(Container::Legacy { file, storages }) })
     }
 
     /// The tensor that `id` stands for; None when it is anything else, or a kind that holds no plain elements
@@ -178,17 +161,12 @@ impl TorchFile {
                 }
                 // A tensor with attributes: (function, type, arguments, state).
                 ("torch._tensor", "_rebuild_from_type_v2", &[function, _, args, ..]) => {
-                    let Some(("torch._utils", "_rebuild_tensor_v2")) = pickle.class(function)
-                    else {
+                    let Some(("torch._utils", "_rebuild_tensor_v2")) = pickle.class(function) else {
                         return Ok(None);
                     };
                     pickle.sequence(args).unwrap_or_default()
                 }
-                (
-                    "torch._utils",
-                    "_rebuild_tensor" | "_rebuild_tensor_v2" | "_rebuild_tensor_v3",
-                    args,
-                ) => args,
+                ("torch._utils", "_rebuild_tensor" | "_rebuild_tensor_v2" | "_rebuild_tensor_v3", args) => args,
                 _ => return Ok(None),
             };
             let is_v3 = name == "_rebuild_tensor_v3";
@@ -209,9 +187,7 @@ impl TorchFile {
         };
         let shape = sizes(size).ok_or_else(|| damaged("a shape"))?;
         let strides = sizes(stride).ok_or_else(|| damaged("strides"))?;
-        let offset = pickle
-            .unsigned(offset)
-            .ok_or_else(|| damaged("an offset"))?;
+        let offset = pickle.unsigned(offset).ok_or_else(|| damaged("an offset"))?;
         if shape.len() != strides.len() {
             return Err(damaged("a stride for every dimension"));
         }
@@ -231,17 +207,8 @@ impl TorchFile {
         if metadata.is_some_and(|&id| pickle.entries(id).is_some_and(|flags| !flags.is_empty())) {
             return Ok(None);
         }
-        let offset = offset
-            .checked_add(storage.view_offset)
-            .ok_or_else(|| damaged("an offset that fits"))?;
-        Ok(Some(TensorRef {
-            dtype,
-            shape,
-            strides,
-            offset,
-            storage: storage.key,
-            storage_bytes: storage.bytes,
-        }))
+        let offset = offset.checked_add(storage.view_offset).ok_or_else(|| damaged("an offset that fits"))?;
+        Ok(Some(TensorRef { dtype, shape, strides, offset, storage: storage.key, storage_bytes: storage.bytes }))
     }
 
     /// Reads a tensor's elements.
@@ -253,35 +220,23 @@ impl TorchFile {
         let size = tensor.dtype.bitsize() / 8;
         let count = elements(&tensor.shape).ok_or_else(outside)?;
         let total = count.checked_mul(size).ok_or_else(outside)?;
-        let host = |bytes| HostTensor {
-            dtype: tensor.dtype,
-            shape: tensor.shape.clone(),
-            bytes,
-        };
+        let host = |bytes| HostTensor { dtype: tensor.dtype, shape: tensor.shape.clone(), bytes };
         if count == 0 {
             return Ok(host(Vec::new()));
         }
         let mut steps = tensor.shape.iter().zip(&tensor.strides);
-        let reach = steps.try_fold(0usize, |sum, (&length, &stride)| {
-            sum.checked_add((length - 1).checked_mul(stride)?)
-        });
-        let span = reach
-            .and_then(|reach| reach.checked_add(1)?.checked_mul(size))
-            .ok_or_else(outside)?;
+        let reach =
+            steps.try_fold(0usize, |sum, (&length, &stride)| sum.checked_add((length - 1).checked_mul(stride)?));
+        let span = reach.and_then(|reach| reach.checked_add(1)?.checked_mul(size)).ok_or_else(outside)?;
         let start = tensor.offset.checked_mul(size).ok_or_else(outside)?;
         let end = start.checked_add(span).ok_or_else(outside)?;
         if end > tensor.storage_bytes {
             return Err(outside());
         }
         if total > span && total - span > MAX_EXPANDED {
-            return Err(TorchError::Unsupported(
-                "a tensor in it is expanded far beyond the elements that it stores",
-            ));
+            return Err(TorchError::Unsupported("a tensor in it is expanded far beyond the elements that it stores"));
         }
-        let mut container = self
-            .container
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
+        let mut container = self.container.lock().unwrap_or_else(PoisonError::into_inner);
         let mut bytes = container.read(&tensor.storage, start, span)?;
         drop(container);
         if self.is_big_endian() {
@@ -292,28 +247,13 @@ impl TorchFile {
         if is_contiguous(&tensor.shape, &tensor.strides) {
             return Ok(host(bytes));
         }
-        Ok(host(gather(
-            &bytes,
-            &tensor.shape,
-            &tensor.strides,
-            size,
-            total,
-        )))
+        Ok(host(gather(&bytes, &tensor.shape, &tensor.strides, size, total)))
     }
 
     fn is_big_endian(&self) -> bool {
-        let container = self
-            .container
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
+        let container = self.container.lock().unwrap_or_else(PoisonError::into_inner);
         // Legacy files are little-endian on every machine.
-        matches!(
-            *container,
-            Container::Zip {
-                big_endian: true,
-                ..
-            }
-        )
+        matches!(*container, Container::Zip { big_endian: true, .. })
     }
 }
 
@@ -336,9 +276,7 @@ impl Container {
                 file.seek(SeekFrom::Start(first + start as u64))?;
                 exactly(file, length)?.ok_or_else(missing)
             }
-            Container::Zip {
-                archive, folder, ..
-            } => {
+            Container::Zip { archive, folder, .. } => {
                 let name = format!("{folder}data/{key}");
                 let index = archive.index_for_name(&name).ok_or_else(missing)?;
                 let entry = archive.by_index_data(index)?;
@@ -351,9 +289,7 @@ impl Container {
                     return exactly(&mut entry, length)?.ok_or_else(missing);
                 }
                 if end > MAX_INFLATED {
-                    return Err(TorchError::Unsupported(
-                        "a tensor in it is compressed and larger than 4 GiB",
-                    ));
+                    return Err(TorchError::Unsupported("a tensor in it is compressed and larger than 4 GiB"));
                 }
                 let mut entry = archive.by_index_with_options(index, reading())?;
                 std::io::copy(&mut (&mut entry).take(start as u64), &mut std::io::sink())?;
@@ -388,8 +324,7 @@ impl Storage {
         let Value::Persistent(id) = pickle.get(id) else {
             return Ok(None);
         };
-        let Some(&[kind, class, key, _location, count, ref rest @ ..]) = pickle.sequence(*id)
-        else {
+        let Some(&[kind, class, key, _location, count, ref rest @ ..]) = pickle.sequence(*id) else {
             return Ok(None);
         };
         if pickle.text(kind) != Some("storage") {
@@ -413,12 +348,7 @@ impl Storage {
             Some(&[_key, offset, _size]) => pickle.unsigned(offset).ok_or_else(damaged)?,
             _ => 0,
         };
-        Ok(Some(Storage {
-            key,
-            dtype,
-            bytes,
-            view_offset,
-        }))
+        Ok(Some(Storage { key, dtype, bytes, view_offset }))
     }
 }
 
@@ -529,9 +459,7 @@ fn is_contiguous(shape: &[usize], strides: &[usize]) -> bool {
 fn gather(bytes: &[u8], shape: &[usize], strides: &[usize], size: usize, total: usize) -> Vec<u8> {
     // The stride of a single element is never taken and may be anything.
     let steps = shape.iter().zip(strides);
-    let steps: Vec<usize> = steps
-        .map(|(&length, &stride)| if length == 1 { 0 } else { stride })
-        .collect();
+    let steps: Vec<usize> = steps.map(|(&length, &stride)| if length == 1 { 0 } else { stride }).collect();
     let mut gathered = Vec::with_capacity(total);
     let mut index = vec![0usize; shape.len()];
     let mut position = 0usize;
@@ -554,29 +482,33 @@ fn gather(bytes: &[u8], shape: &[usize], strides: &[usize], size: usize, total: 
     }
 }
 
-/// Writes `tensors` as `torch.save({key: OrderedDict(...)}, path)` would: for programs that read nothing else.
-///
-/// # Errors
-/// When the file cannot be written, or a tensor has an element type without a torch storage class.
-pub fn write_torch<'a>(
+/// Writes `{key: tensors, "args": args}` as `torch.save` would, for programs that read nothing else.
+pub(crate) fn write_torch(
     output: impl Write + Seek,
     key: &str,
-    tensors: impl IntoIterator<Item = (&'a String, &'a HostTensor)>,
+    tensors: &BTreeMap<String, HostTensor>,
+    args: Option<&serde_json::Map<String, serde_json::Value>>,
 ) -> Result<(), TorchError> {
-    let tensors: Vec<_> = tensors.into_iter().collect();
-    let mut pickle = Pickling(b"\x80\x02}".to_vec());
+    let mut pickle = Pickling(b"\x80\x02}(".to_vec());
+    if let Some(args) = args {
+        // A plain dict, because torch refuses to load a Namespace unless told to trust the file.
+        pickle.text("args");
+        pickle.0.extend(b"}(");
+        for (name, value) in args {
+            pickle.text(name);
+            pickle.plain(value);
+        }
+        pickle.0.push(b'u');
+    }
     pickle.text(key);
     pickle.0.extend(b"ccollections\nOrderedDict\n)R(");
     for (index, (name, tensor)) in tensors.iter().enumerate() {
-        let storage = storage_class(tensor.dtype).ok_or(TorchError::Unsupported(
-            "one of the tensors has an element type without a torch storage",
-        ))?;
+        let storage = storage_class(tensor.dtype)
+            .ok_or(TorchError::Unsupported("one of the tensors has an element type without a torch storage"))?;
         pickle.text(name);
         pickle.0.extend(b"ctorch._utils\n_rebuild_tensor_v2\n((");
         pickle.text("storage");
-        pickle
-            .0
-            .extend(format!("ctorch\n{storage}Storage\n").bytes());
+        pickle.0.extend(format!("ctorch\n{storage}Storage\n").bytes());
         pickle.text(&index.to_string());
         pickle.text("cpu");
         pickle.int(tensor.len());
@@ -590,13 +522,11 @@ pub fn write_torch<'a>(
         pickle.ints(strides);
         pickle.0.extend(b"\x89ccollections\nOrderedDict\n)RtR");
     }
-    pickle.0.extend(b"us.");
+    pickle.0.extend(b"uu.");
 
     let mut archive = ZipWriter::new(output);
     // torch maps archives into memory only where the data are aligned to 64 bytes.
-    let stored = SimpleFileOptions::default()
-        .compression_method(CompressionMethod::Stored)
-        .with_alignment(64);
+    let stored = SimpleFileOptions::default().compression_method(CompressionMethod::Stored).with_alignment(64);
     let mut entry = |name: &str, bytes: &[u8]| -> Result<(), TorchError> {
         let large = bytes.len() > u32::MAX as usize;
         archive.start_file(format!("archive/{name}"), stored.large_file(large))?;
@@ -632,6 +562,24 @@ fn storage_class(dtype: Dtype) -> Option<&'static str> {
 struct Pickling(Vec<u8>);
 
 impl Pickling {
+    /// A number, a truth or a text; None for all else.
+    fn plain(&mut self, value: &serde_json::Value) {
+        use serde_json::Value as Json;
+        match value {
+            Json::Bool(true) => self.0.push(0x88),
+            Json::Bool(false) => self.0.push(0x89),
+            Json::String(text) => self.text(text),
+            Json::Number(number) => match (number.as_u64(), number.as_f64()) {
+                (Some(value), _) => self.int(value as usize),
+                (None, value) => {
+                    self.0.push(b'G');
+                    self.0.extend(value.unwrap_or(f64::NAN).to_be_bytes());
+                }
+            },
+            _ => self.0.push(b'N'),
+        }
+    }
+
     fn text(&mut self, text: &str) {
         self.0.push(b'X');
         self.0.extend((text.len() as u32).to_le_bytes());

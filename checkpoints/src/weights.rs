@@ -10,7 +10,7 @@ use serde_json::Value as Json;
 
 use crate::pickle::{Id, Pickle, Value};
 use crate::safetensors_file::{SafetensorsError, SafetensorsFile, is_safetensors};
-use crate::tensor::{HostTensor, TensorError};
+use crate::tensor::{HostTensor, ShapeError};
 use crate::torch_file::{TensorRef, TorchError, TorchFile, is_legacy};
 
 /// Where the weights lie among the top-level entries of a torch file, best first: Lightning, then LlamaGen.
@@ -82,13 +82,13 @@ pub enum WeightsError {
         /// The name.
         name: String,
     },
-    /// A tensor that cannot be used.
+    /// A tensor whose bytes do not fill its shape.
     #[error("tensor {name}: {source}")]
     Tensor {
         /// Its name.
         name: String,
         /// What is wrong with it.
-        source: TensorError,
+        source: ShapeError,
     },
     /// A model that is recognised and is not a VQGAN that can be trained here, or none at all.
     #[error("{}: {what}", path.display())]
@@ -116,14 +116,9 @@ pub enum WeightsError {
 }
 
 fn mismatch(missing: &[String], unexpected: &[String], different: &[String]) -> String {
-    let kinds = [
-        ("missing", missing),
-        ("unexpected", unexpected),
-        ("different", different),
-    ];
+    let kinds = [("missing", missing), ("unexpected", unexpected), ("different", different)];
     let present = kinds.iter().filter(|(_, names)| !names.is_empty());
-    let parts =
-        present.map(|(kind, names)| format!("{} {kind} ({})", names.len(), names.join(", ")));
+    let parts = present.map(|(kind, names)| format!("{} {kind} ({})", names.len(), names.join(", ")));
     parts.collect::<Vec<_>>().join("; ")
 }
 
@@ -146,10 +141,7 @@ pub struct WeightsFile {
 
 #[derive(Debug)]
 enum Source {
-    Torch {
-        file: Box<TorchFile>,
-        tensors: BTreeMap<String, TensorRef>,
-    },
+    Torch { file: Box<TorchFile>, tensors: BTreeMap<String, TensorRef> },
     Safetensors(SafetensorsFile),
 }
 
@@ -169,15 +161,9 @@ impl WeightsFile {
     ///
     /// # Errors
     /// As for `open`; [`WeightsError::Key`] lists the keys that there are.
-    pub fn open_with(
-        path: impl AsRef<Path>,
-        key: Option<&str>,
-    ) -> Result<WeightsFile, WeightsError> {
+    pub fn open_with(path: impl AsRef<Path>, key: Option<&str>) -> Result<WeightsFile, WeightsError> {
         let path = path.as_ref();
-        let failed = |source| WeightsError::Io {
-            path: path.to_owned(),
-            source,
-        };
+        let failed = |source| WeightsError::Io { path: path.to_owned(), source };
         if std::fs::metadata(path).map_err(failed)?.is_dir() {
             let path = in_folder(path)?;
             return Self::open_file(&path, key);
@@ -186,29 +172,18 @@ impl WeightsFile {
     }
 
     fn open_file(path: &Path, key: Option<&str>) -> Result<WeightsFile, WeightsError> {
-        let failed = |source| WeightsError::Io {
-            path: path.to_owned(),
-            source,
-        };
-        let torch = |source| WeightsError::Torch {
-            path: path.to_owned(),
-            source,
-        };
+        let failed = |source| WeightsError::Io { path: path.to_owned(), source };
+        let torch = |source| WeightsError::Torch { path: path.to_owned(), source };
         let mut file = File::open(path).map_err(failed)?;
         let mut beginning = Vec::new();
-        (&mut file)
-            .take(512)
-            .read_to_end(&mut beginning)
-            .map_err(failed)?;
+        (&mut file).take(512).read_to_end(&mut beginning).map_err(failed)?;
 
         let source = if beginning.starts_with(b"PK\x03\x04") {
             let file = TorchFile::open_zip(file).map_err(torch)?;
             Source::torch(path, file, key)?
         } else if is_safetensors(&beginning) {
-            let file = SafetensorsFile::open(file).map_err(|source| WeightsError::Safetensors {
-                path: path.to_owned(),
-                source,
-            })?;
+            let file = SafetensorsFile::open(file)
+                .map_err(|source| WeightsError::Safetensors { path: path.to_owned(), source })?;
             if let Some(key) = key {
                 return Err(WeightsError::Key {
                     path: path.to_owned(),
@@ -226,11 +201,7 @@ impl WeightsFile {
                 what: what_else(&beginning, &mut file).to_owned(),
             });
         };
-        Ok(WeightsFile {
-            path: path.to_owned(),
-            source,
-            config: config_beside(path)?,
-        })
+        Ok(WeightsFile { path: path.to_owned(), source, config: config_beside(path)? })
     }
 
     /// The file that the weights are in; inside of the folder when a folder was opened.
@@ -272,24 +243,15 @@ impl WeightsFile {
     /// When there is none of that name, or its bytes are not there.
     pub fn read(&self, name: &str) -> Result<HostTensor, WeightsError> {
         let path = || self.path.clone();
-        let missing = || WeightsError::NoTensor {
-            path: path(),
-            name: name.to_owned(),
-        };
+        let missing = || WeightsError::NoTensor { path: path(), name: name.to_owned() };
         match &self.source {
             Source::Torch { file, tensors } => {
                 let tensor = tensors.get(name).ok_or_else(missing)?;
-                file.read(tensor).map_err(|source| WeightsError::Torch {
-                    path: path(),
-                    source,
-                })
+                file.read(tensor).map_err(|source| WeightsError::Torch { path: path(), source })
             }
             Source::Safetensors(file) => {
                 let info = file.tensors().get(name).ok_or_else(missing)?;
-                file.read(info).map_err(|source| WeightsError::Safetensors {
-                    path: path(),
-                    source,
-                })
+                file.read(info).map_err(|source| WeightsError::Safetensors { path: path(), source })
             }
         }
     }
@@ -305,9 +267,7 @@ impl WeightsFile {
             let tree = find(pickle, &pickle.entries(pickle.root())?, key)?;
             pickle.attributes(tree).or_else(|| pickle.entries(tree))
         });
-        let value = trees
-            .into_iter()
-            .find_map(|tree| find(pickle, &tree, name))?;
+        let value = trees.into_iter().find_map(|tree| find(pickle, &tree, name))?;
         // Values may share and contain each other, so a small tree can unfold into a huge one.
         let mut budget = 10_000;
         json(pickle, value, 16, &mut budget)
@@ -323,30 +283,22 @@ impl Source {
 }
 
 /// The tensors under `key`, or under the usual places.
-fn state_dict(
-    path: &Path,
-    file: &TorchFile,
-    key: Option<&str>,
-) -> Result<BTreeMap<String, TensorRef>, WeightsError> {
+fn state_dict(path: &Path, file: &TorchFile, key: Option<&str>) -> Result<BTreeMap<String, TensorRef>, WeightsError> {
     let pickle = &file.pickle;
     let Some(top) = pickle.entries(pickle.root()) else {
         return Err(WeightsError::NotWeights {
             path: path.to_owned(),
             what: match pickle.call(pickle.root()) {
-                Some((module, name, _)) => format!(
-                    "it is a whole pickled object ({module}.{name}); save its state_dict() instead"
-                ),
+                Some((module, name, _)) => {
+                    format!("it is a whole pickled object ({module}.{name}); save its state_dict() instead")
+                }
                 None => "what torch saved there is no dict".to_owned(),
             },
         });
     };
     let no_key = |what| {
         let names = top.iter().map(|&(key, _)| key_name(pickle, key));
-        WeightsError::Key {
-            path: path.to_owned(),
-            what,
-            keys: names.collect(),
-        }
+        WeightsError::Key { path: path.to_owned(), what, keys: names.collect() }
     };
     let under = |key| match find(pickle, &top, key).and_then(|id| pickle.entries(id)) {
         Some(entries) => tensors_of(path, file, &entries),
@@ -367,10 +319,7 @@ fn state_dict(
     }
     let tensors = tensors_of(path, file, &top)?;
     if tensors.is_empty() {
-        return Err(no_key(format!(
-            "there are no tensors at the top or under {}",
-            STATE_DICTS.join(", ")
-        )));
+        return Err(no_key(format!("there are no tensors at the top or under {}", STATE_DICTS.join(", "))));
     }
     Ok(tensors)
 }
@@ -385,10 +334,7 @@ fn tensors_of(
         let Some(name) = file.pickle.text(key) else {
             continue;
         };
-        let tensor = file.tensor(value).map_err(|source| WeightsError::Torch {
-            path: path.to_owned(),
-            source,
-        })?;
+        let tensor = file.tensor(value).map_err(|source| WeightsError::Torch { path: path.to_owned(), source })?;
         if let Some(tensor) = tensor {
             tensors.insert(name.to_owned(), tensor);
         }
@@ -429,10 +375,7 @@ fn json(pickle: &Pickle, id: Id, depth: usize, budget: &mut usize) -> Option<Jso
         _ => {
             let mut map = serde_json::Map::new();
             for (key, value) in pickle.entries(id)? {
-                map.insert(
-                    pickle.text(key)?.to_owned(),
-                    json(pickle, value, depth, budget)?,
-                );
+                map.insert(pickle.text(key)?.to_owned(), json(pickle, value, depth, budget)?);
             }
             Json::Object(map)
         }
@@ -443,14 +386,11 @@ fn json(pickle: &Pickle, id: Id, depth: usize, budget: &mut usize) -> Option<Jso
 fn in_folder(folder: &Path) -> Result<PathBuf, WeightsError> {
     let pipeline = PIPELINE_FOLDERS.iter().map(|name| folder.join(name));
     let folders = std::iter::once(folder.to_owned()).chain(pipeline);
-    let mut candidates =
-        folders.flat_map(|folder| FOLDER_FILES.map(|name| folder.join(name)).into_iter());
+    let mut candidates = folders.flat_map(|folder| FOLDER_FILES.map(|name| folder.join(name)).into_iter());
     if let Some(found) = candidates.find(|path| path.is_file()) {
         return Ok(found);
     }
-    let sharded = FOLDER_FILES
-        .iter()
-        .any(|name| folder.join(format!("{name}.index.json")).is_file());
+    let sharded = FOLDER_FILES.iter().any(|name| folder.join(format!("{name}.index.json")).is_file());
     Err(WeightsError::NotWeights {
         path: folder.to_owned(),
         what: if sharded {
@@ -475,24 +415,20 @@ fn config_beside(weights: &Path) -> Result<Option<Json>, WeightsError> {
 
 /// Reads a small JSON file.
 pub(crate) fn read_json(path: &Path) -> Result<Json, WeightsError> {
-    let failed = |source| WeightsError::Io {
-        path: path.to_owned(),
-        source,
-    };
+    let failed = |source| WeightsError::Io { path: path.to_owned(), source };
     let mut bytes = Vec::new();
     let file = File::open(path).map_err(failed)?;
-    file.take(MAX_CONFIG)
-        .read_to_end(&mut bytes)
-        .map_err(failed)?;
+    file.take(MAX_CONFIG).read_to_end(&mut bytes).map_err(failed)?;
     serde_json::from_slice(&bytes).map_err(|error| failed(error.into()))
 }
 
 /// What a file that is no weights seems to be.
 fn what_else(beginning: &[u8], file: &mut File) -> &'static str {
-    // The sample may end within a character.
+    let printable = |byte: &u8| *byte >= b' ' || matches!(byte, b'\t' | b'\n' | b'\r');
     let is_text = |bytes: &[u8]| match std::str::from_utf8(bytes) {
-        Ok(_) => !bytes.contains(&0),
-        Err(error) => error.error_len().is_none() && !bytes.contains(&0),
+        Ok(_) => bytes.iter().all(printable),
+        // The sample may end within a character.
+        Err(error) => error.error_len().is_none() && bytes.iter().all(printable),
     };
     let lower = beginning.to_ascii_lowercase();
     let trimmed = lower.trim_ascii_start();
@@ -529,8 +465,8 @@ fn is_pickle(file: &mut File) -> bool {
         return false;
     };
     bytes.first() == Some(&0x80)
-        && matches!(
-            Pickle::read(&mut bytes.as_slice()),
-            Ok(_) | Err(crate::pickle::PickleError::Truncated)
-        )
+        && matches!(Pickle::read(&mut bytes.as_slice()), Ok(_) | Err(crate::pickle::PickleError::Truncated))
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,325 @@
+use std::fs::File;
+use std::io::Write;
+use std::path::PathBuf;
+
+use super::*;
+use crate::architecture::Quantizer;
+
+fn fixture(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("src/fixtures").join(name)
+}
+
+/// Names and shapes of a published architecture, as its own code has them.
+fn published(name: &str) -> BTreeMap<String, Vec<usize>> {
+    let text = std::fs::read_to_string(fixture(name)).unwrap();
+    let line = |line: &str| {
+        let (name, shape) = line.split_once(' ').unwrap();
+        let shape = shape.split(' ').map(|size| size.parse().unwrap());
+        (name.to_owned(), shape.collect())
+    };
+    text.lines().map(line).collect()
+}
+
+/// A safetensors file with these tensors: a header, and data that take no space on the disk.
+fn sparse(shapes: &BTreeMap<String, Vec<usize>>) -> WeightsFile {
+    let mut header = serde_json::Map::new();
+    let mut offset = 0;
+    for (name, shape) in shapes {
+        let end = offset + 2 * shape.iter().product::<usize>();
+        let info = json!({"dtype": "F16", "shape": shape, "data_offsets": [offset, end]});
+        header.insert(name.clone(), info);
+        offset = end;
+    }
+    let header = serde_json::Value::from(header).to_string();
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("model.safetensors");
+    let mut file = File::create(&path).unwrap();
+    file.write_all(&(header.len() as u64).to_le_bytes()).unwrap();
+    file.write_all(header.as_bytes()).unwrap();
+    file.set_len((8 + header.len() + offset) as u64).unwrap();
+    WeightsFile::open(&path).unwrap()
+}
+
+fn infer(shapes: &BTreeMap<String, Vec<usize>>) -> Result<Architecture, WeightsError> {
+    Architecture::infer(&sparse(shapes), None)
+}
+
+fn llamagen_vq_16() -> Architecture {
+    Architecture {
+        family: Family::LlamaGen,
+        in_channels: 3,
+        out_channels: 3,
+        base_channels: 128,
+        channels: vec![128, 128, 256, 256, 512],
+        res_blocks: 2,
+        attention_levels: vec![4],
+        mid_attention: true,
+        latent_channels: 256,
+        code_dim: 8,
+        codes: 16384,
+        groups: 32,
+        quantizer: Quantizer::of(Family::LlamaGen),
+        lookup_from_codebook: false,
+        scaling_factor: None,
+    }
+}
+
+#[test]
+fn published_architectures_are_inferred_to_the_last_parameter() {
+    let vq_16 = llamagen_vq_16();
+    let taming = Architecture {
+        family: Family::Taming,
+        code_dim: 256,
+        codes: 1024,
+        quantizer: Quantizer::of(Family::Taming),
+        ..vq_16.clone()
+    };
+    let amused = Architecture {
+        family: Family::Diffusers,
+        channels: vec![128, 256, 256, 512, 768],
+        attention_levels: vec![],
+        mid_attention: false,
+        latent_channels: 64,
+        code_dim: 64,
+        codes: 8192,
+        quantizer: Quantizer::of(Family::Diffusers),
+        ..vq_16.clone()
+    };
+    let attending = Architecture {
+        base_channels: 32,
+        channels: vec![32, 64, 64],
+        res_blocks: 1,
+        attention_levels: vec![2],
+        mid_attention: true,
+        latent_channels: 4,
+        code_dim: 4,
+        codes: 16,
+        ..amused.clone()
+    };
+    let models = [
+        ("llamagen-vq-16.txt", vq_16),
+        ("taming-f16-1024.txt", taming),
+        ("diffusers-amused.txt", amused),
+        ("diffusers-attention.txt", attending),
+    ];
+    for (name, expected) in models {
+        let shapes = published(name);
+        let inferred = infer(&shapes).unwrap();
+        assert_eq!(inferred, expected, "{name}");
+        let levels = expected.channels.len();
+        let own = expected.parameters().into_iter().map(|(canonical, mut shape)| {
+            if expected.family == Family::Diffusers && is_projection(&canonical) {
+                shape.truncate(2);
+            }
+            (family_name(expected.family, levels, &canonical), shape)
+        });
+        let mut shapes = shapes;
+        shapes.remove("quantize.codebook_used");
+        assert_eq!(own.collect::<BTreeMap<_, _>>(), shapes, "{name}");
+    }
+}
+
+#[test]
+fn other_models_are_refused_by_name() {
+    let says = |change: &dyn Fn(&mut BTreeMap<String, Vec<usize>>), what: &str| {
+        let mut shapes = published("diffusers-attention.txt");
+        change(&mut shapes);
+        let error = infer(&shapes).unwrap_err().to_string();
+        assert!(error.contains(what), "{error}");
+    };
+    says(&|s| drop(s.insert("quantize.embed.weight".into(), vec![1])), "GumbelVQ");
+    says(&|s| drop(s.insert("decoder.conv_norm_out.conv_y.weight".into(), vec![1])), "MoVQ");
+    says(&|s| drop(s.remove("quantize.embedding.weight")), "no codebook");
+    says(&|s| s.retain(|name, _| name.starts_with("quant")), "no VQGAN of taming");
+    says(&|s| drop(s.remove("encoder.conv_out.weight")), "no tensor named encoder.conv_out.weight");
+    says(&|s| drop(s.remove("decoder.up_blocks.0.attentions.0.group_norm.weight")), "different levels");
+}
+
+#[test]
+fn diffusers_configurations_are_heeded() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("config.json");
+    let file = sparse(&published("diffusers-attention.txt"));
+    let with = |config: serde_json::Value| {
+        std::fs::write(&path, config.to_string()).unwrap();
+        Architecture::infer(&file, Some(&path))
+    };
+    let inferred = with(json!({
+        "_class_name": "VQModel", "act_fn": "silu", "norm_num_groups": 8, "scaling_factor": 0.5,
+        "lookup_from_codebook": true,
+    }));
+    let inferred = inferred.unwrap();
+    assert_eq!((inferred.groups, inferred.scaling_factor), (8, Some(0.5)));
+    assert!(inferred.lookup_from_codebook);
+    for (config, what) in [
+        (json!({"norm_type": "spatial"}), "MoVQ"),
+        (json!({"act_fn": "relu"}), "relu"),
+        (json!({"_class_name": "AutoencoderKL"}), "AutoencoderKL"),
+        (json!({"norm_num_groups": 7}), "7 groups"),
+        (json!({"norm_num_groups": 0}), "groups must be"),
+    ] {
+        let error = with(config).unwrap_err().to_string();
+        assert!(error.contains(what), "{error}");
+    }
+}
+
+fn tiny() -> Architecture {
+    Architecture {
+        base_channels: 32,
+        channels: vec![32, 64, 64],
+        res_blocks: 1,
+        attention_levels: vec![2],
+        latent_channels: 4,
+        code_dim: 3,
+        codes: 8,
+        ..llamagen_vq_16()
+    }
+}
+
+/// Weights that differ everywhere, exact in every element type.
+fn random(architecture: &Architecture) -> BTreeMap<String, HostTensor> {
+    let mut state = 1u32;
+    let tensors = architecture.parameters().into_iter().map(|(name, shape)| {
+        let count = shape.iter().product();
+        let values: Vec<f32> = std::iter::repeat_with(|| {
+            state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+            (state >> 24) as f32 / 64. - 2.
+        })
+        .take(count)
+        .collect();
+        (name, HostTensor::from_f32(shape, &values))
+    });
+    tensors.collect()
+}
+
+#[test]
+fn exports_come_back_the_same() {
+    let architecture = tiny();
+    let weights = random(&architecture);
+    for family in [Family::Taming, Family::LlamaGen, Family::Diffusers] {
+        let folder = tempfile::tempdir().unwrap();
+        let export = export_vqgan(&weights, &architecture, family).unwrap();
+        let path = export.write(folder.path()).unwrap();
+        let file = WeightsFile::open(&path).unwrap();
+        let inferred = Architecture::infer(&file, None).unwrap();
+        assert_eq!(inferred.family, family);
+        assert_eq!(inferred.channels, architecture.channels);
+        assert_eq!(inferred.quantizer.l2_norm, family == Family::LlamaGen);
+        let mut back = load_vqgan(&file, &inferred).unwrap();
+        let codebook = back.remove("quantize.embedding.weight").unwrap();
+        let mut expected = weights.clone();
+        let original = expected.remove("quantize.embedding.weight").unwrap();
+        assert_eq!(back, expected, "{family}");
+        if family == Family::LlamaGen {
+            assert_eq!(codebook, original);
+        } else {
+            for row in codebook.to_f32().chunks(3) {
+                assert!((row.iter().map(|x| x * x).sum::<f32>() - 1.).abs() < 1e-5);
+            }
+        }
+    }
+}
+
+#[test]
+fn arguments_of_the_quantizer_survive_an_export_to_llamagen() {
+    let mut architecture = tiny();
+    architecture.quantizer = Quantizer { l2_norm: false, legacy_beta: false, beta: 0.5, entropy_ratio: 0.1 };
+    let folder = tempfile::tempdir().unwrap();
+    let export = export_vqgan(&random(&architecture), &architecture, Family::LlamaGen).unwrap();
+    let file = WeightsFile::open(export.write(folder.path()).unwrap()).unwrap();
+    assert_eq!(Architecture::infer(&file, None).unwrap(), architecture);
+}
+
+#[test]
+fn what_a_family_cannot_express_is_refused() {
+    let refused = |architecture: &Architecture, family| {
+        let weights = random(architecture);
+        export_vqgan(&weights, architecture, family).unwrap_err().to_string()
+    };
+    let plain = Architecture { attention_levels: vec![], ..tiny() };
+    assert!(refused(&plain, Family::LlamaGen).contains("coarsest level"));
+    let few = Architecture { groups: 8, ..tiny() };
+    assert!(refused(&few, Family::Taming).contains("32 groups"));
+    let wide = Architecture { channels: vec![64, 64, 64], ..tiny() };
+    assert!(refused(&wide, Family::Diffusers).contains("base_channels"));
+    let error = export_vqgan(&BTreeMap::new(), &tiny(), Family::Taming).unwrap_err();
+    assert!(error.to_string().contains("encoder.conv_in.weight is missing"));
+}
+
+/// Writes `weights` in taming's names after `rename`, and opens the file.
+fn renamed(
+    weights: &BTreeMap<String, HostTensor>,
+    rename: impl Fn(&str) -> String,
+) -> (tempfile::TempDir, WeightsFile) {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("weights.safetensors");
+    let weights = weights.iter().map(|(name, tensor)| (rename(name), tensor.clone())).collect();
+    write_safetensors(&path, &weights, None).unwrap();
+    let file = WeightsFile::open(&path).unwrap();
+    (folder, file)
+}
+
+#[test]
+fn wrappers_and_training_are_seen_through() {
+    let architecture = Architecture { family: Family::Taming, quantizer: Quantizer::of(Family::Taming), ..tiny() };
+    let weights = random(&architecture);
+    let mut more = weights.clone();
+    for name in ["loss.discriminator.main.0.weight", "quantize.used", "model_ema.decay"] {
+        more.insert(name.to_owned(), HostTensor::from_f32([1], &[0.]));
+    }
+    for prefix in ["", "module.", "_orig_mod.module."] {
+        let (_folder, file) = renamed(&more, |name| format!("{prefix}{name}"));
+        assert_eq!(Architecture::infer(&file, None).unwrap(), architecture);
+        assert_eq!(load_vqgan(&file, &architecture).unwrap(), weights);
+    }
+    // A whole latent diffusion model.
+    let mut whole = weights.clone();
+    whole.insert("model.diffusion_model.out.weight".to_owned(), HostTensor::from_f32([1], &[0.]));
+    let (_folder, file) = renamed(&whole, |name| match name.starts_with("model.") {
+        true => name.to_owned(),
+        false => format!("first_stage_model.{name}"),
+    });
+    assert_eq!(load_vqgan(&file, &architecture).unwrap(), weights);
+}
+
+#[test]
+fn everything_that_does_not_fit_is_named_at_once() {
+    let architecture = tiny();
+    let mut weights = random(&architecture);
+    weights.remove("encoder.mid.attn_1.q.bias");
+    weights.remove("decoder.up.2.block.0.conv1.weight");
+    weights.insert("decoder.extra.weight".to_owned(), HostTensor::from_f32([1], &[0.]));
+    weights.insert("quant_conv.bias".to_owned(), HostTensor::from_f32([5], &[0.; 5]));
+    let (_folder, file) = renamed(&weights, |name| format!("module.{}", family_name(Family::LlamaGen, 3, name)));
+    let error = load_vqgan(&file, &architecture).unwrap_err().to_string();
+    let expected = "does not fit the architecture: 2 missing (module.encoder.mid.1.q.bias, \
+        module.decoder.conv_blocks.0.res.0.conv1.weight); 1 unexpected (module.decoder.extra.weight); \
+        1 different (module.quant_conv.bias is [5], must be [3])";
+    assert!(error.ends_with(expected), "{error}");
+}
+
+/// The parity fixtures of the whole program: real files of all three families, made by their own code.
+#[test]
+fn files_of_every_family_load() {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/fixtures");
+    for name in [
+        "taming/model.ckpt",
+        "taming/model-legacy.ckpt",
+        "llamagen/model.pt",
+        "diffusers/attention",
+        "diffusers/middle",
+        "diffusers/lookup",
+    ] {
+        let file = WeightsFile::open(folder.join(name)).unwrap();
+        let architecture = Architecture::infer(&file, None).unwrap();
+        let weights = load_vqgan(&file, &architecture).unwrap();
+        assert_eq!(weights.len(), architecture.parameters().len(), "{name}");
+    }
+    let middle = |name: &str| {
+        let file = WeightsFile::open(folder.join(name)).unwrap();
+        let config = folder.join("diffusers/middle/config.json");
+        let architecture = Architecture::infer(&file, Some(&config)).unwrap();
+        load_vqgan(&file, &architecture).unwrap()
+    };
+    assert_eq!(middle("diffusers/middle"), middle("diffusers/middle-old-names.bin"));
+}
