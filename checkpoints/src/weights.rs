@@ -289,6 +289,9 @@ fn state_dict(path: &Path, file: &TorchFile, key: Option<&str>) -> Result<BTreeM
         return Err(WeightsError::NotWeights {
             path: path.to_owned(),
             what: match pickle.call(pickle.root()) {
+                Some((_, name, _)) if name.starts_with("_rebuild") => {
+                    "it is a single tensor, not a dict of them".to_owned()
+                }
                 Some((module, name, _)) => {
                     format!("it is a whole pickled object ({module}.{name}); save its state_dict() instead")
                 }

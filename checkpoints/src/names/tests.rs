@@ -9,8 +9,10 @@ fn fixture(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("src/fixtures").join(name)
 }
 
+type Shapes = BTreeMap<String, Vec<usize>>;
+
 /// Names and shapes of a published architecture, as its own code has them.
-fn published(name: &str) -> BTreeMap<String, Vec<usize>> {
+fn published(name: &str) -> Shapes {
     let text = std::fs::read_to_string(fixture(name)).unwrap();
     let line = |line: &str| {
         let (name, shape) = line.split_once(' ').unwrap();
@@ -21,7 +23,7 @@ fn published(name: &str) -> BTreeMap<String, Vec<usize>> {
 }
 
 /// A safetensors file with these tensors: a header, and data that take no space on the disk.
-fn sparse(shapes: &BTreeMap<String, Vec<usize>>) -> WeightsFile {
+fn sparse(shapes: &Shapes) -> WeightsFile {
     let mut header = serde_json::Map::new();
     let mut offset = 0;
     for (name, shape) in shapes {
@@ -40,7 +42,7 @@ fn sparse(shapes: &BTreeMap<String, Vec<usize>>) -> WeightsFile {
     WeightsFile::open(&path).unwrap()
 }
 
-fn infer(shapes: &BTreeMap<String, Vec<usize>>) -> Result<Architecture, WeightsError> {
+fn infer(shapes: &Shapes) -> Result<Architecture, WeightsError> {
     Architecture::infer(&sparse(shapes), None)
 }
 
@@ -121,7 +123,7 @@ fn published_architectures_are_inferred_to_the_last_parameter() {
 
 #[test]
 fn other_models_are_refused_by_name() {
-    let says = |change: &dyn Fn(&mut BTreeMap<String, Vec<usize>>), what: &str| {
+    let says = |change: &dyn Fn(&mut Shapes), what: &str| {
         let mut shapes = published("diffusers-attention.txt");
         change(&mut shapes);
         let error = infer(&shapes).unwrap_err().to_string();
