@@ -64,7 +64,11 @@ fn check_initial(initial: &Initial, expected: &WeightsFile, legacy: Option<bool>
     let architecture = &initial.architecture;
     let device = Device::flex();
     let model = VqGan::new(architecture, &initial.weights, &device.clone().autodiff(), DType::F32).unwrap();
-    let input_file = if partly { WeightsFile::open(fixture("taming/expected.safetensors")).unwrap() } else { WeightsFile::open(expected.path()).unwrap() };
+    let input_file = if partly {
+        WeightsFile::open(fixture("taming/expected.safetensors")).unwrap()
+    } else {
+        WeightsFile::open(expected.path()).unwrap()
+    };
     let shape = input_file.info("input").unwrap().1.to_vec();
     let input = Tensor::<4>::from_data(TensorData::new(read(&input_file, "input"), shape), &device);
 

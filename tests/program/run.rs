@@ -32,8 +32,16 @@ fn a_run_leaves_everything_that_its_folder_promises() {
     let steps: Vec<u64> = lines.iter().map(|line| line["step"].as_u64().unwrap()).collect();
     assert_eq!(steps, [1, 2, 3, 4]);
     for key in [
-        "loss", "pixel", "codebook", "learning_rate", "grad_norm", "loss_scale", "images_per_second", "data_wait",
-        "peak_memory", "micro",
+        "loss",
+        "pixel",
+        "codebook",
+        "learning_rate",
+        "grad_norm",
+        "loss_scale",
+        "images_per_second",
+        "data_wait",
+        "peak_memory",
+        "micro",
     ] {
         assert!(lines[0][key].as_f64().is_some_and(|value| value >= 0.0), "{key}: {}", lines[0]);
     }

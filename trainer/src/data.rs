@@ -76,7 +76,8 @@ mod tests {
         let batch = Batch { draws: vec![0, 1], resolution: 8, pixels: pixels.clone(), captions: vec![None, None] };
         let images = batch.images(&Device::flex(), DType::F32);
         assert_eq!(images.dims(), [2, 3, 8, 8]);
-        let first: Vec<f32> = images.clone().slice([0..1, 0..3, 0..1, 0..1]).into_data_as::<f32>().try_to_vec().unwrap();
+        let first: Vec<f32> =
+            images.clone().slice([0..1, 0..3, 0..1, 0..1]).into_data_as::<f32>().try_to_vec().unwrap();
         let expected = [0.0, 1.0, 2.0].map(|level: f32| level / 127.5 - 1.0);
         assert!(first.iter().zip(expected).all(|(a, b)| (a - b).abs() < 1e-6), "{first:?}");
         assert_eq!(to_pixels(images).unwrap().concat(), pixels);

@@ -127,12 +127,62 @@ mod cuda {
     }
 }
 
+#[cfg(feature = "cuda")]
+mod cuda {
+    use burn::tensor::{Device, DeviceType};
+
+    use super::{Choice, DeviceError, Selected, describe};
+
+    /// Enumerating asks for the driver first: opening a device without one would panic.
+    pub fn open(index: usize) -> Result<Selected, DeviceError> {
+        let choice = Choice::Cuda(index);
+        let found = Device::enumerate(DeviceType::Cuda).into_vec();
+        let reason = match found.len() {
+            0 => "no NVIDIA driver or GPU was found".to_owned(),
+            count => format!("{count} were found, counted from 0"),
+        };
+        // The device by its runtime's own type: an index of another runtime cannot be meant by mistake.
+        let device = (index < found.len()).then(|| Device::new(burn_cuda::CudaDevice::new(index)));
+        let device = device.ok_or(DeviceError::Absent { choice, reason })?;
+        Ok(Selected { description: describe(choice, &device), device, choice })
+    }
+}
+
 #[cfg(not(feature = "wgpu"))]
 mod wgpu {
     use super::{Choice, DeviceError, Selected};
 
     pub fn open(_choice: Choice) -> Result<Selected, DeviceError> {
         Err(DeviceError::NotBuiltIn { name: "wgpu" })
+    }
+}
+
+#[cfg(feature = "wgpu")]
+mod wgpu {
+    use burn::tensor::{Device, DeviceKind, DeviceType};
+
+    use super::{Choice, DeviceError, Selected, describe};
+
+    /// A GPU that is one in name only, such as llvmpipe, is taken when it is asked for by `wgpu:cpu` and never otherwise.
+    pub fn open(choice: Choice) -> Result<Selected, DeviceError> {
+        let software = Device::wgpu(DeviceKind::Cpu);
+        let (software, gpus): (Vec<_>, Vec<_>) =
+            Device::enumerate(DeviceType::Wgpu).into_vec().into_iter().partition(|device| *device == software);
+        let (index, found, what) = match choice {
+            Choice::Wgpu(index) => (index, gpus, "GPUs"),
+            _ => (0, software, "software GPUs"),
+        };
+        let reason = format!("wgpu found {} {what}", found.len());
+        let device = found.into_iter().nth(index).ok_or(DeviceError::Absent { choice, reason })?;
+        Ok(Selected { description: describe(choice, &device), device, choice })
+    }
+}
+
+#[cfg(any(feature = "cuda", feature = "wgpu"))]
+fn describe(choice: Choice, device: &Device) -> String {
+    match device.identity() {
+        Some(identity) => format!("{choice}, {}", identity.name),
+        None => choice.to_string(),
     }
 }
 

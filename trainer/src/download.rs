@@ -18,7 +18,8 @@ impl DownloadProgress for DownloadBar {
             if let Some((_, bar)) = current.take() {
                 bar.finish();
             }
-            let template = "{prefix} {wide_bar} {binary_bytes}/{binary_total_bytes}  {binary_bytes_per_sec}  {eta} left";
+            let template =
+                "{prefix} {wide_bar} {binary_bytes}/{binary_total_bytes}  {binary_bytes_per_sec}  {eta} left";
             let style = ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar());
             let bar = ProgressBar::new(total).with_style(style).with_prefix(file.to_owned());
             *current = Some((file.to_owned(), bar));

@@ -173,8 +173,8 @@ impl Pass<'_> {
         let entropy =
             coupling.gradient(vectors.clone().without_autodiff(), codebook_vectors.clone().without_autodiff());
         sums.add_entropy(entropy.sample_entropy);
-        let surrogate = (vectors * entropy.vectors.autodiff()).sum()
-            + (codebook_vectors * entropy.codebook.autodiff()).sum();
+        let surrogate =
+            (vectors * entropy.vectors.autodiff()).sum() + (codebook_vectors * entropy.codebook.autodiff()).sum();
         (value + surrogate * loss.entropy) * weight
     }
 }

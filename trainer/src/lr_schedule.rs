@@ -15,7 +15,13 @@ pub struct LrSchedule {
 impl LrSchedule {
     /// Over `steps` optimizer steps.
     pub fn new(schedule: &ScheduleConfig, optimizer: &OptimizerConfig, steps: u64) -> Self {
-        Self { highest: optimizer.learning_rate, kind: schedule.kind, warmup: schedule.warmup, last: schedule.last, steps }
+        Self {
+            highest: optimizer.learning_rate,
+            kind: schedule.kind,
+            warmup: schedule.warmup,
+            last: schedule.last,
+            steps,
+        }
     }
 
     /// Learning rate of an optimizer step, counted from 0. The warm-up is linear and ends at the highest rate; the last step

@@ -213,11 +213,7 @@ impl Training {
         };
         config.check_against(&start.architecture).map_err(|problem| loaded.locate(problem))?;
         eprintln!("model: {}", start.description);
-        eprintln!(
-            "data: {} pictures to train on, {} to validate on",
-            data.training.len(),
-            data.validation.len()
-        );
+        eprintln!("data: {} pictures to train on, {} to validate on", data.training.len(), data.validation.len());
         eprintln!(
             "batch: {} at a time, {} together; run folder: {}",
             config.batch.micro,
@@ -511,4 +507,3 @@ impl Start {
         })
     }
 }
-

@@ -49,7 +49,10 @@ impl Config {
             return problem("run.steps", "is 0, must be at least 1");
         }
         if run.name.contains(['/', '\\']) || run.name == ".." || run.name == "." {
-            return problem("run.name", format!("is \"{}\", must be a folder's name; --run-dir takes a path", run.name));
+            return problem(
+                "run.name",
+                format!("is \"{}\", must be a folder's name; --run-dir takes a path", run.name),
+            );
         }
         if let Err(error) = run.device.parse::<Choice>() {
             return problem("run.device", error.to_string());
@@ -61,15 +64,20 @@ impl Config {
             return problem("batch.micro", message);
         }
         if let (Some(pretrained), Some(key)) = (&model.pretrained, model.architecture_key()) {
-            return problem(key, format!("cannot be set beside model.pretrained = \"{pretrained}\", which has its own"));
+            return problem(
+                key,
+                format!("cannot be set beside model.pretrained = \"{pretrained}\", which has its own"),
+            );
         }
         match (data.source, &data.path) {
             (DataSource::Folder, None) => {
                 return problem("data.path", "is missing: data.source = \"folder\" needs a folder of images");
             }
             (DataSource::Shapes, Some(path)) => {
-                let message =
-                    format!("is {}, but data.source = \"shapes\" reads no files; did you mean \"folder\"?", path.display());
+                let message = format!(
+                    "is {}, but data.source = \"shapes\" reads no files; did you mean \"folder\"?",
+                    path.display()
+                );
                 return problem("data.path", message);
             }
             _ => {}

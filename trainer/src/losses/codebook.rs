@@ -6,8 +6,8 @@
 //! batch. It is cut as every coupled loss is: pass 1 adds up the probabilities, [`EntropyCoupling::new`] takes the
 //! derivative with respect to their mean, and pass 2 needs no more than that vector.
 
-use burn::tensor::activation::{log_softmax, softmax};
 use burn::tensor::Tensor;
+use burn::tensor::activation::{log_softmax, softmax};
 
 use crate::models::quantizer::{Quantized, tiles};
 
@@ -83,11 +83,7 @@ impl EntropyCoupling {
         let mean = sum / tokens as f64;
         let guarded = mean.clone() + LOG_EPSILON;
         let log = guarded.clone().log();
-        Self {
-            entropy: -(mean.clone() * log.clone()).sum(),
-            coefficient: log + mean / guarded,
-            tokens: tokens as f64,
-        }
+        Self { entropy: -(mean.clone() * log.clone()).sum(), coefficient: log + mean / guarded, tokens: tokens as f64 }
     }
 
     /// `-H(mean p)`, `[1]`: the part of the value that belongs to no single micro-batch.

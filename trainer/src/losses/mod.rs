@@ -75,10 +75,7 @@ impl Losses {
             entropy: codebook.entropy.unwrap_or(quantizer.entropy_ratio),
         };
         let codebook_weight = Weight { value: codebook.weight, start: codebook.start, ramp: codebook.ramp };
-        Self {
-            image: vec![(pixel_weight, Box::new(PixelLoss(norm)))],
-            codebook: (codebook_weight, codebook_loss),
-        }
+        Self { image: vec![(pixel_weight, Box::new(PixelLoss(norm)))], codebook: (codebook_weight, codebook_loss) }
     }
 }
 

@@ -43,14 +43,15 @@ pub fn by_name(name: &str) -> Option<Architecture> {
     const F16: [usize; 5] = [128, 128, 256, 256, 512];
     Some(match name {
         "tiny" => Architecture {
-            base_channels: 32,
-            channels: vec![32, 32, 64],
+            base_channels: 16,
+            channels: vec![16, 32, 64],
             res_blocks: 1,
             latent_channels: 32,
             code_dim: 8,
             codes: 256,
             groups: 8,
-            family: Family::LlamaGen,
+            // diffusers' names, which allow any number of groups; normalised codes, which learn from nothing more readily.
+            family: Family::Diffusers,
             quantizer: Quantizer::of(Family::LlamaGen),
             ..taming(&[], &[2], 32, 256)
         },

@@ -7,6 +7,8 @@ use burn::module::{Module, Param};
 use burn::nn::PaddingConfig2d;
 use burn::nn::conv::Conv2d;
 use burn::tensor::activation::{silu, softmax};
+use burn::tensor::module::interpolate;
+use burn::tensor::ops::{InterpolateMode, InterpolateOptions};
 use burn::tensor::{DType, Tensor};
 
 use super::weights::{ModelError, WeightReader};
@@ -42,12 +44,12 @@ impl GroupNorm {
         let variance = (per_group - mean.clone()).square().mean_dim(2);
         let deviation = (variance + EPSILON).sqrt();
 
-        let per_channel = |t: Tensor<3>| {
-            t.expand([n, self.groups, c / self.groups]).reshape([n, c, 1, 1])
-        };
-        let scale = self.weight.val().cast(wide).reshape([1, c, 1, 1]) / per_channel(deviation);
-        let shift = self.bias.val().cast(wide).reshape([1, c, 1, 1]) - per_channel(mean) * scale.clone();
-        x * scale.cast(dtype) + shift.cast(dtype)
+        let per_channel = |t: Tensor<3>| t.expand([n, self.groups, c / self.groups]).reshape([n, c, 1]);
+        let scale = self.weight.val().cast(wide).reshape([1, c, 1]) / per_channel(deviation);
+        let shift = self.bias.val().cast(wide).reshape([1, c, 1]) - per_channel(mean) * scale.clone();
+        // One flat axis for the pixels: the gradients of scale and shift are then sums along contiguous memory.
+        let flat = x.reshape([n, c, h * w]);
+        (flat * scale.cast(dtype) + shift.cast(dtype)).reshape([n, c, h, w])
     }
 }
 
@@ -179,11 +181,7 @@ impl Upsample {
 
     /// `[N, C, H, W]` to `[N, C, 2H, 2W]`.
     pub fn forward(&self, x: Tensor<4>) -> Tensor<4> {
-        let [n, c, h, w] = x.dims();
-        let doubled = x
-            .reshape([n * c, h, 1, w, 1])
-            .expand([n * c, h, 2, w, 2])
-            .reshape([n, c, 2 * h, 2 * w]);
+        let doubled = interpolate(x, InterpolateOptions::new(InterpolateMode::Nearest).with_scale_factor([2.0, 2.0]));
         self.conv.forward(doubled)
     }
 }

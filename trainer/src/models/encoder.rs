@@ -98,10 +98,7 @@ pub(super) fn read_level(
     let block = |j: usize| ResnetBlock::read(&from.at("block").at(&j.to_string()), groups);
     let attn = |j: usize| AttnBlock::read(&from.at("attn").at(&j.to_string()), groups);
     let attended = if architecture.attention_levels.contains(&level) { blocks } else { 0 };
-    Ok((
-        (0..blocks).map(block).collect::<Result<_, _>>()?,
-        (0..attended).map(attn).collect::<Result<_, _>>()?,
-    ))
+    Ok(((0..blocks).map(block).collect::<Result<_, _>>()?, (0..attended).map(attn).collect::<Result<_, _>>()?))
 }
 
 pub(super) fn through_level(x: Tensor<4>, block: &[ResnetBlock], attn: &[AttnBlock]) -> Tensor<4> {

@@ -62,9 +62,7 @@ impl Quantizer {
         let codes = nearest(vectors.clone().without_autodiff(), codebook.clone().without_autodiff());
         let indices = if codebook.is_autodiff() { codes.clone().autodiff() } else { codes.clone() };
         let chosen = codebook.clone().select(0, indices);
-        let per_sample = |difference: Tensor<2>| {
-            difference.square().reshape([n, h * w * d]).mean_dim(1).reshape([n])
-        };
+        let per_sample = |difference: Tensor<2>| difference.square().reshape([n, h * w * d]).mean_dim(1).reshape([n]);
         let straight_through = vectors.clone() + (chosen.clone() - vectors.clone()).detach();
         Quantized {
             latent: straight_through.reshape([n, h, w, d]).permute([0, 3, 1, 2]),
@@ -149,12 +147,8 @@ impl CodebookUse {
     /// From one count for each code.
     pub fn from_counts(counts: &[f32]) -> Self {
         let total: f64 = counts.iter().map(|&c| f64::from(c)).sum();
-        let entropy: f64 = counts
-            .iter()
-            .filter(|&&c| c > 0.0)
-            .map(|&c| f64::from(c) / total)
-            .map(|p| -p * p.ln())
-            .sum();
+        let entropy: f64 =
+            counts.iter().filter(|&&c| c > 0.0).map(|&c| f64::from(c) / total).map(|p| -p * p.ln()).sum();
         let used = counts.iter().filter(|&&c| c > 0.0).count();
         Self { used: used as f64 / counts.len().max(1) as f64, perplexity: entropy.exp() }
     }
