@@ -185,6 +185,14 @@ fn a_full_disk() {
 }
 
 #[test]
+fn a_run_that_leaves_the_numbers() {
+    let folder = small();
+    let sets = ["optimizer.learning_rate=1e38", "optimizer.clip_norm=0", "run.steps=20"];
+    let error = error(folder.path(), 1, &sets);
+    assert!(error.contains("is not finite at step 2") && error.contains("there is no checkpoint yet"), "{error}");
+}
+
+#[test]
 fn a_run_folder_that_is_taken() {
     let folder = small();
     run(folder.path(), &["--config", "small.toml"]).success();

@@ -19,6 +19,7 @@ pub fn command(folder: &Path, arguments: &[&str]) -> Command {
         .env("HF_HOME", folder.join("hf"))
         .env("HF_HUB_OFFLINE", "1")
         .env_remove("HF_TOKEN")
+        .env_remove("RUST_BACKTRACE")
         .env_remove("HF_ENDPOINT");
     command
 }

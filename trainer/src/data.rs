@@ -22,14 +22,15 @@ pub struct Data {
 /// Opens the source of `config` and splits it.
 ///
 /// # Errors
-/// If there is no such folder, no image in it, or fewer images than the validation split asks for.
+/// If there is no such folder or no image in it.
 pub fn open(config: &Config) -> Result<Data, DataError> {
     let data = &config.data;
     let source: Arc<dyn Source> = match (data.source, &data.path) {
         (DataSource::Folder, Some(path)) => Arc::new(FolderSource::open(path)?),
         _ => Arc::new(ShapesSource::new(config.run.seed, data.images, data.resolution)?),
     };
-    let split = Split::new(source.len(), Validation::Count(data.validation), config.run.seed)?;
+    let validation = data.validation.min(source.len() / 4);
+    let split = Split::new(source.len(), Validation::Count(validation), config.run.seed)?;
     let crop = match data.crop {
         CropConfig::Random => Crop::Random,
         CropConfig::Center => Crop::Center,

@@ -98,9 +98,9 @@ pub fn read(folder: &Path) -> Result<Resumed, StateError> {
 }
 
 fn weights(folder: &Path, name: &'static str) -> Result<StateDict, StateError> {
-    let weights = WeightsFile::open(&folder.join(name)).map_err(|e| file(name)(&e))?;
+    let weights = WeightsFile::open(folder.join(name)).map_err(|e| file(name)(&e))?;
     let read = |key: &str| Ok((key.to_owned(), weights.read(key).map_err(|e| file(name)(&e))?));
-    weights.names().map(|key| read(key)).collect()
+    weights.names().map(read).collect()
 }
 
 /// Loads the optimizer's state into `fresh`, which has the run's settings.

@@ -5,7 +5,9 @@ mod export;
 mod reconstruct;
 mod train;
 
+use std::panic;
 use std::process::ExitCode;
+use std::sync::{Mutex, PoisonError};
 
 use clap::{Args, Parser, Subcommand};
 
@@ -61,6 +63,8 @@ enum CommandError {
     #[error(transparent)]
     Weights(#[from] checkpoints::WeightsError),
     #[error(transparent)]
+    Tensors(checkpoints::SafetensorsError),
+    #[error(transparent)]
     Model(#[from] crate::models::weights::ModelError),
     #[error(transparent)]
     Image(#[from] datasets::ImageError),
@@ -86,20 +90,47 @@ impl CommandError {
 
 /// Runs the command line of this process. Results go to stdout, all else to stderr.
 pub fn main() -> ExitCode {
-    let CommandLine { verb, train } = CommandLine::parse();
-    let done = match verb {
-        None => train::run(&train),
-        Some(Verb::Reconstruct(args)) => reconstruct::run(&args),
-        Some(Verb::Export(args)) => export::run(&args),
-        Some(Verb::Devices(args)) => devices::run(&args),
-    };
-    match done {
-        Ok(code) => code,
-        Err(error) => {
+    let command_line = CommandLine::parse();
+    quiet_panics();
+    match panic::catch_unwind(|| dispatch(&command_line)) {
+        Ok(Ok(code)) => code,
+        Ok(Err(error)) => {
             eprintln!("error: {error}");
             ExitCode::from(error.exit_code())
         }
+        Err(_) => {
+            eprintln!("error: this should not happen; RUST_BACKTRACE=1 shows where: {}", last_panic());
+            ExitCode::FAILURE
+        }
     }
+}
+
+fn dispatch(command_line: &CommandLine) -> Result<ExitCode, CommandError> {
+    match &command_line.verb {
+        None => train::run(&command_line.train),
+        Some(Verb::Reconstruct(args)) => reconstruct::run(args),
+        Some(Verb::Export(args)) => export::run(args),
+        Some(Verb::Devices(args)) => devices::run(args),
+    }
+}
+
+/// What the newest panic said, for the one line that a user sees of it.
+static LAST_PANIC: Mutex<String> = Mutex::new(String::new());
+
+fn last_panic() -> String {
+    LAST_PANIC.lock().unwrap_or_else(PoisonError::into_inner).clone()
+}
+
+/// Keeps panics of libraries and of worker threads off the screen, unless a backtrace was asked for: they come back as errors.
+fn quiet_panics() {
+    if std::env::var_os("RUST_BACKTRACE").is_some_and(|value| value != "0") {
+        return;
+    }
+    panic::set_hook(Box::new(|info| {
+        let text = info.payload_as_str().unwrap_or("a panic without a text");
+        let line = text.lines().next().unwrap_or_default().to_owned();
+        *LAST_PANIC.lock().unwrap_or_else(PoisonError::into_inner) = line;
+    }));
 }
 
 fn parse_override(text: &str) -> Result<Override, String> {

@@ -1,9 +1,11 @@
 //! `train reconstruct IMAGES…`: what a model makes of pictures.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-use burn::tensor::{DType, Device};
+use burn::tensor::{DType, Device, Tensor};
+use checkpoints::{HostTensor, write_safetensors};
 use clap::Args;
 use datasets::{Batch, Crop, SampleKey, Transform};
 use serde_json::json;
@@ -26,6 +28,9 @@ pub(super) struct ReconstructArgs {
     /// Folder for the reconstructions
     #[arg(long, value_name = "DIR", default_value = "reconstructions")]
     output: PathBuf,
+    /// Also write `input` and `reconstruction`, [N, 3, H, W] in -1..1, to this safetensors file
+    #[arg(long, value_name = "FILE")]
+    tensors: Option<PathBuf>,
     /// Side of the square that is cut out of an image, in pixels [default: that of the run, else 256]
     #[arg(long)]
     resolution: Option<u32>,
@@ -50,16 +55,22 @@ pub(super) fn run(args: &ReconstructArgs) -> Result<ExitCode, CommandError> {
 
     let in_output = |source| CommandError::Io { path: args.output.display().to_string(), source };
     std::fs::create_dir_all(&args.output).map_err(in_output)?;
-    let mut results = Vec::new();
+    let (mut results, mut pairs) = (Vec::new(), Vec::new());
     for (index, path) in args.images.iter().enumerate() {
         let pixels = read_square(path, resolution)?;
-        let (reconstruction, error) = reconstruct(&model, &selected.device, pixels, resolution)?;
+        let (original, reconstruction) = reconstruct(&model, &selected.device, pixels, resolution);
+        let error = mean_absolute_error(&original, &reconstruction)?;
         let output = args.output.join(output_name(&args.images, index));
-        write_png(&output, reconstruction, resolution)?;
+        let pixels = to_pixels(reconstruction.clone()).map_err(CommandError::Compute)?.concat();
+        write_png(&output, pixels, resolution)?;
+        pairs.push((original, reconstruction));
         if !args.json.json {
             println!("{}  {error:.4}  {}", path.display(), output.display());
         }
         results.push(json!({ "image": path, "error": error, "reconstruction": output }));
+    }
+    if let Some(path) = &args.tensors {
+        write_tensors(path, pairs)?;
     }
     if args.json.json {
         print_json(&json!({ "images": results, "resolution": resolution }));
@@ -78,21 +89,32 @@ fn read_square(path: &Path, resolution: u32) -> Result<Vec<u8>, CommandError> {
     Ok(transform.apply(&picture, key).map_err(named)?)
 }
 
-/// The reconstruction as RGB bytes, and its mean absolute error for values in -1..1.
-fn reconstruct(
-    model: &VqGan,
-    device: &Device,
-    pixels: Vec<u8>,
-    resolution: u32,
-) -> Result<(Vec<u8>, f64), CommandError> {
+/// The image as the model sees it, and what it makes of it, both `[1, 3, H, W]` in -1..1.
+fn reconstruct(model: &VqGan, device: &Device, pixels: Vec<u8>, resolution: u32) -> (Tensor<4>, Tensor<4>) {
     let batch = Batch { draws: vec![0], resolution, pixels, captions: vec![None] };
     let original = batch.images(device, DType::F32);
     let (reconstruction, _) = model.reconstruct(original.clone());
-    let reconstruction = reconstruction.clamp(-1.0, 1.0);
-    let error = (reconstruction.clone() - original).abs().mean();
+    (original, reconstruction)
+}
+
+/// For values in -1..1, as a picture can hold them.
+fn mean_absolute_error(original: &Tensor<4>, reconstruction: &Tensor<4>) -> Result<f64, CommandError> {
+    let error = (reconstruction.clone().clamp(-1.0, 1.0) - original.clone()).abs().mean();
     let error = error.try_into_vec_as::<f32>().map_err(|error| CommandError::Compute(error.to_string()))?;
-    let pixels = to_pixels(reconstruction).map_err(CommandError::Compute)?.concat();
-    Ok((pixels, error.first().copied().map_or(f64::NAN, f64::from)))
+    Ok(error.first().copied().map_or(f64::NAN, f64::from))
+}
+
+/// Not clamped: what others compute with the same weights can be compared to the last digit.
+fn write_tensors(path: &Path, pairs: Vec<(Tensor<4>, Tensor<4>)>) -> Result<(), CommandError> {
+    let (inputs, reconstructions): (Vec<_>, Vec<_>) = pairs.into_iter().unzip();
+    let mut tensors = BTreeMap::new();
+    for (name, images) in [("input", inputs), ("reconstruction", reconstructions)] {
+        let images = Tensor::cat(images, 0);
+        let shape = images.dims();
+        let values = images.try_into_vec_as::<f32>().map_err(|error| CommandError::Compute(error.to_string()))?;
+        tensors.insert(name.to_owned(), HostTensor::from_f32(shape, &values));
+    }
+    write_safetensors(path, &tensors, None).map_err(CommandError::Tensors)
 }
 
 /// The image's own name as PNG, numbered where an earlier image has the same.

@@ -166,7 +166,7 @@ pub struct DataConfig {
     pub flip: bool,
     /// Which square of a picture.
     pub crop: CropConfig,
-    /// Pictures kept for validation and never trained on.
+    /// Pictures kept for validation and never trained on; at most a quarter of all.
     pub validation: usize,
     /// Threads that read pictures.
     pub workers: usize,
