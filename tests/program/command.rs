@@ -74,6 +74,7 @@ micro = 3
 architecture = "tiny"
 channels = [8, 16]
 attention_levels = [1]
+mid_attention = true
 groups = 4
 latent_channels = 8
 codes = 32

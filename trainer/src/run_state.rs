@@ -1,24 +1,23 @@
 //! What a checkpoint of a run holds, and the way back from it.
 //!
-//! A checkpoint is a folder of `model.safetensors` and `ema.safetensors` (weights by taming's names, f32),
-//! `optimizer.bpk` (burnpack: per parameter `<id>.moment_1` and `<id>.moment_2`, the id being the FNV-1a hash of the
-//! name) and `state.json`, with a manifest of sizes and hashes. The sampler, the schedule and all randomness are functions
-//! of the step and the seed, so they need no state.
+//! A checkpoint is a folder of safetensors and one `state.json`, with a manifest of sizes and hashes: `model` and `ema` are
+//! weights by taming's names in f32, `optimizer` holds `<parameter>.moment_1`, `.moment_2` and `.time`. The sampler, the
+//! schedule and all randomness are functions of the step and the seed, so they need no state.
 
 use std::path::Path;
 
-use burn::optim::ModuleOptimizer;
 use checkpoints::{Architecture, WeightsFile, write_safetensors};
 use serde::{Deserialize, Serialize};
 
 use crate::config::Config;
 use crate::models::VqGan;
 use crate::models::weights::{ModelError, StateDict, state_dict};
+use crate::optimizer::ModelOptimizer;
 use crate::validation::Scores;
 
 const MODEL: &str = "model.safetensors";
 const EMA: &str = "ema.safetensors";
-const OPTIMIZER: &str = "optimizer.bpk";
+const OPTIMIZER: &str = "optimizer.safetensors";
 const STATE: &str = "state.json";
 
 /// Why a run's state could not be written or read.
@@ -54,7 +53,7 @@ pub struct State {
     pub before: Option<Scores>,
 }
 
-/// A whole run's state, read back.
+/// A run's state without the optimizer's, read back.
 pub struct Resumed {
     /// Everything but tensors.
     pub state: State,
@@ -73,42 +72,46 @@ pub fn write(
     state: &State,
     model: &VqGan,
     ema: Option<&VqGan>,
-    optimizer: &ModuleOptimizer,
+    optimizer: &ModelOptimizer,
 ) -> Result<(), StateError> {
     let json = serde_json::to_vec_pretty(state).map_err(|e| file(STATE)(&e))?;
     std::fs::write(folder.join(STATE), json).map_err(|e| file(STATE)(&e))?;
-    for (name, model) in [(MODEL, Some(model)), (EMA, ema)] {
-        if let Some(model) = model {
-            let weights = state_dict(model)?;
-            write_safetensors(&folder.join(name), &weights, None).map_err(|e| file(name)(&e))?;
+    let files = [
+        (MODEL, Some(state_dict(model)?)),
+        (EMA, ema.map(state_dict).transpose()?),
+        (OPTIMIZER, Some(optimizer.state_dict(model)?)),
+    ];
+    for (name, tensors) in files {
+        if let Some(tensors) = tensors {
+            write_safetensors(&folder.join(name), &tensors, None).map_err(|e| file(name)(&e))?;
         }
     }
-    optimizer.save(folder.join(OPTIMIZER)).map_err(|e| file(OPTIMIZER)(&e))
+    Ok(())
 }
 
-/// Reads everything but the optimizer.
+/// Reads all of a checkpoint but the optimizer's state, which is twice as large as the model and of use to a run alone.
 ///
 /// # Errors
 /// If a file is missing or is not what it should be.
 pub fn read(folder: &Path) -> Result<Resumed, StateError> {
     let json = std::fs::read(folder.join(STATE)).map_err(|e| file(STATE)(&e))?;
     let state = serde_json::from_slice(&json).map_err(|e| file(STATE)(&e))?;
-    let ema = folder.join(EMA).exists().then(|| weights(folder, EMA)).transpose()?;
-    Ok(Resumed { state, model: weights(folder, MODEL)?, ema })
+    let ema = folder.join(EMA).exists().then(|| tensors(folder, EMA)).transpose()?;
+    Ok(Resumed { state, model: tensors(folder, MODEL)?, ema })
 }
 
-fn weights(folder: &Path, name: &'static str) -> Result<StateDict, StateError> {
+fn tensors(folder: &Path, name: &'static str) -> Result<StateDict, StateError> {
     let weights = WeightsFile::open(folder.join(name)).map_err(|e| file(name)(&e))?;
     let read = |key: &str| Ok((key.to_owned(), weights.read(key).map_err(|e| file(name)(&e))?));
     weights.names().map(read).collect()
 }
 
-/// Loads the optimizer's state into `fresh`, which has the run's settings.
+/// Reads the optimizer's state.
 ///
 /// # Errors
 /// If the file is missing or is not what it should be.
-pub fn read_optimizer(folder: &Path, fresh: ModuleOptimizer) -> Result<ModuleOptimizer, StateError> {
-    fresh.load(folder.join(OPTIMIZER)).map_err(|e| file(OPTIMIZER)(&e))
+pub fn read_optimizer(folder: &Path) -> Result<StateDict, StateError> {
+    tensors(folder, OPTIMIZER)
 }
 
 /// Whether `folder` looks like a run's checkpoint.

@@ -3,7 +3,6 @@
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
-use burn::optim::ModuleOptimizer;
 use burn::tensor::{DType, Tensor};
 use burn_train::Interrupter;
 use checkpoints::Architecture;
@@ -23,7 +22,7 @@ use crate::memory::MemoryMeter;
 use crate::models::VqGan;
 use crate::models::quantizer::CodebookUse;
 use crate::models::weights::ModelError;
-use crate::optimizer;
+use crate::optimizer::ModelOptimizer;
 use crate::pretrained::{self, PretrainedError};
 use crate::progress::{Progress, Shown};
 use crate::run_state::{self, State, StateError};
@@ -169,7 +168,7 @@ struct Training {
     schedule: LrSchedule,
     model: VqGan,
     ema: Option<Ema<VqGan>>,
-    optimizer: ModuleOptimizer,
+    optimizer: ModelOptimizer,
     memory: MemoryMeter,
     progress: Progress,
     step: u64,
@@ -183,7 +182,7 @@ struct Start {
     architecture: Architecture,
     model: VqGan,
     ema: Option<Ema<VqGan>>,
-    optimizer: ModuleOptimizer,
+    optimizer: ModelOptimizer,
     step: u64,
     before: Option<Scores>,
     checkpoint: Option<PathBuf>,
@@ -467,7 +466,7 @@ impl Start {
             ema: (config.ema.decay > 0.0).then(|| Ema::new(&model, config.ema.decay)),
             model,
             architecture: initial.architecture,
-            optimizer: optimizer::build(&config.optimizer),
+            optimizer: ModelOptimizer::new(&config.optimizer),
             step: 0,
             before: None,
             checkpoint: None,
@@ -494,11 +493,14 @@ impl Start {
         let architecture = resumed.state.architecture;
         let build = |weights, device| VqGan::new(&architecture, weights, device, DType::F32);
         let ema = resumed.ema.as_ref().map(|weights| build(weights, &device.device)).transpose()?;
-        let optimizer = optimizer::build(&config.optimizer);
+        let model = build(&resumed.model, &device.device.clone().autodiff())?;
+        let mut optimizer = ModelOptimizer::new(&config.optimizer);
+        let state = run_state::read_optimizer(&checkpoint.path).map_err(wrong)?;
+        optimizer.load_state_dict(&model, &state)?;
         Ok(Self {
-            model: build(&resumed.model, &device.device.clone().autodiff())?,
+            model,
             ema: ema.map(|average| Ema::resumed(average, config.ema.decay)),
-            optimizer: run_state::read_optimizer(&checkpoint.path, optimizer).map_err(wrong)?,
+            optimizer,
             step,
             before: resumed.state.before,
             description: format!("from {}, step {step} of {steps}", checkpoint.path.display()),

@@ -43,17 +43,16 @@ pub fn by_name(name: &str) -> Option<Architecture> {
     const F16: [usize; 5] = [128, 128, 256, 256, 512];
     Some(match name {
         "tiny" => Architecture {
+            // diffusers' names, which allow any number of groups; short normalised codes, which learn from nothing readily.
+            family: Family::Diffusers,
             base_channels: 16,
             channels: vec![16, 32, 64],
             res_blocks: 1,
-            latent_channels: 32,
-            code_dim: 8,
-            codes: 256,
-            groups: 8,
-            // diffusers' names, which allow any number of groups; normalised codes, which learn from nothing more readily.
-            family: Family::Diffusers,
+            mid_attention: false,
+            code_dim: 4,
+            groups: 4,
             quantizer: Quantizer::of(Family::LlamaGen),
-            ..taming(&[], &[2], 32, 256)
+            ..taming(&[], &[], 32, 256)
         },
         "taming-f16-1024" => taming(&F16, &[4], 256, 1024),
         "taming-f16-16384" => taming(&F16, &[4], 256, 16_384),

@@ -11,6 +11,7 @@ pub(crate) fn tiny_architecture() -> Architecture {
         base_channels: 8,
         channels: vec![8, 16],
         attention_levels: vec![1],
+        mid_attention: true,
         latent_channels: 8,
         code_dim: 4,
         codes: 32,
