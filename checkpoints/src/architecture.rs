@@ -91,6 +91,9 @@ pub struct Architecture {
     pub scaling_factor: Option<f64>,
 }
 
+/// No published model comes near it, and nothing beyond it could be allocated.
+const MAX_SIZE: usize = 1 << 22;
+
 impl Architecture {
     /// Reads the architecture off the names and shapes in a file.
     ///
@@ -185,6 +188,15 @@ impl Architecture {
         ];
         if let Some((name, _)) = sizes.iter().find(|(_, size)| *size == 0) {
             return wrong(format!("{name} must be at least 1"));
+        }
+        if let Some((name, size)) = sizes.iter().find(|(_, size)| *size > MAX_SIZE) {
+            return wrong(format!("{name} is {size}, must be at most {MAX_SIZE}"));
+        }
+        if (self.in_channels, self.out_channels) != (3, 3) {
+            let (into, out) = (self.in_channels, self.out_channels);
+            return wrong(format!(
+                "it takes {into} and gives {out} channels; only models of colour images have a use here"
+            ));
         }
         if !(1..=16).contains(&levels) {
             return wrong(format!("channels must name 1 to 16 levels, not {levels}"));

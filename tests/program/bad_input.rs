@@ -196,6 +196,6 @@ fn a_run_that_leaves_the_numbers() {
 fn a_run_folder_that_is_taken() {
     let folder = small();
     run(folder.path(), &["--config", "small.toml"]).success();
-    let error = run(folder.path(), &["--config", "small.toml"]).error(1);
+    let error = run(folder.path(), &["--config", "small.toml"]).error(2);
     assert!(error.contains("already holds a run") && error.contains("--resume"), "{error}");
 }

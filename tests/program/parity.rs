@@ -99,8 +99,8 @@ fn check_initial(initial: &Initial, expected: &WeightsFile, legacy: Option<bool>
         ),
     };
     let samples = input.dims()[0];
-    let batches = input.chunk(samples, 0).into_iter().map(|image| Ok::<_, Infallible>(Fixed(image)));
-    let batch = effective_batch_gradient(&model, &losses, 0, samples, batches, |_| {}).unwrap();
+    let batches = || input.clone().chunk(samples, 0).into_iter().map(|image| Ok::<_, Infallible>(Fixed(image)));
+    let batch = effective_batch_gradient(&model, &losses, 0, samples, batches(), batches(), |_| {}).unwrap();
     let figures = batch.read(Tensor::zeros([1], &device)).unwrap();
     let loss = |name: &str| figures.losses.iter().find(|(other, _)| *other == name).map(|(_, value)| *value);
     let near = |name: &str, found: f64| {

@@ -100,11 +100,43 @@ fn a_resumed_run_is_the_same_run() {
     };
     assert_eq!(loss("whole"), loss("parts"));
 
-    let again = run(folder.path(), &["--config", "small.toml", "--run-dir", "parts", "--resume"]).error(1);
+    let again = run(folder.path(), &["--config", "small.toml", "--run-dir", "parts", "--resume"]).error(2);
     assert!(again.contains("finished"), "{again}");
     let changed = ["--config", "small.toml", "--run-dir", "parts", "--resume", "--set", "run.seed=4"];
     let changed = run(folder.path(), &changed).error(2);
     assert!(changed.contains("run.seed: 3 -> 4"), "{changed}");
+    let nothing = run(folder.path(), &["--config", "small.toml", "--run-dir", "nowhere", "--resume"]).error(2);
+    assert!(nothing.contains("nowhere holds no checkpoint"), "{nothing}");
+    assert!(!folder.path().join("nowhere").exists());
+}
+
+/// The run's own folder says all that is needed to go on.
+#[test]
+fn a_run_resumes_by_its_folder_alone() {
+    let folder = small();
+    let sets = ["--set", "optimizer.learning_rate=2e-3", "--set", "run.steps=2"];
+    run(folder.path(), &[&["--config", "small.toml", "--run-dir", "mine"], &sets[..]].concat()).success();
+    let resumed = run(folder.path(), &["--resume", "--run-dir", "mine", "--set", "run.steps=3"]).success();
+    assert!(resumed.stderr.contains("step 2 of 3"), "{}", resumed.stderr);
+}
+
+/// Other pictures would be split into training and validation in another way.
+#[test]
+fn a_run_is_not_resumed_on_other_pictures() {
+    let folder = small();
+    let pictures = folder.path().join("pictures");
+    fs::create_dir(&pictures).unwrap();
+    let save = |name: &str| image::RgbImage::new(20, 20).save(pictures.join(name)).unwrap();
+    (0..8).for_each(|index| save(&format!("{index}.png")));
+    let arguments = ["--config", "small.toml", "--set", "data.source=folder", "--set", "data.path=pictures"];
+    run(folder.path(), &[&arguments[..], &["--set", "run.steps=2"]].concat()).success();
+    save("new.png");
+    let refused = run(folder.path(), &[&arguments[..], &["--resume"]].concat()).error(2);
+    assert!(refused.contains("the pictures: 8 named") && refused.contains("-> 9 named"), "{refused}");
+    // The same pictures elsewhere are the same pictures.
+    fs::remove_file(pictures.join("new.png")).unwrap();
+    fs::rename(&pictures, folder.path().join("moved")).unwrap();
+    run(folder.path(), &[&arguments[..5], &["data.path=moved", "--resume"]].concat()).success();
 }
 
 /// `kill -9` costs at most the steps since the last checkpoint.
@@ -112,19 +144,22 @@ fn a_resumed_run_is_the_same_run() {
 #[test]
 fn a_killed_run_goes_on_from_its_last_checkpoint() {
     let folder = small();
-    run(folder.path(), &["--config", "small.toml", "--run-dir", "whole", "--set", "run.steps=12"]).success();
-
-    let arguments = ["--config", "small.toml", "--run-dir", "killed", "--set", "run.steps=12"];
-    let mut child = command(folder.path(), &arguments).stderr(std::process::Stdio::null()).spawn().unwrap();
+    let arguments = ["--config", "small.toml", "--run-dir", "killed", "--set", "checkpoints.keep_last=99999"];
+    let endless = [&arguments[..], &["--set", "run.steps=100000"]].concat();
+    let mut child = command(folder.path(), &endless).stderr(std::process::Stdio::null()).spawn().unwrap();
     wait_for(&folder.path().join("killed/checkpoints/step-000004"), &mut child);
     child.kill().unwrap();
     child.wait().unwrap();
-    let resumed = command(folder.path(), &arguments).arg("--resume").output().unwrap();
+    let latest = fs::read_to_string(folder.path().join("killed/checkpoints/latest")).unwrap();
+    let saved: u64 = latest.trim().trim_start_matches("step-").parse().unwrap();
+    let steps = format!("run.steps={}", saved + 3);
+    let resumed = command(folder.path(), &arguments).args(["--set", &steps, "--resume"]).output().unwrap();
     finished(resumed).success();
+    run(folder.path(), &["--config", "small.toml", "--run-dir", "whole", "--set", &steps]).success();
     assert_eq!(weights(&folder.path().join("whole")), weights(&folder.path().join("killed")));
     let steps: Vec<u64> =
         metrics(&folder.path().join("killed")).iter().map(|line| line["step"].as_u64().unwrap()).collect();
-    assert_eq!(steps, (1..=12).collect::<Vec<_>>());
+    assert_eq!(steps, (1..=saved + 3).collect::<Vec<_>>());
 }
 
 #[cfg(unix)]

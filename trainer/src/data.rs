@@ -1,5 +1,7 @@
 //! From `[data]` to samples, and from a batch of bytes to images on a device.
 
+use std::fmt;
+use std::path::Path;
 use std::sync::Arc;
 
 use burn::tensor::{DType, Device, Int, Tensor, TensorData};
@@ -8,8 +10,11 @@ use datasets::{
     ValidationSet,
 };
 
+use serde::{Deserialize, Serialize};
+
 use crate::config::{Config, CropConfig, DataSource};
 use crate::engine::MicroBatch;
+use crate::models::weights::fnv1a;
 
 /// The two halves of a source.
 pub struct Data {
@@ -17,6 +22,35 @@ pub struct Data {
     pub training: Arc<TrainingSet>,
     /// What is never trained on.
     pub validation: Arc<ValidationSet>,
+    /// What both were split from.
+    pub pictures: Pictures,
+}
+
+/// Tells one set of pictures from another.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Pictures {
+    /// How many there are.
+    pub count: usize,
+    /// 64-bit FNV-1a of their names in order, in hexadecimal; below the folder's own path, which may change.
+    pub names: String,
+}
+
+impl Pictures {
+    fn of(source: &dyn Source, root: &Path) -> Self {
+        let names = (0..source.len()).map(|index| source.name(index));
+        let below = |name: String| match Path::new(&name).strip_prefix(root) {
+            Ok(path) => path.display().to_string(),
+            Err(_) => name,
+        };
+        let hash = fnv1a(names.flat_map(|name| below(name).into_bytes().into_iter().chain([0])));
+        Self { count: source.len(), names: format!("{hash:016x}") }
+    }
+}
+
+impl fmt::Display for Pictures {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} named {}", self.count, self.names)
+    }
 }
 
 /// Opens the source of `config` and splits it.
@@ -29,6 +63,7 @@ pub fn open(config: &Config) -> Result<Data, DataError> {
         (DataSource::Folder, Some(path)) => Arc::new(FolderSource::open(path)?),
         _ => Arc::new(ShapesSource::new(config.run.seed, data.images, data.resolution)?),
     };
+    let pictures = Pictures::of(&*source, data.path.as_deref().unwrap_or(Path::new("")));
     let validation = data.validation.min(source.len() / 4);
     let split = Split::new(source.len(), Validation::Count(validation), config.run.seed)?;
     let crop = match data.crop {
@@ -38,7 +73,7 @@ pub fn open(config: &Config) -> Result<Data, DataError> {
     let transform = Transform { crop, ..Transform::training(data.resolution, data.flip) };
     let validation = ValidationSet::new(source.clone(), split.validation, data.resolution, data.max_bad)?;
     let training = TrainingSet::new(source, split.train, transform, config.run.seed, data.max_bad)?;
-    Ok(Data { training: Arc::new(training), validation: Arc::new(validation) })
+    Ok(Data { training: Arc::new(training), validation: Arc::new(validation), pictures })
 }
 
 impl MicroBatch for Batch {
@@ -46,12 +81,19 @@ impl MicroBatch for Batch {
         self.len()
     }
 
-    /// Uploaded as bytes, a quarter of the size, and normalised on the device.
+    /// Uploaded as bytes where the device has them, a quarter of the size, and normalised on the device.
     fn images(&self, device: &Device, dtype: DType) -> Tensor<4> {
         let side = self.resolution as usize;
-        let bytes = TensorData::new(self.pixels.clone(), [self.len(), side, side, 3]);
-        let bytes = Tensor::<4, Int>::from_data(bytes, (device, DType::U8));
-        bytes.permute([0, 3, 1, 2]).float().cast(dtype) / 127.5 - 1.0
+        let shape = [self.len(), side, side, 3];
+        // WGSL has no 8-bit values.
+        let levels = if device.supports_dtype(DType::U8) {
+            let bytes = TensorData::new(self.pixels.clone(), shape);
+            Tensor::<4, Int>::from_data(bytes, (device, DType::U8)).float().cast(dtype)
+        } else {
+            let levels: Vec<f32> = self.pixels.iter().map(|&level| f32::from(level)).collect();
+            Tensor::from_data(TensorData::new(levels, shape), (device, dtype))
+        };
+        levels.permute([0, 3, 1, 2]) / 127.5 - 1.0
     }
 }
 

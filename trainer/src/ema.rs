@@ -57,3 +57,32 @@ impl<M: Module> Ema<M> {
         Self { average: self.average.map(&mut Blend(weights.0, decay)), decay: self.decay }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use burn::nn::{Linear, LinearConfig};
+    use burn::tensor::Device;
+
+    use super::*;
+
+    /// The same parameter with another value.
+    fn constant(layer: &Linear, value: f64) -> Linear {
+        let mut layer = layer.clone();
+        layer.weight = layer.weight.map(|weight| weight.full_like(value).require_grad());
+        layer
+    }
+
+    fn value(layer: &Linear) -> f32 {
+        layer.weight.val().into_data().try_into_vec::<f32>().unwrap()[0]
+    }
+
+    #[test]
+    fn a_late_step_keeps_the_decay_and_an_early_one_less() {
+        let layer = LinearConfig::new(1, 1).with_bias(false).init(&Device::flex().autodiff());
+        let (one, two) = (constant(&layer, 1.0), constant(&layer, 2.0));
+        let late = Ema::new(&one, 0.9).updated(&two, 1000);
+        assert!((value(late.model()) - 1.1).abs() < 1e-6, "{}", value(late.model()));
+        let early = Ema::new(&one, 0.9).updated(&two, 0);
+        assert!((value(early.model()) - 1.9).abs() < 1e-6, "{}", value(early.model()));
+    }
+}

@@ -32,41 +32,33 @@ pub struct EffectiveBatch {
     pub code_counts: Tensor<1>,
 }
 
-/// Computes the gradient of `losses` at optimizer step `step` over an effective batch of `effective` samples, which
-/// `micro_batches` brings one micro-batch at a time; only one is on the device at any time.
+/// Computes the gradient of `losses` at optimizer step `step` over an effective batch of `effective` samples. Each of the two
+/// passes gets the same samples one micro-batch at a time, and only one micro-batch is in memory at any time.
 ///
-/// `model` is on an autodiff device. The micro-batches' samples add up to `effective`.
+/// `model` is on an autodiff device. A pass's micro-batches add up to `effective` samples; `first_pass` is not touched unless
+/// a loss couples samples.
 ///
 /// # Errors
-/// The first error of `micro_batches`.
+/// The first error of the micro-batches.
 pub fn effective_batch_gradient<B: MicroBatch, E>(
     model: &VqGan,
     losses: &Losses,
     step: u64,
     effective: usize,
-    micro_batches: impl Iterator<Item = Result<B, E>>,
-    mut progress: impl FnMut(usize),
+    first_pass: impl Iterator<Item = Result<B, E>>,
+    second_pass: impl Iterator<Item = Result<B, E>>,
+    progress: impl Fn(usize),
 ) -> Result<EffectiveBatch, E> {
     let pass = Pass { model, losses, step, per_sample: 1.0 / effective as f64, place: Place::of(model) };
     let mut sums = Sums::new(&pass);
-    let mut gradients = GradientsAccumulator::new();
 
-    // Pass 1: host images are kept for the second pass, 8 bits a value; nothing of the device's memory is.
-    let mut seen = Vec::new();
-    let mut micro_batches = micro_batches;
-    let coupling = match losses.codebook.1.is_coupled() {
-        true => {
-            seen = micro_batches.by_ref().collect::<Result<Vec<_>, E>>()?;
-            Some(pass.couple(&seen))
-        }
-        false => None,
-    };
+    let coupling = losses.are_coupled().then(|| pass.couple(first_pass)).transpose()?;
     if let Some(coupling) = &coupling {
         sums.add_entropy(coupling.shared_value());
     }
 
-    // Pass 2.
-    for batch in seen.into_iter().map(Ok).chain(micro_batches) {
+    let mut gradients = GradientsAccumulator::new();
+    for batch in second_pass {
         let batch = batch?;
         let gradient = pass.micro_batch_gradient(&batch, coupling.as_ref(), &mut sums);
         gradients.accumulate(model, gradient);
@@ -104,19 +96,17 @@ impl Pass<'_> {
     }
 
     /// The statistics that couple the samples, without a graph and without the decoder.
-    fn couple<B: MicroBatch>(&self, batches: &[B]) -> EntropyCoupling {
+    fn couple<B: MicroBatch, E>(&self, batches: impl Iterator<Item = Result<B, E>>) -> Result<EntropyCoupling, E> {
         let frozen = self.model.valid();
+        let Place { device, dtype } = &self.place;
+        let mut sum = Tensor::<1>::zeros([frozen.quantizer().codes()], (device, *dtype));
         let mut tokens = 0;
-        let sum = batches
-            .iter()
-            .map(|batch| {
-                let (vectors, codebook) = frozen.quantizer().compared(frozen.encode(self.images(batch)));
-                tokens += vectors.dims()[0];
-                sum_probabilities(vectors, codebook)
-            })
-            .reduce(Tensor::add);
-        let sum = sum.unwrap_or_else(|| Tensor::zeros([frozen.quantizer().codes()], &self.place.device));
-        EntropyCoupling::new(sum, tokens.max(1))
+        for batch in batches {
+            let (vectors, codebook) = frozen.quantizer().compared(frozen.encode(self.images(&batch?)));
+            tokens += vectors.dims()[0];
+            sum = sum + sum_probabilities(vectors, codebook);
+        }
+        Ok(EntropyCoupling::new(sum, tokens.max(1)))
     }
 
     fn micro_batch_gradient(

@@ -94,6 +94,9 @@ fn checkpoint_of(path: &Path) -> Result<Option<PathBuf>, PretrainedError> {
     let checkpoints = path.join("checkpoints");
     if checkpoints.is_dir() {
         let newest = RunStore::read(&checkpoints).newest()?;
+        for (path, reason) in &newest.passed_over {
+            eprintln!("passed over {}: {reason}", path.display());
+        }
         return match newest.checkpoint {
             Some(checkpoint) => Ok(Some(checkpoint.path)),
             None => Err(PretrainedError::NoCheckpoint(path.to_owned())),

@@ -30,7 +30,6 @@ pub struct Progress {
     bar: Option<ProgressBar>,
     steps: u64,
     samples_per_step: u64,
-    samples: u64,
     started: Instant,
     first_step: u64,
     last_line: Option<Instant>,
@@ -51,7 +50,6 @@ impl Progress {
             bar,
             steps,
             samples_per_step: samples_per_step as u64,
-            samples: 0,
             started: Instant::now(),
             first_step,
             last_line: None,
@@ -59,8 +57,7 @@ impl Progress {
     }
 
     /// Some samples of the current step are done.
-    pub fn samples(&mut self, count: usize) {
-        self.samples += count as u64;
+    pub fn samples(&self, count: usize) {
         if let Some(bar) = &self.bar {
             bar.inc(count as u64);
         }
@@ -68,7 +65,6 @@ impl Progress {
 
     /// A step is done.
     pub fn step(&mut self, shown: Shown) {
-        self.samples = 0;
         let done = shown.step.saturating_sub(self.first_step).max(1);
         let left = self.started.elapsed().mul_f64((self.steps - shown.step) as f64 / done as f64);
         let text = format!(

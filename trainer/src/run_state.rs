@@ -10,6 +10,7 @@ use checkpoints::{Architecture, WeightsFile, write_safetensors};
 use serde::{Deserialize, Serialize};
 
 use crate::config::Config;
+use crate::data::Pictures;
 use crate::models::VqGan;
 use crate::models::weights::{ModelError, StateDict, state_dict};
 use crate::optimizer::ModelOptimizer;
@@ -31,6 +32,14 @@ pub enum StateError {
         /// What is wrong with it.
         message: String,
     },
+    /// A run that has left the numbers is not saved.
+    #[error("{file}: `{tensor}` is not finite any more; a lower optimizer.learning_rate often helps")]
+    NotFinite {
+        /// Which of the checkpoint's files.
+        file: &'static str,
+        /// Which tensor of it.
+        tensor: String,
+    },
     /// The weights do not make a model.
     #[error(transparent)]
     Model(#[from] ModelError),
@@ -51,6 +60,8 @@ pub struct State {
     pub config: Config,
     /// Scores before the first step.
     pub before: Option<Scores>,
+    /// What the samples were drawn from: other pictures would be split and shuffled in another way.
+    pub pictures: Pictures,
 }
 
 /// A run's state without the optimizer's, read back.
@@ -76,17 +87,21 @@ pub fn write(
 ) -> Result<(), StateError> {
     let json = serde_json::to_vec_pretty(state).map_err(|e| file(STATE)(&e))?;
     std::fs::write(folder.join(STATE), json).map_err(|e| file(STATE)(&e))?;
-    let files = [
-        (MODEL, Some(state_dict(model)?)),
-        (EMA, ema.map(state_dict).transpose()?),
-        (OPTIMIZER, Some(optimizer.state_dict(model)?)),
-    ];
-    for (name, tensors) in files {
-        if let Some(tensors) = tensors {
-            write_safetensors(&folder.join(name), &tensors, None).map_err(|e| file(name)(&e))?;
-        }
+    // One after the other: no two of them are on the host at a time.
+    write_tensors(folder, MODEL, &state_dict(model)?)?;
+    if let Some(ema) = ema {
+        write_tensors(folder, EMA, &state_dict(ema)?)?;
     }
-    Ok(())
+    write_tensors(folder, OPTIMIZER, &optimizer.state_dict(model)?)
+}
+
+/// Refuses what is not finite: the newest checkpoint must be worth going back to.
+fn write_tensors(folder: &Path, name: &'static str, tensors: &StateDict) -> Result<(), StateError> {
+    let broken = tensors.iter().find(|(_, tensor)| tensor.to_f32().iter().any(|value| !value.is_finite()));
+    if let Some((tensor, _)) = broken {
+        return Err(StateError::NotFinite { file: name, tensor: tensor.clone() });
+    }
+    write_safetensors(&folder.join(name), tensors, None).map_err(|e| file(name)(&e))
 }
 
 /// Reads all of a checkpoint but the optimizer's state, which is twice as large as the model and of use to a run alone.
@@ -119,7 +134,8 @@ pub fn is_checkpoint(folder: &Path) -> bool {
     folder.join(STATE).is_file() && folder.join(MODEL).is_file()
 }
 
-/// Keys that may change between the parts of a run: they change neither what is computed nor in which order.
+/// Keys that may change between the parts of a run. They change neither what a step computes nor in which order, but for
+/// `run.steps`, which a schedule other than the constant one follows.
 const FREE: [&str; 14] = [
     "run.name",
     "run.steps",

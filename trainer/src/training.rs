@@ -10,7 +10,7 @@ use checkpoints::run::{MetricsLog, RunError, RunLock, RunStore, SaveError, atomi
 use datasets::{Batch, DataError, Loader};
 use serde_json::json;
 
-use crate::config::{Config, ConfigError, Loaded};
+use crate::config::{Config, ConfigError, Loaded, ScheduleKind};
 use crate::data::{self, Data};
 use crate::device::{Choice, DeviceError, Selected};
 use crate::ema::Ema;
@@ -112,6 +112,13 @@ pub enum TrainError {
     },
 }
 
+impl TrainError {
+    /// Whether the weights are still those of the last whole step, so that they are worth saving.
+    fn leaves_the_run_sound(&self) -> bool {
+        !matches!(self, Self::DeviceFailed { .. } | Self::NotFinite { .. } | Self::Save(_))
+    }
+}
+
 impl From<PretrainedError> for TrainError {
     fn from(error: PretrainedError) -> Self {
         match error {
@@ -166,7 +173,8 @@ struct Training {
     data: Data,
     losses: Losses,
     schedule: LrSchedule,
-    model: VqGan,
+    /// `None` only while the optimizer has it.
+    model: Option<VqGan>,
     ema: Option<Ema<VqGan>>,
     optimizer: ModelOptimizer,
     memory: MemoryMeter,
@@ -174,7 +182,8 @@ struct Training {
     step: u64,
     saved: Option<(u64, PathBuf)>,
     before: Option<Scores>,
-    after: Option<Scores>,
+    /// The newest validation, and the step that it was at.
+    after: Option<(u64, Scores)>,
 }
 
 /// What a run starts from: weights, and for a resumed run everything else.
@@ -193,43 +202,29 @@ impl Training {
     fn prepare(loaded: &Loaded, options: &Options) -> Result<Self, TrainError> {
         let config = loaded.config.clone();
         let folder = options.folder.clone();
-        let store_folder = folder.join("checkpoints");
-        let occupied = !RunStore::read(&store_folder).steps().unwrap_or_default().is_empty();
-        if occupied && !options.resume {
-            return Err(TrainError::Occupied(folder));
-        }
+        let (lock, store) = open_folder(&folder, options.resume)?;
         let choice: Choice = config.run.device.parse()?;
         let device = choice.open()?;
         eprintln!("device: {}", device.description);
         let data = data::open(&config)?;
-
-        let lock = RunLock::acquire(&folder)?;
-        let store = RunStore::open(&store_folder)?;
         let start = if options.resume {
-            Start::resume(&config, &store, &folder, &device)?
+            Start::resume(&config, &store, &folder, &device, &data)?
         } else {
             Start::fresh(&config, &device)?
         };
         config.check_against(&start.architecture).map_err(|problem| loaded.locate(problem))?;
-        eprintln!("model: {}", start.description);
-        eprintln!("data: {} pictures to train on, {} to validate on", data.training.len(), data.validation.len());
-        eprintln!(
-            "batch: {} at a time, {} together; run folder: {}",
-            config.batch.micro,
-            config.batch.effective,
-            folder.display()
-        );
+        announce(&config, &start, &data, &folder);
 
-        let toml = toml::to_string(&config).unwrap_or_default();
-        atomic_write(&folder.join("config.toml"), toml.as_bytes())?;
+        let log = MetricsLog::open(&folder.join("metrics.jsonl"), start.step)?;
+        write_config(&config, loaded, &folder)?;
         Ok(Self {
-            log: MetricsLog::open(&folder.join("metrics.jsonl"), start.step)?,
+            log,
             losses: Losses::new(&config.losses, &start.architecture.quantizer),
             schedule: LrSchedule::new(&config.schedule, &config.optimizer, config.run.steps),
             memory: MemoryMeter::new(&device.device),
             progress: Progress::new(start.step, config.run.steps, config.batch.effective),
             architecture: start.architecture,
-            model: start.model,
+            model: Some(start.model),
             ema: start.ema,
             optimizer: start.optimizer,
             step: start.step,
@@ -245,76 +240,90 @@ impl Training {
         })
     }
 
+    /// What can still be saved is saved before an error is returned.
     fn run(&mut self, interrupter: &Interrupter) -> Result<Outcome, TrainError> {
-        let Config { batch, data, run, .. } = &self.config;
-        let (effective, steps) = (batch.effective as u64, run.steps);
-        let mut loader = Loader::start(
-            self.data.training.clone(),
-            self.step * effective,
-            Some((steps - self.step) * effective),
-            data.workers,
-            data.prefetch,
-        )?;
-        if self.step == 0 {
-            self.before = self.validate()?;
+        if let Err(error) = self.steps(interrupter) {
+            if error.leaves_the_run_sound() && self.step > 0 {
+                let _ = self.save();
+            }
+            return Err(error);
         }
-        while self.step < steps && !interrupter.should_stop() {
-            match self.one_step(&mut loader, interrupter) {
-                Ok(()) => {}
-                Err(StepError::Interrupted) => break,
-                Err(StepError::Failed(error)) => return Err(error),
-            }
-            if self.step == steps || every(self.config.validation.every_steps, self.step) {
-                self.after = self.validate()?;
-            }
-            if every(self.config.checkpoints.every_steps, self.step) {
-                self.save()?;
-            }
-        }
-        let checkpoint = match &self.saved {
-            Some((step, path)) if *step == self.step => path.clone(),
-            _ => self.save()?,
-        };
+        let checkpoint = self.save()?;
         self.progress.finish();
+        let after = self.after.filter(|(step, _)| *step == self.step);
         Ok(Outcome {
             step: self.step,
-            interrupted: self.step < steps,
+            interrupted: self.step < self.config.run.steps,
             before: self.before,
-            after: self.after,
+            after: after.map(|(_, scores)| scores),
             checkpoint,
         })
     }
 
+    fn steps(&mut self, interrupter: &Interrupter) -> Result<(), TrainError> {
+        let mut loaders = self.start_loaders()?;
+        if self.step == 0 {
+            self.before = self.validate()?;
+        }
+        let steps = self.config.run.steps;
+        while self.step < steps && !interrupter.should_stop() {
+            match self.one_step(&mut loaders, interrupter) {
+                Ok(()) => {}
+                Err(StepError::Interrupted) => break,
+                Err(StepError::Failed(error)) => return Err(error),
+            }
+            // Saved first: a validation that fails costs no steps.
+            if self.step == steps || every(self.config.checkpoints.every_steps, self.step) {
+                self.save()?;
+            }
+            if self.step == steps || every(self.config.validation.every_steps, self.step) {
+                self.after = self.validate()?.map(|scores| (self.step, scores));
+            }
+        }
+        Ok(())
+    }
+
+    fn start_loaders(&self) -> Result<Loaders, TrainError> {
+        let Config { batch, data, run, .. } = &self.config;
+        let (first, last) = (self.step * batch.effective as u64, run.steps * batch.effective as u64);
+        let start = || {
+            let stream = self.data.training.clone();
+            Loader::start(stream, first, Some(last - first), data.workers, data.prefetch)
+        };
+        Ok(Loaders { first_pass: self.losses.are_coupled().then(start).transpose()?, second_pass: start()? })
+    }
+
     /// One optimizer step: gradient of the effective batch, clip, update, average, report.
-    fn one_step(&mut self, loader: &mut Loader, interrupter: &Interrupter) -> Result<(), StepError> {
-        let (started, waited) = (Instant::now(), loader.wait_seconds());
+    fn one_step(&mut self, loaders: &mut Loaders, interrupter: &Interrupter) -> Result<(), StepError> {
+        let (started, waited) = (Instant::now(), loaders.wait_seconds());
         self.memory.start();
-        let progress = &mut self.progress;
+        let Loaders { first_pass, second_pass } = loaders;
+        let first_pass = first_pass.iter_mut().flat_map(|loader| micro_batches(loader, &self.config, interrupter));
         let batch = effective_batch_gradient(
-            &self.model,
+            self.model(),
             &self.losses,
             self.step,
             self.config.batch.effective,
-            micro_batches(loader, &self.config, interrupter),
-            |samples| progress.samples(samples),
+            first_pass,
+            micro_batches(second_pass, &self.config, interrupter),
+            |samples| self.progress.samples(samples),
         )?;
-        let norm = global_norm(&self.model, &batch.gradients);
+        let norm = global_norm(self.model(), &batch.gradients);
         let norm = norm.unwrap_or_else(|| Tensor::zeros([1], &self.device.device));
         let figures = batch.read(norm).map_err(|message| self.device_failed(message))?;
         self.check_finite(&figures)?;
 
         let clip = self.config.optimizer.clip_norm;
         let gradients = match clip > 0.0 {
-            true => clip_by_global_norm(&self.model, batch.gradients, figures.grad_norm, clip),
+            true => clip_by_global_norm(self.model(), batch.gradients, figures.grad_norm, clip),
             false => batch.gradients,
         };
         let learning_rate = self.schedule.at(self.step);
-        self.model = self.optimizer.step(learning_rate, self.model.clone(), gradients);
-        if let Some(ema) = self.ema.take() {
-            self.ema = Some(ema.updated(&self.model, self.step));
-        }
+        // Moved through the optimizer and not cloned: each old parameter is freed as soon as its new one is there.
+        self.model = self.model.take().map(|model| self.optimizer.step(learning_rate, model, gradients));
+        self.ema = self.ema.take().map(|ema| ema.updated(self.model(), self.step));
         self.step += 1;
-        self.report(&figures, learning_rate, started, loader.wait_seconds() - waited)?;
+        self.report(&figures, learning_rate, started, loaders.wait_seconds() - waited)?;
         Ok(())
     }
 
@@ -353,6 +362,10 @@ impl Training {
         Ok(())
     }
 
+    fn model(&self) -> &VqGan {
+        self.model.as_ref().expect("the optimizer gives the model back before the step goes on")
+    }
+
     fn validate(&mut self) -> Result<Option<Scores>, TrainError> {
         let settings = &self.config.validation;
         if self.data.validation.is_empty() || settings.images == 0 {
@@ -362,7 +375,7 @@ impl Training {
         let model = match &self.ema {
             Some(ema) => ema.model(),
             None => {
-                plain = burn::module::Module::valid(&self.model);
+                plain = burn::module::Module::valid(self.model());
                 &plain
             }
         };
@@ -382,16 +395,25 @@ impl Training {
         Ok(Some(validated.scores))
     }
 
+    /// Saves the run as it is after its newest step, unless that is saved already.
     fn save(&mut self) -> Result<PathBuf, TrainError> {
+        if let Some((step, path)) = &self.saved
+            && *step == self.step
+        {
+            return Ok(path.clone());
+        }
+        // Before the checkpoint, which is thus never ahead of the log.
+        self.log.sync()?;
         let state = State {
             step: self.step,
             architecture: self.architecture.clone(),
             config: self.config.clone(),
             before: self.before,
+            pictures: self.data.pictures.clone(),
         };
         let ema = self.ema.as_ref().map(Ema::model);
         let path = self.store.save(self.step, &mut |folder: &Path| {
-            run_state::write(folder, &state, &self.model, ema, &self.optimizer)
+            run_state::write(folder, &state, self.model(), ema, &self.optimizer)
         })?;
         self.saved = Some((self.step, path.clone()));
         let keep = &self.config.checkpoints;
@@ -421,9 +443,57 @@ impl Training {
     }
 }
 
+/// Takes the run's folder for this process: a new one, or to resume one that is there.
+fn open_folder(folder: &Path, resume: bool) -> Result<(RunLock, RunStore), TrainError> {
+    if resume && !folder.is_dir() {
+        return Err(TrainError::NothingToResume(folder.to_owned()));
+    }
+    let lock = RunLock::acquire(folder)?;
+    if !lock.is_enforced() {
+        eprintln!("{} knows no locks: let no other process train there", folder.display());
+    }
+    let store = RunStore::open(folder.join("checkpoints"))?;
+    if !resume && !store.steps()?.is_empty() {
+        return Err(TrainError::Occupied(folder.to_owned()));
+    }
+    Ok((lock, store))
+}
+
+fn announce(config: &Config, start: &Start, data: &Data, folder: &Path) {
+    let (training, validation) = (data.training.len(), data.validation.len());
+    let Config { batch, .. } = config;
+    eprintln!("model: {}", start.description);
+    eprintln!("data: {training} pictures to train on, {validation} to validate on");
+    eprintln!("batch: {} at a time, {} together; run folder: {}", batch.micro, batch.effective, folder.display());
+}
+
+/// The resolved configuration, unless the run goes by that very file.
+fn write_config(config: &Config, loaded: &Loaded, folder: &Path) -> Result<(), TrainError> {
+    let path = folder.join("config.toml");
+    if loaded.is_from(&path) {
+        return Ok(());
+    }
+    let text = toml::to_string(config).map_err(|error| RunError::io("write", &path)(std::io::Error::other(error)))?;
+    Ok(atomic_write(&path, text.as_bytes())?)
+}
+
 /// Whether `step` is a multiple of `interval`, which is never for 0.
 fn every(interval: u64, step: u64) -> bool {
     interval > 0 && step.is_multiple_of(interval)
+}
+
+/// One for each pass over an effective batch: the second pass reads the samples again, so that they need not be kept.
+struct Loaders {
+    /// Only if a loss couples samples.
+    first_pass: Option<Loader>,
+    second_pass: Loader,
+}
+
+impl Loaders {
+    /// How long steps have waited for samples so far, in seconds.
+    fn wait_seconds(&self) -> f64 {
+        self.first_pass.iter().chain([&self.second_pass]).map(Loader::wait_seconds).sum()
+    }
 }
 
 enum StepError {
@@ -474,7 +544,13 @@ impl Start {
         })
     }
 
-    fn resume(config: &Config, store: &RunStore, folder: &Path, device: &Selected) -> Result<Self, TrainError> {
+    fn resume(
+        config: &Config,
+        store: &RunStore,
+        folder: &Path,
+        device: &Selected,
+        data: &Data,
+    ) -> Result<Self, TrainError> {
         let newest = store.newest()?;
         for (path, reason) in &newest.passed_over {
             eprintln!("passed over {}: {reason}", path.display());
@@ -482,11 +558,18 @@ impl Start {
         let checkpoint = newest.checkpoint.ok_or_else(|| TrainError::NothingToResume(folder.to_owned()))?;
         let wrong = |source| TrainError::State { path: checkpoint.path.clone(), source };
         let resumed = run_state::read(&checkpoint.path).map_err(wrong)?;
-        let changed = run_state::unsound_changes(&resumed.state.config, config);
+        let mut changed = run_state::unsound_changes(&resumed.state.config, config);
+        if resumed.state.pictures != data.pictures {
+            changed.push(format!("the pictures: {} -> {}", resumed.state.pictures, data.pictures));
+        }
         if !changed.is_empty() {
             return Err(TrainError::Changed(changed));
         }
         let (step, steps) = (resumed.state.step, config.run.steps);
+        if steps != resumed.state.config.run.steps && config.schedule.kind != ScheduleKind::Constant {
+            let planned = resumed.state.config.run.steps;
+            eprintln!("the schedule is now that of a run of {steps} steps, and was that of {planned}");
+        }
         if step >= steps {
             return Err(TrainError::Finished { step, steps });
         }

@@ -6,7 +6,7 @@ use burn::tensor::DType;
 use clap::Args;
 use serde_json::json;
 
-use super::{CommandError, Json, print_json};
+use super::{CommandError, Json, print_json, print_line};
 use crate::device::{Choice, DeviceError};
 
 #[derive(Debug, Args)]
@@ -40,7 +40,7 @@ pub(super) fn run(args: &DevicesArgs) -> Result<ExitCode, CommandError> {
         print_json(&json!({ "devices": devices }));
     } else {
         for (choice, name, types) in rows {
-            println!("{choice:<8} {name}; {}", types.join(", "));
+            print_line(&format!("{choice:<8} {name}; {}", types.join(", ")));
         }
     }
     Ok(ExitCode::SUCCESS)

@@ -7,7 +7,7 @@ use checkpoints::{Family, export_vqgan};
 use clap::{Args, ValueEnum};
 use serde_json::json;
 
-use super::{CommandError, Json, print_json};
+use super::{CommandError, Json, print_json, print_line};
 use crate::pretrained::pretrained;
 
 #[derive(Debug, Args)]
@@ -45,7 +45,7 @@ pub(super) fn run(args: &ExportArgs) -> Result<ExitCode, CommandError> {
     eprintln!("exported {}", initial.description);
     match args.json.json {
         true => print_json(&json!({ "weights": weights, "format": family.to_string() })),
-        false => println!("{}", weights.display()),
+        false => print_line(&weights.display().to_string()),
     }
     Ok(ExitCode::SUCCESS)
 }

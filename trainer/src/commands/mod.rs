@@ -5,6 +5,7 @@ mod export;
 mod reconstruct;
 mod train;
 
+use std::io::Write;
 use std::panic;
 use std::process::ExitCode;
 use std::sync::{Mutex, PoisonError};
@@ -82,6 +83,9 @@ impl CommandError {
             Self::Config(_) | Self::Usage(_) => WRONG_USAGE,
             Self::Device(DeviceError::Unknown(_) | DeviceError::NotBuiltIn { .. }) => WRONG_USAGE,
             Self::Train(TrainError::Config(_) | TrainError::Architecture(_) | TrainError::Changed(_)) => WRONG_USAGE,
+            Self::Train(TrainError::Occupied(_) | TrainError::NothingToResume(_) | TrainError::Finished { .. }) => {
+                WRONG_USAGE
+            }
             Self::Train(TrainError::Device(DeviceError::NotBuiltIn { .. })) => WRONG_USAGE,
             _ => 1,
         }
@@ -142,7 +146,12 @@ fn parse_device(text: &str) -> Result<Choice, String> {
 }
 
 fn print_json(value: &serde_json::Value) {
-    println!("{value:#}");
+    print_line(&format!("{value:#}"));
+}
+
+/// To stdout. A reader that has seen enough, such as `head`, is no error.
+fn print_line(line: &str) {
+    let _ = writeln!(std::io::stdout(), "{line}");
 }
 
 #[cfg(test)]

@@ -1,6 +1,6 @@
 //! `train reconstruct IMAGES…`: what a model makes of pictures.
 
-use std::collections::BTreeMap;
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
@@ -10,7 +10,7 @@ use clap::Args;
 use datasets::{Batch, Crop, SampleKey, Transform};
 use serde_json::json;
 
-use super::{CommandError, Json, parse_device, print_json};
+use super::{CommandError, Json, parse_device, print_json, print_line};
 use crate::data::to_pixels;
 use crate::device::Choice;
 use crate::engine::MicroBatch;
@@ -55,22 +55,24 @@ pub(super) fn run(args: &ReconstructArgs) -> Result<ExitCode, CommandError> {
 
     let in_output = |source| CommandError::Io { path: args.output.display().to_string(), source };
     std::fs::create_dir_all(&args.output).map_err(in_output)?;
-    let (mut results, mut pairs) = (Vec::new(), Vec::new());
-    for (index, path) in args.images.iter().enumerate() {
+    let (mut results, mut tensors) = (Vec::new(), Tensors::default());
+    let outputs = output_paths(&args.images, &args.output)?;
+    for (path, output) in args.images.iter().zip(outputs) {
         let pixels = read_square(path, resolution)?;
         let (original, reconstruction) = reconstruct(&model, &selected.device, pixels, resolution);
         let error = mean_absolute_error(&original, &reconstruction)?;
-        let output = args.output.join(output_name(&args.images, index));
         let pixels = to_pixels(reconstruction.clone()).map_err(CommandError::Compute)?.concat();
         write_png(&output, pixels, resolution)?;
-        pairs.push((original, reconstruction));
+        if args.tensors.is_some() {
+            tensors.push(original, reconstruction)?;
+        }
         if !args.json.json {
-            println!("{}  {error:.4}  {}", path.display(), output.display());
+            print_line(&format!("{}  {error:.4}  {}", path.display(), output.display()));
         }
         results.push(json!({ "image": path, "error": error, "reconstruction": output }));
     }
     if let Some(path) = &args.tensors {
-        write_tensors(path, pairs)?;
+        tensors.write(path, resolution)?;
     }
     if args.json.json {
         print_json(&json!({ "images": results, "resolution": resolution }));
@@ -104,27 +106,57 @@ fn mean_absolute_error(original: &Tensor<4>, reconstruction: &Tensor<4>) -> Resu
     Ok(error.first().copied().map_or(f64::NAN, f64::from))
 }
 
-/// Not clamped: what others compute with the same weights can be compared to the last digit.
-fn write_tensors(path: &Path, pairs: Vec<(Tensor<4>, Tensor<4>)>) -> Result<(), CommandError> {
-    let (inputs, reconstructions): (Vec<_>, Vec<_>) = pairs.into_iter().unzip();
-    let mut tensors = BTreeMap::new();
-    for (name, images) in [("input", inputs), ("reconstruction", reconstructions)] {
-        let images = Tensor::cat(images, 0);
-        let shape = images.dims();
-        let values = images.try_into_vec_as::<f32>().map_err(|error| CommandError::Compute(error.to_string()))?;
-        tensors.insert(name.to_owned(), HostTensor::from_f32(shape, &values));
-    }
-    write_safetensors(path, &tensors, None).map_err(CommandError::Tensors)
+/// Images and reconstructions on the host. Not clamped: what others compute with the same weights can be compared to the
+/// last digit.
+#[derive(Default)]
+struct Tensors {
+    inputs: Vec<f32>,
+    reconstructions: Vec<f32>,
+    count: usize,
 }
 
-/// The image's own name as PNG, numbered where an earlier image has the same.
-fn output_name(images: &[PathBuf], index: usize) -> String {
-    let stem = |path: &PathBuf| path.file_stem().map(|stem| stem.to_string_lossy().into_owned()).unwrap_or_default();
-    let name = stem(&images[index]);
-    match images[..index].iter().filter(|earlier| stem(earlier) == name).count() {
-        0 => format!("{name}.png"),
-        earlier => format!("{name}-{}.png", earlier + 1),
+impl Tensors {
+    fn push(&mut self, input: Tensor<4>, reconstruction: Tensor<4>) -> Result<(), CommandError> {
+        for (values, tensor) in [(&mut self.inputs, input), (&mut self.reconstructions, reconstruction)] {
+            let read = tensor.try_into_vec_as::<f32>().map_err(|error| CommandError::Compute(error.to_string()))?;
+            values.extend(read);
+        }
+        self.count += 1;
+        Ok(())
     }
+
+    fn write(&self, path: &Path, side: u32) -> Result<(), CommandError> {
+        let shape = [self.count, 3, side as usize, side as usize];
+        let tensor = |values: &[f32]| HostTensor::from_f32(shape, values);
+        let named = [("input", &self.inputs), ("reconstruction", &self.reconstructions)];
+        let tensors = named.into_iter().map(|(name, values)| (name.to_owned(), tensor(values))).collect();
+        write_safetensors(path, &tensors, None).map_err(CommandError::Tensors)
+    }
+}
+
+/// A PNG of the image's own name for each image, numbered where that is taken.
+///
+/// # Errors
+/// If a reconstruction would replace one of the images.
+fn output_paths(images: &[PathBuf], folder: &Path) -> Result<Vec<PathBuf>, CommandError> {
+    let inputs: BTreeSet<PathBuf> = images.iter().filter_map(|image| image.canonicalize().ok()).collect();
+    let mut taken = BTreeSet::new();
+    let mut path_of = |image: &PathBuf| {
+        let stem = image.file_stem().map(|stem| stem.to_string_lossy().into_owned()).unwrap_or_default();
+        let numbered = (2..).map(|number| format!("{stem}-{number}"));
+        let mut names = std::iter::once(stem.clone()).chain(numbered);
+        // Case does not tell files apart everywhere.
+        let name = names.find(|name| taken.insert(name.to_lowercase())).unwrap_or(stem);
+        let path = folder.join(format!("{name}.png"));
+        match path.canonicalize().is_ok_and(|path| inputs.contains(&path)) {
+            true => {
+                let message = format!("--output {} would replace the image {}", folder.display(), path.display());
+                Err(CommandError::Usage(message))
+            }
+            false => Ok(path),
+        }
+    };
+    images.iter().map(&mut path_of).collect()
 }
 
 fn write_png(path: &Path, pixels: Vec<u8>, side: u32) -> Result<(), CommandError> {
@@ -142,8 +174,18 @@ mod tests {
 
     #[test]
     fn images_of_the_same_name_do_not_overwrite_each_other() {
-        let images = ["a/x.jpg", "b/x.png", "y.bmp", "c/x.webp"].map(PathBuf::from);
-        let names: Vec<String> = (0..4).map(|index| output_name(&images, index)).collect();
-        assert_eq!(names, ["x.png", "x-2.png", "y.png", "x-3.png"]);
+        let images = ["a/x.jpg", "b/x-2.png", "c/X.bmp", "d/x.webp", "y.bmp"].map(PathBuf::from);
+        let paths = output_paths(&images, Path::new("out")).unwrap();
+        let names: Vec<_> = paths.iter().map(|path| path.file_name().unwrap().to_str().unwrap()).collect();
+        assert_eq!(names, ["x.png", "x-2.png", "X-3.png", "x-4.png", "y.png"]);
+    }
+
+    #[test]
+    fn an_image_is_never_replaced_by_its_reconstruction() {
+        let folder = tempfile::tempdir().unwrap();
+        let image = folder.path().join("mine.png");
+        std::fs::write(&image, "a picture").unwrap();
+        let error = output_paths(&[image], folder.path()).unwrap_err().to_string();
+        assert!(error.contains("would replace"), "{error}");
     }
 }

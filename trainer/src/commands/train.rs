@@ -8,7 +8,7 @@ use burn_train::Interrupter;
 use clap::Args;
 use serde_json::json;
 
-use super::{CommandError, INTERRUPTED, Json, parse_device, parse_override, print_json};
+use super::{CommandError, INTERRUPTED, Json, parse_device, parse_override, print_json, print_line};
 use crate::config::{self, Override};
 use crate::device::Choice;
 use crate::training::{Options, Outcome, train};
@@ -16,8 +16,9 @@ use crate::validation::Scores;
 
 #[derive(Debug, Args)]
 pub(super) struct TrainArgs {
-    /// Configuration: a TOML file, a name in configs/, or a built-in name such as tiny-cpu.toml
-    #[arg(long, required = true, value_name = "NAME-OR-PATH")]
+    /// Configuration: a TOML file, a name in configs/, or a built-in name such as tiny-cpu.toml; with --resume and
+    /// --run-dir it is the run's own unless another one is named
+    #[arg(long, required_unless_present_all = ["resume", "run_dir"], value_name = "NAME-OR-PATH")]
     config: Option<String>,
     /// Override a key of the configuration, as in batch.micro=2
     #[arg(long = "set", value_name = "KEY=VALUE", value_parser = parse_override)]
@@ -36,12 +37,13 @@ pub(super) struct TrainArgs {
 }
 
 pub(super) fn run(args: &TrainArgs) -> Result<ExitCode, CommandError> {
-    let name = args.config.as_deref().unwrap_or_default();
+    let own = || args.run_dir.clone().unwrap_or_default().join("config.toml").display().to_string();
+    let name = args.config.clone().unwrap_or_else(own);
     let mut overrides = args.set.clone();
     if let Some(device) = args.device {
         overrides.push(Override::new("run.device", &device.to_string()));
     }
-    let loaded = config::load(name, &overrides)?;
+    let loaded = config::load(&name, &overrides)?;
     let folder = args.run_dir.clone().unwrap_or_else(|| PathBuf::from("runs").join(&loaded.config.run.name));
     let interrupter = stop_on_signals()?;
     let outcome = train(&loaded, &Options { resume: args.resume, folder: folder.clone() }, &interrupter)?;
@@ -69,7 +71,7 @@ fn stop_on_signals() -> Result<Interrupter, CommandError> {
     let (handle, asked) = (interrupter.clone(), AtomicBool::new(false));
     let stop = move || {
         if asked.swap(true, Ordering::SeqCst) {
-            std::process::exit(i32::from(INTERRUPTED));
+            std::process::exit(1);
         }
         eprintln!("stopping: the run is saved first, once more stops at once");
         handle.stop(Some("interrupted"));
@@ -80,9 +82,9 @@ fn stop_on_signals() -> Result<Interrupter, CommandError> {
 
 fn print_outcome(outcome: &Outcome) {
     if let (Some(before), Some(after)) = (&outcome.before, &outcome.after) {
-        print!("{}", before_and_after(before, after));
+        print_line(before_and_after(before, after).trim_end());
     }
-    println!("checkpoint: {}", outcome.checkpoint.display());
+    print_line(&format!("checkpoint: {}", outcome.checkpoint.display()));
 }
 
 /// What training did, as a table.

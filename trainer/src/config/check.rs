@@ -2,7 +2,7 @@
 
 use checkpoints::Architecture;
 
-use super::{Config, DataSource};
+use super::{Config, DataSource, PixelConfig, PixelNormConfig};
 use crate::device::Choice;
 
 /// A value that is of the right type and still makes no sense.
@@ -13,6 +13,13 @@ pub struct Problem {
     /// What is wrong and what is allowed.
     pub message: String,
 }
+
+/// Far beyond any run, and small enough that their product still counts samples in 64 bits.
+const MOST_STEPS: u64 = 1 << 40;
+const MOST_SAMPLES: usize = 1 << 20;
+
+/// As many indices fit a small machine's memory.
+const MOST_IMAGES: usize = 100_000_000;
 
 fn problem(key: &'static str, message: impl Into<String>) -> Result<(), Problem> {
     Err(Problem { key, message: message.into() })
@@ -31,7 +38,7 @@ fn share(key: &'static str, value: f64) -> Result<(), Problem> {
 }
 
 fn below_one(key: &'static str, value: f64) -> Result<(), Problem> {
-    if (0.0..1.0).contains(&value) {
+    if (0.0..1.0).contains(&value) && (value as f32) < 1.0 {
         Ok(())
     } else {
         problem(key, format!("is {value}, must be at least 0 and below 1"))
@@ -45,8 +52,8 @@ impl Config {
     /// The first problem, in the order of the file's tables.
     pub fn check(&self) -> Result<(), Problem> {
         let Self { run, batch, model, data, losses, optimizer, schedule, ema, checkpoints, .. } = self;
-        if run.steps == 0 {
-            return problem("run.steps", "is 0, must be at least 1");
+        if !(1..=MOST_STEPS).contains(&run.steps) {
+            return problem("run.steps", format!("is {}, must lie in 1 to {MOST_STEPS}", run.steps));
         }
         if run.name.contains(['/', '\\']) || run.name == ".." || run.name == "." {
             return problem(
@@ -57,7 +64,10 @@ impl Config {
         if let Err(error) = run.device.parse::<Choice>() {
             return problem("run.device", error.to_string());
         }
-        at_least_one("batch.effective", batch.effective)?;
+        if !(1..=MOST_SAMPLES).contains(&batch.effective) {
+            let message = format!("is {}, must lie in 1 to {MOST_SAMPLES}", batch.effective);
+            return problem("batch.effective", message);
+        }
         at_least_one("batch.micro", batch.micro)?;
         if batch.micro > batch.effective {
             let message = format!("is {}, must be at most batch.effective = {}", batch.micro, batch.effective);
@@ -82,7 +92,9 @@ impl Config {
             }
             _ => {}
         }
-        at_least_one("data.images", data.images)?;
+        if !(1..=MOST_IMAGES).contains(&data.images) {
+            return problem("data.images", format!("is {}, must lie in 1 to {MOST_IMAGES}", data.images));
+        }
         at_least_one("data.prefetch", data.prefetch)?;
         if !(8..=4096).contains(&data.resolution) {
             return problem("data.resolution", format!("is {}, must lie in 8 to 4096", data.resolution));
@@ -93,6 +105,9 @@ impl Config {
             not_negative(key, weight)?;
         }
         share("losses.pixel.mix", losses.pixel.mix)?;
+        if losses.pixel.norm != PixelNormConfig::Mix && losses.pixel.mix != PixelConfig::default().mix {
+            return problem("losses.pixel.mix", "has no effect: it needs losses.pixel.norm = \"mix\"");
+        }
         not_negative("losses.codebook.beta", losses.codebook.beta.unwrap_or(0.0))?;
         not_negative("losses.codebook.entropy", losses.codebook.entropy.unwrap_or(0.0))?;
         if !(optimizer.learning_rate > 0.0 && optimizer.learning_rate.is_finite()) {
@@ -101,8 +116,9 @@ impl Config {
         for beta in optimizer.betas {
             below_one("optimizer.betas", beta)?;
         }
-        if optimizer.epsilon <= 0.0 {
-            return problem("optimizer.epsilon", format!("is {}, must be above 0", optimizer.epsilon));
+        let epsilon = optimizer.epsilon as f32;
+        if !(epsilon > 0.0 && epsilon.is_finite()) {
+            return problem("optimizer.epsilon", format!("is {}, must be above 0 in f32", optimizer.epsilon));
         }
         not_negative("optimizer.weight_decay", optimizer.weight_decay)?;
         not_negative("optimizer.clip_norm", optimizer.clip_norm)?;

@@ -360,7 +360,8 @@ pub enum ScheduleKind {
 #[derive(Debug, Clone, PartialEq, Deserialize, Serialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct EmaConfig {
-    /// Share of the old average that a step keeps; 0 keeps no average.
+    /// Share of the old average that a step keeps, and at most `(1 + step) / (10 + step)` of it, so that a short run is not
+    /// ruled by its start; 0 keeps no average.
     pub decay: f64,
 }
 

@@ -216,6 +216,12 @@ fn explain(message: &str) -> String {
 }
 
 impl Loaded {
+    /// Whether the configuration was read from `path`.
+    pub fn is_from(&self, path: &Path) -> bool {
+        let canonical = |path: &Path| path.canonicalize().ok();
+        canonical(path).is_some_and(|path| canonical(Path::new(&self.file)) == Some(path))
+    }
+
     /// Says where the value stands that `problem` is about.
     pub fn locate(&self, problem: Problem) -> ConfigError {
         let key: Vec<&str> = problem.key.split('.').collect();

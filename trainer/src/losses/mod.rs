@@ -59,6 +59,11 @@ pub struct Losses {
 }
 
 impl Losses {
+    /// Whether a loss couples the samples of an effective batch, so that a step needs two passes.
+    pub fn are_coupled(&self) -> bool {
+        self.codebook.1.is_coupled()
+    }
+
     /// The losses of `config`; what it leaves open about the codebook is as `quantizer`'s checkpoint was trained.
     pub fn new(config: &LossesConfig, quantizer: &Quantizer) -> Self {
         let pixel = &config.pixel;

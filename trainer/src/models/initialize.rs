@@ -23,7 +23,10 @@ pub fn random_weights(architecture: &Architecture, seed: u64) -> StateDict {
         let mut rng = rng_for(seed, name);
         let mut uniform = |bound: f64| (0..len).map(|_| rng.random_range(-bound..=bound) as f32).collect::<Vec<_>>();
         let values = if name == "quantize.embedding.weight" {
-            uniform(1.0 / architecture.codes as f64)
+            match architecture.quantizer.l2_norm {
+                true => unit_rows(&uniform(1.0), architecture.code_dim),
+                false => uniform(1.0 / architecture.codes as f64),
+            }
         } else if is_norm(name) {
             vec![if name.ends_with("weight") { 1.0 } else { 0.0 }; len]
         } else {
@@ -32,6 +35,14 @@ pub fn random_weights(architecture: &Architecture, seed: u64) -> StateDict {
         (name.clone(), HostTensor::from_f32(shape, &values))
     };
     parameters.iter().map(init).collect()
+}
+
+fn unit_rows(values: &[f32], width: usize) -> Vec<f32> {
+    let unit = |row: &[f32]| {
+        let length = row.iter().map(|v| v * v).sum::<f32>().sqrt().max(f32::MIN_POSITIVE);
+        row.iter().map(|v| v / length).collect::<Vec<_>>()
+    };
+    values.chunks(width.max(1)).flat_map(unit).collect()
 }
 
 fn rng_for(seed: u64, name: &str) -> ChaCha8Rng {
@@ -49,6 +60,17 @@ mod tests {
         let [a, b, c] = [1, 1, 2].map(|seed| random_weights(&architecture, seed));
         assert_eq!(a, b);
         assert_ne!(a, c);
+    }
+
+    #[test]
+    fn normalised_codes_start_at_unit_length() {
+        let architecture = tiny_architecture();
+        assert!(architecture.quantizer.l2_norm);
+        let codes = random_weights(&architecture, 0)["quantize.embedding.weight"].to_f32();
+        for code in codes.chunks(architecture.code_dim) {
+            let length: f32 = code.iter().map(|v| v * v).sum();
+            assert!((length - 1.0).abs() < 1e-5, "{length}");
+        }
     }
 
     #[test]

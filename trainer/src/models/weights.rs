@@ -28,6 +28,16 @@ pub enum ModelError {
         /// What is needed.
         rank: usize,
     },
+    /// A tensor belongs to a parameter of another shape.
+    #[error("`{name}` has shape {shape:?}, its parameter has {expected:?}")]
+    Shape {
+        /// The tensor's name.
+        name: String,
+        /// What was found.
+        shape: Vec<usize>,
+        /// What is needed.
+        expected: Vec<usize>,
+    },
     /// The device could not hand a tensor back.
     #[error("the device failed while a weight was read back: {0}")]
     Device(String),
@@ -80,12 +90,14 @@ impl<'a> WeightReader<'a> {
 
 /// The same name has the same id in every process, which lets saved optimizer state find its parameter again.
 ///
-/// 64-bit FNV-1a: the few hundred names of a model do not collide in it (a test watches that).
+/// The few hundred names of a model do not collide in 64 bits.
 pub fn param_id(name: &str) -> ParamId {
-    let hash = name
-        .bytes()
-        .fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3));
-    ParamId::from(hash)
+    ParamId::from(fnv1a(name.bytes()))
+}
+
+/// 64-bit FNV-1a, which unlike the standard library's hash is the same in every version.
+pub fn fnv1a(bytes: impl Iterator<Item = u8>) -> u64 {
+    bytes.fold(0xcbf2_9ce4_8422_2325, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3))
 }
 
 /// Reads every float parameter of `module` back to the host as f32, by name.
