@@ -97,6 +97,17 @@ impl Choice {
     }
 }
 
+impl Choice {
+    /// Every device to look for: the first of each kind, which says why it cannot be had, and all further ones that are there.
+    pub fn all() -> Vec<Self> {
+        let further = |device: fn(usize) -> Self| {
+            std::iter::once(device(0)).chain((1..).map(device).take_while(|choice| choice.open().is_ok()))
+        };
+        let software = cfg!(feature = "wgpu").then_some(Self::WgpuCpu);
+        further(Self::Cuda).chain(further(Self::Wgpu)).chain(software).chain([Self::Cpu]).collect()
+    }
+}
+
 fn auto() -> Selected {
     let mut passed_over = Vec::new();
     for choice in [Choice::Cuda(0), Choice::Wgpu(0)] {

@@ -44,13 +44,13 @@ mod tests {
 
     #[test]
     fn the_peak_on_the_cpu_counts_what_was_freed_again() {
+        // Far more than all other tests of this process hold together.
+        let much = 1 << 28;
         let meter = MemoryMeter::new(&Device::flex());
         meter.start();
-        let before = meter.peak();
-        drop(std::hint::black_box(vec![1_u8; 1 << 24]));
-        let risen = meter.peak() - before;
-        assert!(risen >= 1 << 24, "{risen}");
+        drop(std::hint::black_box(vec![0_u8; much]));
+        assert!(meter.peak() >= much as u64);
         meter.start();
-        assert!(meter.peak() < before + (1 << 24));
+        assert!(meter.peak() < much as u64);
     }
 }

@@ -17,7 +17,7 @@ pub(super) struct DevicesArgs {
 
 pub(super) fn run(args: &DevicesArgs) -> Result<ExitCode, CommandError> {
     let mut rows = Vec::new();
-    for choice in [Choice::Cuda(0), Choice::Wgpu(0), Choice::Cpu] {
+    for choice in Choice::all() {
         match choice.open() {
             Ok(selected) => {
                 let types = [("f32", DType::F32), ("f16", DType::F16), ("bf16", DType::BF16)];

@@ -95,12 +95,17 @@ impl EntropyCoupling {
     /// that the probabilities of all codes exist for few tokens at a time.
     pub fn gradient(&self, vectors: Tensor<2>, codebook: Tensor<2>) -> EntropyGradient {
         let [k, _] = codebook.dims();
-        let (device, dtype) = (vectors.device(), vectors.dtype());
+        self.gradient_of_tiles(tiles(vectors, k), codebook)
+    }
+
+    fn gradient_of_tiles(&self, vectors: Vec<Tensor<2>>, codebook: Tensor<2>) -> EntropyGradient {
+        let [k, _] = codebook.dims();
+        let (device, dtype) = (codebook.device(), codebook.dtype());
         let coefficient = self.coefficient.clone().reshape([1, k]).autodiff();
         let mut sample_entropy = Tensor::<1>::zeros([1], (&device, dtype));
         let mut at_codebook = codebook.zeros_like();
         let mut at_vectors = Vec::new();
-        for tile in tiles(vectors, k) {
+        for tile in vectors {
             let tile = tile.autodiff().require_grad();
             let codes = codebook.clone().autodiff().require_grad();
             let affinity = affinity(tile.clone(), codes.clone());
@@ -115,5 +120,71 @@ impl EntropyCoupling {
             }
         }
         EntropyGradient { sample_entropy, vectors: Tensor::cat(at_vectors, 0), codebook: at_codebook }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use burn::tensor::{DType, Device, TensorData};
+
+    use super::*;
+
+    const TOKENS: usize = 5;
+    const CODES: usize = 4;
+    const DIM: usize = 3;
+
+    /// Close enough together that several codes are probable for a token at the temperature of the loss.
+    fn wave(rows: usize, phase: f64) -> Vec<f64> {
+        (0..rows * DIM).map(|i| 0.08 * (i as f64 * 1.7 + phase).sin()).collect()
+    }
+
+    fn tensor(values: &[f64]) -> Tensor<2> {
+        let data = TensorData::new(values.to_vec(), [values.len() / DIM, DIM]);
+        Tensor::from_data(data, (&Device::flex(), DType::F64))
+    }
+
+    fn read<const D: usize>(tensor: Tensor<D>) -> Vec<f64> {
+        tensor.into_data().try_into_vec().unwrap()
+    }
+
+    fn coupling(vectors: &[f64], codebook: &[f64]) -> EntropyCoupling {
+        EntropyCoupling::new(sum_probabilities(tensor(vectors), tensor(codebook)), TOKENS)
+    }
+
+    fn value(vectors: &[f64], codebook: &[f64]) -> f64 {
+        let coupling = coupling(vectors, codebook);
+        let samples = coupling.gradient(tensor(vectors), tensor(codebook)).sample_entropy;
+        read(samples + coupling.shared_value())[0]
+    }
+
+    #[test]
+    fn the_entropy_terms_gradient_is_that_of_finite_differences() {
+        let (vectors, codebook) = (wave(TOKENS, 0.3), wave(CODES, 1.1));
+        let gradient = coupling(&vectors, &codebook).gradient(tensor(&vectors), tensor(&codebook));
+        let step = 1e-6;
+        for (at, gradient) in [(0, read(gradient.vectors)), (1, read(gradient.codebook))] {
+            assert!(gradient.iter().any(|g| g.abs() > 0.1), "{gradient:?}");
+            for (index, expected) in gradient.iter().enumerate() {
+                let nudged = |amount: f64| {
+                    let mut inputs = [vectors.clone(), codebook.clone()];
+                    inputs[at][index] += amount;
+                    value(&inputs[0], &inputs[1])
+                };
+                let difference = (nudged(step) - nudged(-step)) / (2.0 * step);
+                assert!((difference - expected).abs() < 1e-5, "{at} {index}: {expected} against {difference}");
+            }
+        }
+    }
+
+    #[test]
+    fn tiles_do_not_change_the_entropy_terms_gradient() {
+        let (vectors, codebook) = (wave(TOKENS, 0.3), wave(CODES, 1.1));
+        let coupling = coupling(&vectors, &codebook);
+        let whole = coupling.gradient_of_tiles(vec![tensor(&vectors)], tensor(&codebook));
+        let tiled = coupling.gradient_of_tiles(tensor(&vectors).split(2, 0), tensor(&codebook));
+        let near = |a: Vec<f64>, b: Vec<f64>| a.iter().zip(&b).all(|(a, b)| (a - b).abs() < 1e-12);
+        assert!(near(read(whole.vectors), read(tiled.vectors)));
+        assert!(near(read(whole.codebook), read(tiled.codebook)));
+        assert!(near(read(whole.sample_entropy), read(tiled.sample_entropy)));
     }
 }
