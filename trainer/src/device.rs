@@ -32,8 +32,8 @@ pub enum DeviceError {
         /// The feature's name.
         name: &'static str,
     },
-    /// A backend that is built in and finds no such device.
-    #[error("there is no device {choice}: {reason}")]
+    /// A backend that is built in and finds no such device, or not what the device needs.
+    #[error("device {choice} cannot be used: {reason}")]
     Absent {
         /// What was asked for.
         choice: Choice,
@@ -155,6 +155,10 @@ mod cuda {
         // The device by its runtime's own type: an index of another runtime cannot be meant by mistake.
         let device = (index < found.len()).then(|| Device::new(burn_cuda::CudaDevice::new(index)));
         let device = device.ok_or(DeviceError::Absent { choice, reason })?;
+        if cubecl::cuda::install::cuda_path().is_none() {
+            let reason = "kernels are compiled with CUDA's headers, and there are none: set CUDA_PATH".to_owned();
+            return Err(DeviceError::Absent { choice, reason });
+        }
         Ok(Selected { description: describe(choice, &device), device, choice })
     }
 }
