@@ -48,7 +48,7 @@ fn a_run_leaves_everything_that_its_folder_promises() {
     assert_eq!(lines[0]["skipped"], false);
     for step in ["000000", "000002", "000004"] {
         let grid = image::open(run_dir.join(format!("samples/step-{step}.png"))).unwrap();
-        assert_eq!((grid.width(), grid.height()), (3 * 16 + 2 * 2, 2 * 16 + 2));
+        assert_eq!((grid.width(), grid.height()), (3 * 96 + 2 * 2, 2 * 96 + 2));
     }
     assert!(run_dir.join("checkpoints/step-000004/manifest.json").is_file());
     // The resolved configuration runs again as it is.
