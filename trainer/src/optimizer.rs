@@ -167,8 +167,8 @@ impl ModelOptimizer {
                 let moment = |part: &str| {
                     let host = entry(part)?;
                     if host.shape != value.dims() {
-                        let (name, expected) = (format!("{name}.{part}"), value.dims().to_vec());
-                        return Err(ModelError::Shape { name, shape: host.shape.clone(), expected });
+                        let shapes = format!("{:?}, its parameter has {:?}", host.shape, value.dims());
+                        return Err(ModelError::Shape { name: format!("{name}.{part}"), shapes });
                     }
                     let data = TensorData::new(host.to_f32(), host.shape.clone());
                     Ok(Tensor::<D>::from_data(data, (&value.device(), DType::F32)))

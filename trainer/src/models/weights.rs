@@ -29,14 +29,12 @@ pub enum ModelError {
         rank: usize,
     },
     /// A tensor belongs to a parameter of another shape.
-    #[error("`{name}` has shape {shape:?}, its parameter has {expected:?}")]
+    #[error("`{name}` has shape {shapes}")]
     Shape {
         /// The tensor's name.
         name: String,
-        /// What was found.
-        shape: Vec<usize>,
-        /// What is needed.
-        expected: Vec<usize>,
+        /// What was found, and what is needed.
+        shapes: String,
     },
     /// The device could not hand a tensor back.
     #[error("the device failed while a weight was read back: {0}")]
