@@ -39,8 +39,8 @@ pub(super) fn run(args: &DevicesArgs) -> Result<ExitCode, CommandError> {
             .collect();
         print_json(&json!({ "devices": devices }));
     } else {
-        for (choice, name, types) in rows {
-            print_line(&format!("{choice:<8} {name}; {}", types.join(", ")));
+        for (_, name, types) in rows {
+            print_line(&format!("{name}; {}", types.join(", ")));
         }
     }
     Ok(ExitCode::SUCCESS)
