@@ -46,13 +46,19 @@ pub struct WeightReader<'a> {
     state: &'a StateDict,
     device: &'a Device,
     dtype: DType,
+    tracked: bool,
     path: String,
 }
 
 impl<'a> WeightReader<'a> {
     /// A reader at the root. Parameters become tensors of `dtype` on `device`; on an autodiff device they are tracked.
     pub fn new(state: &'a StateDict, device: &'a Device, dtype: DType) -> Self {
-        Self { state, device, dtype, path: String::new() }
+        Self { state, device, dtype, tracked: device.is_autodiff(), path: String::new() }
+    }
+
+    /// A reader for a network that is never trained: on an autodiff device gradients go through it and not to it.
+    pub fn frozen(state: &'a StateDict, device: &'a Device, dtype: DType) -> Self {
+        Self { tracked: false, ..Self::new(state, device, dtype) }
     }
 
     /// The same reader one level down.
@@ -81,7 +87,7 @@ impl<'a> WeightReader<'a> {
         }
         let data = TensorData::new(host.to_f32(), host.shape.clone());
         let tensor = Tensor::<D>::from_data(data, (self.device, self.dtype));
-        let tensor = if self.device.is_autodiff() { tensor.require_grad() } else { tensor };
+        let tensor = if self.tracked { tensor.require_grad() } else { tensor };
         Ok(Param::initialized(param_id(&name), tensor))
     }
 }
