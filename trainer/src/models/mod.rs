@@ -1,7 +1,7 @@
 //! The networks.
 
 pub mod architectures;
-mod blocks;
+pub mod blocks;
 mod decoder;
 mod encoder;
 pub mod initialize;
