@@ -20,7 +20,7 @@ pub enum FreezingError {
         reason: String,
     },
     /// No parameter and no module has such a name.
-    #[error("the pattern \"{pattern}\" matches nothing{}", nearest.iter().map(|name| format!(", did you mean \"{name}\"?")).collect::<String>())]
+    #[error("the pattern \"{pattern}\" matches nothing{}", did_you_mean(nearest.as_deref()))]
     Unmatched {
         /// What was written.
         pattern: String,
@@ -29,13 +29,17 @@ pub enum FreezingError {
     },
 }
 
+fn did_you_mean(nearest: Option<&str>) -> String {
+    nearest.map(|name| format!(", did you mean \"{name}\"?")).unwrap_or_default()
+}
+
 /// Says of a parameter's name whether it learns.
 #[derive(Debug, Clone)]
 pub struct Trainable(Vec<GlobMatcher>);
 
 impl Trainable {
-    /// What one of `patterns` matches learns, and everything below a module that one of them matches. `*` and `?` also stand
-    /// for dots, `[01]` and `{q,k}` for one of those within. `names` are those of all the model's parameters.
+    /// What one of `patterns` matches learns, and everything below a module that one of them matches. `*` and `?` also
+    /// stand for dots, `[01]` and `{q,k}` for one of those within. `names` are those of all the model's parameters.
     ///
     /// # Errors
     /// If a pattern is no glob or matches none of `names`.
@@ -92,7 +96,8 @@ fn nearest_path(pattern: &str, names: &[&str]) -> Option<String> {
     nearest(pattern.trim_end_matches(['*', '.']), &all).map(str::to_owned)
 }
 
-/// Takes the gradient off every parameter of `model` that is not `trained`. Its id and its value stay, which is not copied.
+/// Takes the gradient off every parameter of `model` that is not `trained`. Its id and its value stay, which is not
+/// copied.
 #[must_use]
 pub fn freeze<M: Module>(model: M, trained: &Trainable) -> M {
     struct Freeze<'a> {

@@ -104,8 +104,8 @@ impl Config {
         self.check_train(architecture)
     }
 
-    /// The codebook's loss ends at the latents, so nothing of the decoder learns from it; the others go past the codebook,
-    /// which is straight-through for them.
+    /// The codebook's loss ends at the latents, so nothing of the decoder learns from it; the others go past the
+    /// codebook, which is straight-through for them.
     fn check_train(&self, architecture: &Architecture) -> Result<(), Problem> {
         let parameters = architecture.parameters();
         let names: Vec<&str> = parameters.iter().map(|(name, _)| name.as_str()).collect();
@@ -116,8 +116,8 @@ impl Config {
         let mut trained = names.into_iter().filter(|name| trainable.is_trained(name));
         let of_decoder = |name: &str| name.starts_with("decoder.") || name.starts_with("post_quant_conv.");
         if !self.losses.see_images() && trained.clone().any(of_decoder) {
-            let message = "is 0, and of the other losses only the codebook's is on, which does not reach the decoder: set \
-                           another weight, or model.train = [\"encoder\", \"quant_conv\", \"quantize\"]";
+            let message = "is 0, and of the other losses only the codebook's is on, which does not reach the decoder: \
+                           set another weight, or model.train = [\"encoder\", \"quant_conv\", \"quantize\"]";
             return problem("losses.pixel.weight", message);
         }
         if self.losses.codebook.weight == 0.0 && trained.all(|name| name.starts_with("quantize.")) {

@@ -127,8 +127,8 @@ pub struct PerceptualConfig {
     pub ramp: u64,
     /// The network whose features are compared.
     pub network: PerceptualNetwork,
-    /// That network's ImageNet weights, by torchvision's names: `hf://owner/name[@revision][/file]` or a local path. Where
-    /// nothing is said, `hf://timm/vgg16.tv_in1k` for `vgg16`; `alexnet` has no default.
+    /// That network's ImageNet weights, by torchvision's names: `hf://owner/name[@revision][/file]` or a local path.
+    /// Where nothing is said, `hf://timm/vgg16.tv_in1k` for `vgg16`; `alexnet` has no default.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub backbone: Option<String>,
     /// LPIPS's weights of the features' channels, likewise. Where nothing is said, `LPIPS_v0.1_vgg-a78928a0.pth` or
@@ -194,8 +194,8 @@ pub struct AdversarialConfig {
     pub ramp: u64,
     /// The pair of losses of model and discriminator.
     pub kind: AdversarialKind,
-    /// What the weight is multiplied with: the norm of the gradient of `pixel` and `perceptual` at the decoder's last layer
-    /// over that of this loss (Esser et al. 2020, arXiv 2012.09841, equation 7), or nothing.
+    /// What the weight is multiplied with: the norm of the gradient of `pixel` and `perceptual` at the decoder's last
+    /// layer over that of this loss (Esser et al. 2020, arXiv 2012.09841, equation 7), or nothing.
     pub adaptive: Adaptive,
     /// Weight of the LeCam regularizer of the discriminator (Tseng et al. 2021, arXiv 2104.03310); 0 leaves it out.
     pub lecam: f64,
@@ -221,13 +221,13 @@ impl Default for AdversarialConfig {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum AdversarialKind {
-    /// Half of `max(0, 1 - d)` of the real plus `max(0, 1 + d)` of the others; the model takes `-d` (Lim and Ye 2017, arXiv
-    /// 1705.02894).
+    /// Half of `max(0, 1 - d)` of the real plus `max(0, 1 + d)` of the others; the model takes `-d` (Lim and Ye 2017,
+    /// arXiv 1705.02894).
     Hinge,
     /// Half of both cross-entropies; the model takes `-d`, as in taming-transformers.
     Vanilla,
-    /// Half of both cross-entropies; the model takes that of its patches being real (Goodfellow et al. 2014, arXiv 1406.2661,
-    /// section 3).
+    /// Half of both cross-entropies; the model takes that of its patches being real (Goodfellow et al. 2014, arXiv
+    /// 1406.2661, section 3).
     NonSaturating,
 }
 
@@ -272,8 +272,8 @@ pub struct ClipTextConfig {
     pub prompts: Vec<String>,
 }
 
-/// `[losses.clip_contrastive]`: tells each reconstruction from all others of the effective batch by CLIP (the loss that CLIP
-/// was trained with, Radford et al. 2021, arXiv 2103.00020).
+/// `[losses.clip_contrastive]`: tells each reconstruction from all others of the effective batch by CLIP (the loss that
+/// CLIP was trained with, Radford et al. 2021, arXiv 2103.00020).
 #[derive(Debug, Clone, PartialEq, Deserialize, Serialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct ClipContrastiveConfig {

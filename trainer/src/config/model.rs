@@ -9,8 +9,9 @@ pub struct ModelConfig {
     /// `hf://owner/name[@revision][/file]` or a local path. Without it the weights are random.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub pretrained: Option<String>,
-    /// What learns: globs over parameter names such as `encoder.down.0.block.0.conv1.weight`. A `*` also stands for dots, and
-    /// what matches a module matches all below it, so that `decoder` is the whole decoder. The rest stays as it is.
+    /// What learns: globs over parameter names such as `encoder.down.0.block.0.conv1.weight`. A `*` also stands for
+    /// dots, and what matches a module matches all below it, so that `decoder` is the whole decoder. The rest stays as
+    /// it is.
     pub train: Vec<String>,
     /// Name of a built-in architecture, for random weights; `tiny` where nothing is said.
     #[serde(skip_serializing_if = "Option::is_none")]

@@ -14,8 +14,8 @@ pub struct DiscriminatorConfig {
     pub channels: usize,
     /// Convolutions that halve the picture, 1 to 10; those of `pretrained` where there is one.
     pub layers: usize,
-    /// A taming-transformers checkpoint with a discriminator: `hf://owner/name[@revision][/file]` or a local path. Without
-    /// it the weights are random.
+    /// A taming-transformers checkpoint with a discriminator: `hf://owner/name[@revision][/file]` or a local path.
+    /// Without it the weights are random.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub pretrained: Option<String>,
     /// First optimizer step at which it learns; `losses.adversarial.start` where nothing is said.
@@ -55,8 +55,8 @@ pub enum DiscriminatorNorm {
 #[derive(Debug, Clone, PartialEq, Deserialize, Serialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct ClipConfig {
-    /// The model: `hf://owner/name[@revision][/file]` or a local path, `hf://openai/clip-vit-base-patch32` where nothing is
-    /// said.
+    /// The model: `hf://owner/name[@revision][/file]` or a local path, `hf://openai/clip-vit-base-patch32` where
+    /// nothing is said.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub pretrained: Option<String>,
     /// A tokenizer, likewise; that beside the model where nothing is said.
@@ -66,8 +66,8 @@ pub struct ClipConfig {
     pub whole: bool,
     /// Random squares that are the other views, up to 1024; picture and reconstruction have the same ones.
     pub cutouts: usize,
-    /// Exponent of the evenly drawn share of the way from the smallest square to the largest, above 0; over 1 favours small
-    /// ones.
+    /// Exponent of the evenly drawn share of the way from the smallest square to the largest, above 0; over 1 favours
+    /// small ones.
     pub cutout_power: f64,
     /// Cutouts in memory at a time; 0 for all of a sample. It does not change what a step computes.
     pub cutouts_at_once: usize,
@@ -79,7 +79,8 @@ pub struct ClipConfig {
     pub jitter: f64,
     /// Probability, 0..1, that a rectangle of a cutout is blanked.
     pub erasing: f64,
-    /// Largest standard deviation of a cutout's noise, 0 or more, of pixels in 0..1; each cutout's is drawn evenly up to it.
+    /// Largest standard deviation of a cutout's noise, 0 or more, of pixels in 0..1; each cutout's is drawn evenly up
+    /// to it.
     pub noise: f64,
 }
 

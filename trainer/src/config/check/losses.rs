@@ -108,7 +108,8 @@ impl Config {
             );
             return problem("discriminator.start", message);
         }
-        // Each layer halves the side, rounding down; two more convolutions take 1 off it each, and one patch has to be left.
+        // Each layer halves the side, rounding down; two more convolutions take 1 off it each, and one patch has to be
+        // left.
         let side = data.resolution >> discriminator.layers;
         if side < 3 {
             let message = format!(
@@ -155,8 +156,8 @@ fn check_adversarial(losses: &LossesConfig) -> Result<(), Problem> {
     }
     let has_reference = losses.pixel.weight != 0.0 || losses.perceptual.weight != 0.0;
     if adversarial.adaptive != Adaptive::Off && !has_reference {
-        let message = "must be \"off\" where losses.pixel.weight and losses.perceptual.weight are 0: it is the ratio of their \
-                       gradient to the adversarial one";
+        let message = "must be \"off\" where losses.pixel.weight and losses.perceptual.weight are 0: it is the ratio of \
+                       their gradient to the adversarial one";
         return problem("losses.adversarial.adaptive", message);
     }
     Ok(())
