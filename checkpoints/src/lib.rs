@@ -4,6 +4,7 @@ pub mod hub;
 pub mod run;
 
 mod architecture;
+mod clip;
 mod names;
 mod pickle;
 mod safetensors_file;
@@ -12,6 +13,7 @@ mod torch_file;
 mod weights;
 
 pub use architecture::{Architecture, Family, Quantizer};
+pub use clip::{Activation, Clip, ClipArchitecture, Tower, load_clip};
 pub use names::{ConfigFile, Export, export_vqgan, family_name, load_vqgan};
 pub use pickle::PickleError;
 pub use safetensors::Dtype;
