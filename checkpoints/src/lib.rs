@@ -4,6 +4,7 @@ pub mod hub;
 pub mod run;
 
 mod architecture;
+mod lpips;
 mod names;
 mod pickle;
 mod safetensors_file;
@@ -12,6 +13,7 @@ mod torch_file;
 mod weights;
 
 pub use architecture::{Architecture, Family, Quantizer};
+pub use lpips::LpipsNetwork;
 pub use names::{ConfigFile, Export, export_vqgan, family_name, load_vqgan};
 pub use pickle::PickleError;
 pub use safetensors::Dtype;
