@@ -5,6 +5,7 @@ pub mod run;
 
 mod architecture;
 mod clip;
+mod lpips;
 mod names;
 mod pickle;
 mod safetensors_file;
@@ -14,6 +15,7 @@ mod weights;
 
 pub use architecture::{Architecture, Family, Quantizer};
 pub use clip::{Activation, Clip, ClipArchitecture, Tower, load_clip};
+pub use lpips::LpipsNetwork;
 pub use names::{ConfigFile, Export, export_vqgan, family_name, load_vqgan};
 pub use pickle::PickleError;
 pub use safetensors::Dtype;

@@ -1,9 +1,12 @@
 //! What a model is trained for. A loss is one file; [`Losses`] is what the engine sees of all of them.
 
+pub mod adversarial;
 mod codebook;
+mod perceptual;
 mod pixel;
 
 pub use codebook::{CodebookLoss, EntropyCoupling, EntropyGradient, sum_probabilities};
+pub use perceptual::PerceptualLoss;
 pub use pixel::{PixelLoss, PixelNorm};
 
 use burn::tensor::Tensor;

@@ -3,12 +3,15 @@
 pub mod architectures;
 pub mod blocks;
 mod decoder;
+pub mod discriminator;
 mod encoder;
 pub mod initialize;
+pub mod lpips;
 pub mod quantizer;
 pub mod vqgan;
 pub mod weights;
 
+pub(crate) use blocks::statistics_dtype;
 pub use vqgan::VqGan;
 
 #[cfg(test)]
