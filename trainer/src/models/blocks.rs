@@ -54,7 +54,7 @@ impl GroupNorm {
 }
 
 /// Half precision takes statistics in f32, wider types in themselves.
-fn statistics_dtype(dtype: DType) -> DType {
+pub(super) fn statistics_dtype(dtype: DType) -> DType {
     match dtype {
         DType::F16 | DType::BF16 => DType::F32,
         other => other,

@@ -2,6 +2,7 @@
 
 pub mod architectures;
 mod blocks;
+pub mod clip;
 mod decoder;
 mod encoder;
 pub mod initialize;
