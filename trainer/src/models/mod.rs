@@ -2,6 +2,7 @@
 
 pub mod architectures;
 pub mod blocks;
+pub mod clip;
 mod decoder;
 pub mod discriminator;
 mod encoder;
