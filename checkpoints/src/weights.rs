@@ -245,6 +245,12 @@ impl WeightsFile {
         }
     }
 
+    /// What comes before `ending` in the shortest name that ends so, whole parts of it; empty where it is the name.
+    pub(crate) fn prefix_of(&self, ending: &str) -> Option<&str> {
+        let prefixes = self.names().filter_map(|name| name.strip_suffix(ending));
+        prefixes.filter(|prefix| prefix.is_empty() || prefix.ends_with('.')).min_by_key(|prefix| prefix.len())
+    }
+
     /// Reads one tensor.
     ///
     /// # Errors
