@@ -1,5 +1,6 @@
 //! What a model is trained for. A loss is one file; [`Losses`] is what the engine sees of all of them.
 
+pub mod clip;
 mod codebook;
 mod pixel;
 
