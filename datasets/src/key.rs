@@ -50,6 +50,14 @@ impl SampleKey {
         key[16..24].copy_from_slice(&(purpose as u64).to_le_bytes());
         ChaCha8Rng::from_seed(key)
     }
+
+    /// The generator for one of many choices of the same purpose: independent for any other index, and of [`Self::rng`].
+    pub fn rng_at(self, purpose: Purpose, index: u64) -> ChaCha8Rng {
+        let mut rng = self.rng(purpose);
+        // Stream 0 is the one of `rng`.
+        rng.set_stream(index.wrapping_add(1));
+        rng
+    }
 }
 
 #[cfg(test)]
@@ -79,5 +87,21 @@ mod tests {
         let mut rng = SampleKey { seed: 42, draw: 7 }.rng(Purpose::Crop);
         let numbers: Vec<u32> = (0..4).map(|_| rng.random_range(0..1000)).collect();
         assert_eq!(numbers, [585, 601, 901, 743]);
+
+        let numbers = [0, 1, 2].map(|index| SampleKey { seed: 42, draw: 7 }.rng_at(Purpose::Cutout, index).next_u32());
+        assert_eq!(numbers, [4_168_053_515, 4_101_954_229, 2_900_748_861]);
+    }
+
+    #[test]
+    fn each_index_has_its_own_numbers() {
+        let mut seen = HashSet::new();
+        for draw in 0..10 {
+            let key = SampleKey { seed: 3, draw };
+            for purpose in [Purpose::Cutout, Purpose::Noise] {
+                seen.insert(key.rng(purpose).next_u64());
+                seen.extend((0..20).map(|index| key.rng_at(purpose, index).next_u64()));
+            }
+        }
+        assert_eq!(seen.len(), 10 * 2 * 21);
     }
 }

@@ -5,6 +5,7 @@
 
 pub mod commands;
 pub mod config;
+pub mod cutouts;
 pub mod data;
 pub mod device;
 mod download;
@@ -19,6 +20,7 @@ pub mod models;
 pub mod optimizer;
 pub mod pretrained;
 pub mod progress;
+pub mod resample;
 pub mod run_state;
 pub mod samples;
 pub mod training;

@@ -1,6 +1,7 @@
 //! What a model is trained for. A loss is one file; [`Losses`] is what the engine sees of all of them.
 
 pub mod adversarial;
+pub mod clip;
 mod codebook;
 mod perceptual;
 mod pixel;

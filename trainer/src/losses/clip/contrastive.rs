@@ -1,0 +1,169 @@
+//! InfoNCE over a whole effective batch: of all samples' texts or originals, a reconstruction has to be nearest to its own
+//! (Radford et al. 2021, arXiv 2103.00020), with the gradient cut at the embeddings (GradCache, Gao et al. 2021, arXiv
+//! 2101.06983).
+//!
+//! The loss needs all N embeddings at once, not their graphs: pass 1 embeds without a graph, [`Contrastive::new`] takes the
+//! gradient with respect to each embedding, and in pass 2 `(embedding * gradient).sum()` carries it on, micro-batch by
+//! micro-batch. Any cut gives the same gradient.
+
+use burn::tensor::activation::log_softmax;
+use burn::tensor::{Tensor, TensorData};
+
+use super::{unit, wide};
+
+/// Added to the logit of a pair that does not count: its share of the softmax is exactly 0, and no sum becomes infinite.
+const LEFT_OUT: f64 = -1e9;
+
+/// The loss of an effective batch.
+#[derive(Debug, Clone)]
+pub struct Contrastive {
+    /// Mean over the samples of the cross-entropies of both directions, `[1]`.
+    pub value: Tensor<1>,
+    /// With respect to each reconstruction's embedding as it was given, not at unit length: `[N, E]`, without autodiff.
+    pub gradient: Tensor<2>,
+}
+
+impl Contrastive {
+    /// From the embeddings of the N reconstructions and of what they belong to, both `[N, E]` and constant.
+    ///
+    /// `logit_scale` is the factor of the cosines: `exp` of the checkpoint's `logit_scale`, 100 in OpenAI's models.
+    ///
+    /// `groups` has a number for each sample; equal numbers say that what the samples belong to is equal, the same caption
+    /// say. Such samples are no negatives of each other: they are left out of each other's denominators in both directions.
+    pub fn new(reconstructions: Tensor<2>, others: Tensor<2>, logit_scale: f64, groups: Option<&[usize]>) -> Self {
+        let leaf = wide(reconstructions.without_autodiff()).autodiff().require_grad();
+        let value = loss(leaf.clone(), others.without_autodiff().autodiff(), logit_scale, groups);
+        let mut gradients = value.backward();
+        let gradient = leaf.grad_remove(&mut gradients).unwrap_or_else(|| leaf.without_autodiff().zeros_like());
+        Self { value: value.without_autodiff(), gradient }
+    }
+}
+
+fn loss(reconstructions: Tensor<2>, others: Tensor<2>, logit_scale: f64, groups: Option<&[usize]>) -> Tensor<1> {
+    let [n, _] = reconstructions.dims();
+    let reconstructions = unit(reconstructions);
+    let others = unit(others).cast(reconstructions.dtype());
+    let mut logits = reconstructions.matmul(others.swap_dims(0, 1)) * logit_scale;
+    let matrix = |of: &dyn Fn(usize, usize) -> f64| {
+        let values: Vec<f64> = (0..n * n).map(|index| of(index / n, index % n)).collect();
+        Tensor::<2>::from_data(TensorData::new(values, [n, n]), (&logits.device(), logits.dtype()))
+    };
+    let own = matrix(&|i, j| if i == j { 1.0 } else { 0.0 });
+    if let Some(groups) = groups {
+        let equal = |i: usize, j: usize| i != j && groups[i] == groups[j];
+        let left_out = matrix(&|i, j| if equal(i, j) { LEFT_OUT } else { 0.0 });
+        logits = logits + left_out;
+    }
+    let log_probability = log_softmax(logits.clone(), 1) + log_softmax(logits, 0);
+    (log_probability * own).sum() / (-2.0 * n as f64)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::fixture::{Expected, assert_near, read, rows, wave};
+    use super::*;
+
+    const N: usize = 5;
+    const SCALE: f64 = 7.0;
+
+    fn new(reconstructions: Tensor<2>, groups: Option<&[usize]>) -> Contrastive {
+        Contrastive::new(reconstructions, wave(N, 4, 0.3), SCALE, groups)
+    }
+
+    #[test]
+    fn two_samples_by_hand() {
+        let reconstructions = rows(&[&[2.0, 0.0], &[0.0, 3.0]]);
+        let others = rows(&[&[5.0, 0.0], &[3.0, 4.0]]);
+        let found = read(Contrastive::new(reconstructions, others, 2.0, None).value)[0];
+        // Logits: 2 and 1.2 for the first reconstruction, 0 and 1.6 for the second.
+        let cross_entropy = |own: f64, other: f64| (1.0 + (other - own).exp()).ln();
+        let rows = cross_entropy(2.0, 1.2) + cross_entropy(1.6, 0.0);
+        let columns = cross_entropy(2.0, 0.0) + cross_entropy(1.6, 1.2);
+        assert!((found - (rows + columns) / 4.0).abs() < 1e-12, "{found}");
+    }
+
+    #[test]
+    fn value_and_gradient_are_those_of_open_clip() {
+        let expected = Expected::open();
+        let [others, reconstructions] = ["original", "reconstruction"].map(|name| expected.rows(name, 4));
+        let found = Contrastive::new(reconstructions, others, 10.0, None);
+        assert_near(&read(found.value), &expected.read("contrastive.value"), 1e-12);
+        assert_near(&read(found.gradient), &expected.read("contrastive.gradient"), 1e-12);
+    }
+
+    #[test]
+    fn the_gradient_is_that_of_finite_differences() {
+        let start = read(wave(N, 4, 1.1));
+        let (step, groups) = (1e-6, [0, 1, 0, 2, 1]);
+        for groups in [None, Some(groups.as_slice())] {
+            let value = |values: &[f64]| {
+                let reconstructions: Vec<&[f64]> = values.chunks(4).collect();
+                read(new(rows(&reconstructions), groups).value)[0]
+            };
+            let gradient = read(new(wave(N, 4, 1.1), groups).gradient);
+            assert!(gradient.iter().any(|g| g.abs() > 0.1), "{gradient:?}");
+            for (index, expected) in gradient.iter().enumerate() {
+                let nudged = |amount: f64| {
+                    let mut values = start.clone();
+                    values[index] += amount;
+                    value(&values)
+                };
+                let difference = (nudged(step) - nudged(-step)) / (2.0 * step);
+                assert!((difference - expected).abs() < 1e-8, "{index}: {expected} against {difference}");
+            }
+        }
+    }
+
+    #[test]
+    fn the_sum_over_cuts_is_the_gradient_of_the_whole_batch() {
+        // An embedding network of one weight matrix.
+        let inputs = wave(N, 6, 2.0);
+        let weights = wave(6, 4, 0.7);
+        let whole = weights.clone().autodiff().require_grad();
+        let mut gradients =
+            loss(inputs.clone().autodiff().matmul(whole.clone()), wave(N, 4, 0.3).autodiff(), SCALE, None).backward();
+        let whole = read(whole.grad_remove(&mut gradients).unwrap());
+
+        let at_embeddings = new(inputs.clone().matmul(weights.clone()), None).gradient;
+        for micro in [1, 2, 5] {
+            let mut sum = vec![0.0; whole.len()];
+            for (inputs, at_embeddings) in
+                inputs.clone().split(micro, 0).into_iter().zip(at_embeddings.clone().split(micro, 0))
+            {
+                let leaf = weights.clone().autodiff().require_grad();
+                let embeddings = inputs.autodiff().matmul(leaf.clone());
+                let mut gradients = (embeddings * at_embeddings.autodiff()).sum().backward();
+                let part = read(leaf.grad_remove(&mut gradients).unwrap());
+                sum.iter_mut().zip(part).for_each(|(sum, part)| *sum += part);
+            }
+            assert_near(&sum, &whole, 1e-12);
+        }
+    }
+
+    // Left out of the denominators, a sample of the same group is as good as absent there.
+    #[test]
+    fn equal_texts_are_no_negatives_of_each_other() {
+        let reconstructions = rows(&[&[1.0, 0.0], &[0.8, 0.6], &[0.0, 1.0]]);
+        let others = rows(&[&[1.0, 0.0], &[1.0, 0.0], &[0.6, -0.8]]);
+        let value = |groups| read(Contrastive::new(reconstructions.clone(), others.clone(), 3.0, groups).value)[0];
+        let grouped = value(Some(&[4, 4, 7]));
+        let cosines: [[f64; 3]; 3] = [[1.0, 1.0, 0.6], [0.8, 0.8, 0.0], [0.0, 0.0, -0.8]];
+        let counts = |i: usize, j: usize| i == j || !(i < 2 && j < 2);
+        let mut expected = 0.0;
+        for i in 0..3 {
+            let own = 3.0 * cosines[i][i];
+            let row: f64 = (0..3).filter(|&j| counts(i, j)).map(|j| (3.0 * cosines[i][j]).exp()).sum();
+            let column: f64 = (0..3).filter(|&j| counts(j, i)).map(|j| (3.0 * cosines[j][i]).exp()).sum();
+            expected += row.ln() + column.ln() - 2.0 * own;
+        }
+        assert!((grouped - expected / 6.0).abs() < 1e-12, "{grouped} against {}", expected / 6.0);
+        assert!(value(None) > grouped + 0.1);
+        assert_eq!(value(Some(&[0, 1, 2])), value(None));
+    }
+
+    #[test]
+    fn a_single_sample_has_no_loss() {
+        let found = Contrastive::new(rows(&[&[1.0, 2.0]]), rows(&[&[2.0, -1.0]]), 100.0, None);
+        assert_eq!((read(found.value), read(found.gradient)), (vec![0.0], vec![0.0, 0.0]));
+    }
+}

@@ -1,0 +1,76 @@
+//! Whether a reconstruction moved in a wanted direction of CLIP's space (StyleGAN-NADA, Gal et al. 2021, arXiv 2108.00946).
+
+use burn::tensor::Tensor;
+
+use super::{dot, length, unit};
+
+/// A move shorter than this, between points of the unit sphere, counts as this long.
+///
+/// A reconstruction that equals its original has no direction. Below this length the loss goes on as a plane, down along
+/// the direction: it is 1 without a move, and no gradient with respect to the move is longer than the inverse, 1000.
+const SHORTEST_MOVE: f64 = 1e-3;
+
+/// `1 - cos(reconstruction / |reconstruction| - original / |original|, direction)` of each row, in 0..2: `[V, E]` twice to
+/// `[V]`. `direction` `[E]`, of any length, is the difference of two texts' unit embeddings, say.
+pub fn per_view(original: Tensor<2>, reconstruction: Tensor<2>, direction: Tensor<1>) -> Tensor<1> {
+    let moved = unit(reconstruction) - unit(original);
+    let direction = unit(direction.unsqueeze()).cast(moved.dtype());
+    let length = length(moved.clone(), SHORTEST_MOVE);
+    -dot(moved / length, direction) + 1.0
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::fixture::{Expected, assert_finite_differences, assert_near, read, rows, wave};
+    use super::*;
+
+    fn vector(values: &[f64]) -> Tensor<1> {
+        rows(&[values]).flatten(0, 1)
+    }
+
+    #[test]
+    fn the_value_is_one_minus_the_cosine_of_the_move() {
+        // From (1, 0) to (0, 1), so along (-1, 1); lengths are of no account.
+        let (original, reconstruction) = (rows(&[&[2.0, 0.0]]), rows(&[&[0.0, 5.0]]));
+        let along = |direction: &[f64]| read(per_view(original.clone(), reconstruction.clone(), vector(direction)))[0];
+        assert!(along(&[-3.0, 3.0]).abs() < 1e-12);
+        assert!((along(&[1.0, -1.0]) - 2.0).abs() < 1e-12);
+        assert!((along(&[1.0, 1.0]) - 1.0).abs() < 1e-12);
+        assert!((along(&[0.0, 1.0]) - (1.0 - 0.5f64.sqrt())).abs() < 1e-12);
+    }
+
+    #[test]
+    fn value_and_gradient_are_those_of_pytorch() {
+        let expected = Expected::open();
+        let [original, reconstruction] = ["original", "reconstruction"].map(|name| expected.rows(name, 4));
+        let leaf = reconstruction.autodiff().require_grad();
+        let direction = vector(&expected.read("direction.direction"));
+        let value = per_view(original.autodiff(), leaf.clone(), direction.autodiff());
+        assert_near(&read(value.clone()), &expected.read("direction.value"), 1e-12);
+        let gradient = leaf.grad_remove(&mut value.sum().backward()).unwrap();
+        assert_near(&read(gradient), &expected.read("direction.gradient"), 1e-12);
+    }
+
+    #[test]
+    fn the_gradient_is_that_of_finite_differences() {
+        let original = wave(3, 5, 0.3);
+        let direction = vector(&[0.3, -0.2, 0.5, 0.1, -0.7]);
+        let loss = |x| per_view(original.clone(), x, direction.clone());
+        assert_finite_differences(wave(3, 5, 1.1), 1e-6, 1e-7, loss);
+        // Without a move, with one below the shortest and with one just above it.
+        assert_finite_differences(original.clone(), 1e-6, 1e-4, loss);
+        let nudge = wave(3, 5, 2.0);
+        assert_finite_differences(original.clone() + nudge.clone() * 2e-4, 1e-7, 1e-3, loss);
+        assert_finite_differences(original.clone() + nudge * 1e-2, 1e-7, 1e-4, loss);
+    }
+
+    #[test]
+    fn without_a_move_the_gradient_leads_along_the_direction() {
+        let leaf = rows(&[&[2.0, 0.0, 0.0]]).autodiff().require_grad();
+        let value = per_view(rows(&[&[1.0, 0.0, 0.0]]).autodiff(), leaf.clone(), vector(&[0.0, 1.0, 0.0]).autodiff());
+        assert_eq!(read(value.clone()), [1.0]);
+        let gradient = read(leaf.grad_remove(&mut value.sum().backward()).unwrap());
+        // Half as long, for the embedding is of length 2.
+        assert_near(&gradient, &[0.0, -500.0, 0.0], 1e-9);
+    }
+}

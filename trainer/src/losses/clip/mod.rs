@@ -1,0 +1,44 @@
+//! Losses on the embeddings of CLIP (Radford et al. 2021, arXiv 2103.00020).
+//!
+//! They are functions of embeddings alone, `[V, E]` with one row a view, of any length: each loss brings its rows to unit
+//! length itself. Half precision is widened to f32, wider types keep their own. No row's value depends on another row, but
+//! for [`contrastive`], which couples the samples of an effective batch by design.
+
+pub mod contrastive;
+pub mod direction;
+pub mod image;
+pub mod text;
+
+#[cfg(test)]
+pub(crate) mod fixture;
+
+use burn::tensor::{DType, Tensor};
+
+/// Rows shorter than this are taken for this long: their gradient stays finite, and real embeddings are of length 1 to 20.
+const SHORTEST: f64 = 1e-6;
+
+/// In f32 at least.
+fn wide<const D: usize>(x: Tensor<D>) -> Tensor<D> {
+    match x.dtype() {
+        DType::F16 | DType::BF16 => x.cast(DType::F32),
+        _ => x,
+    }
+}
+
+/// Rows of `x`, `[V, E]`, at unit length, in f32 at least.
+fn unit(x: Tensor<2>) -> Tensor<2> {
+    let x = wide(x);
+    let length = length(x.clone(), SHORTEST);
+    x / length
+}
+
+/// Length of each row, `[V, E]` to `[V, 1]`, at least `least`. The bound is inside the root, whose slope is infinite at zero: at
+/// and below it the gradient is zero.
+fn length(x: Tensor<2>, least: f64) -> Tensor<2> {
+    x.square().sum_dim(1).clamp_min(least * least).sqrt()
+}
+
+/// Product of each row of `a` with that of `b`, both `[V, E]`, to `[V]`; either may have a single row for all.
+fn dot(a: Tensor<2>, b: Tensor<2>) -> Tensor<1> {
+    (a * b).sum_dim(1).flatten(0, 1)
+}
