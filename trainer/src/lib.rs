@@ -3,6 +3,7 @@
 //! [`engine`] computes the gradient of an effective batch, [`training`] is the run around it, [`models`] and [`losses`] are
 //! what it trains and what for, [`config`] is what a user says about all of it.
 
+pub mod adversary;
 pub mod commands;
 pub mod config;
 pub mod cutouts;

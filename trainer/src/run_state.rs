@@ -1,16 +1,19 @@
 //! What a checkpoint of a run holds, and the way back from it.
 //!
 //! A checkpoint is a folder of safetensors and one `state.json`, with a manifest of sizes and hashes: `model` and `ema` are
-//! weights by taming's names in f32, `optimizer` holds `<parameter>.moment_1`, `.moment_2` and `.time`. The sampler, the
-//! schedule and all randomness are functions of the step and the seed, so they need no state.
+//! weights by taming's names in f32, `optimizer` holds `<parameter>.moment_1`, `.moment_2` and `.time`; `discriminator` and
+//! `discriminator_optimizer` are there if there is an adversarial loss. The sampler, the schedules and all randomness are
+//! functions of the step and the seed, so they need no state.
 
 use std::path::Path;
 
 use checkpoints::{Architecture, WeightsFile, write_safetensors};
 use serde::{Deserialize, Serialize};
 
+use crate::adversary::Adversary;
 use crate::config::Config;
 use crate::data::Pictures;
+use crate::losses::AdversarialState;
 use crate::models::VqGan;
 use crate::models::weights::{ModelError, StateDict, state_dict};
 use crate::optimizer::ModelOptimizer;
@@ -19,6 +22,8 @@ use crate::validation::Scores;
 const MODEL: &str = "model.safetensors";
 const EMA: &str = "ema.safetensors";
 const OPTIMIZER: &str = "optimizer.safetensors";
+const DISCRIMINATOR: &str = "discriminator.safetensors";
+const DISCRIMINATOR_OPTIMIZER: &str = "discriminator_optimizer.safetensors";
 const STATE: &str = "state.json";
 
 /// Why a run's state could not be written or read.
@@ -62,6 +67,9 @@ pub struct State {
     pub before: Option<Scores>,
     /// What the samples were drawn from: other pictures would be split and shuffled in another way.
     pub pictures: Pictures,
+    /// What the adversarial loss carries over from step to step, if there is one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub adversarial: Option<AdversarialState>,
 }
 
 /// A run's state without the optimizer's, read back.
@@ -84,6 +92,7 @@ pub fn write(
     model: &VqGan,
     ema: Option<&VqGan>,
     optimizer: &ModelOptimizer,
+    adversary: Option<&Adversary>,
 ) -> Result<(), StateError> {
     let json = serde_json::to_vec_pretty(state).map_err(|e| file(STATE)(&e))?;
     std::fs::write(folder.join(STATE), json).map_err(|e| file(STATE)(&e))?;
@@ -92,7 +101,12 @@ pub fn write(
     if let Some(ema) = ema {
         write_tensors(folder, EMA, &state_dict(ema)?)?;
     }
-    write_tensors(folder, OPTIMIZER, &optimizer.state_dict(model)?)
+    write_tensors(folder, OPTIMIZER, &optimizer.state_dict(model)?)?;
+    if let Some(adversary) = adversary {
+        write_tensors(folder, DISCRIMINATOR, &state_dict(adversary.model())?)?;
+        write_tensors(folder, DISCRIMINATOR_OPTIMIZER, &adversary.optimizer().state_dict(adversary.model())?)?;
+    }
+    Ok(())
 }
 
 /// Refuses what is not finite: the newest checkpoint must be worth going back to.
@@ -127,6 +141,14 @@ fn tensors(folder: &Path, name: &'static str) -> Result<StateDict, StateError> {
 /// If the file is missing or is not what it should be.
 pub fn read_optimizer(folder: &Path) -> Result<StateDict, StateError> {
     tensors(folder, OPTIMIZER)
+}
+
+/// Reads the discriminator's weights and its optimizer's state.
+///
+/// # Errors
+/// If a file is missing or is not what it should be.
+pub fn read_discriminator(folder: &Path) -> Result<(StateDict, StateDict), StateError> {
+    Ok((tensors(folder, DISCRIMINATOR)?, tensors(folder, DISCRIMINATOR_OPTIMIZER)?))
 }
 
 /// Whether `folder` looks like a run's checkpoint.

@@ -1,6 +1,9 @@
 //! `[losses.*]`: what a model is trained for.
 
+use checkpoints::LpipsNetwork;
 use serde::{Deserialize, Serialize};
+
+use crate::losses::GanLoss;
 
 /// `[losses.*]`: a loss that is not named keeps its default.
 #[derive(Debug, Clone, Default, PartialEq, Deserialize, Serialize)]
@@ -126,7 +129,7 @@ pub struct PerceptualConfig {
     /// Optimizer steps over which the weight grows.
     pub ramp: u64,
     /// The network whose features are compared.
-    pub network: PerceptualNetwork,
+    pub network: LpipsNetwork,
     /// That network's ImageNet weights, by torchvision's names: `hf://owner/name[@revision][/file]` or a local path.
     /// Where nothing is said, `hf://timm/vgg16.tv_in1k` for `vgg16`; `alexnet` has no default.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -139,7 +142,7 @@ pub struct PerceptualConfig {
 
 impl Default for PerceptualConfig {
     fn default() -> Self {
-        Self { weight: 0.0, start: 0, ramp: 0, network: PerceptualNetwork::Vgg16, backbone: None, linear: None }
+        Self { weight: 0.0, start: 0, ramp: 0, network: LpipsNetwork::Vgg16, backbone: None, linear: None }
     }
 }
 
@@ -147,38 +150,17 @@ impl PerceptualConfig {
     /// Where the network's weights are; nothing if that is left open and there is no default.
     pub fn backbone_location(&self) -> Option<&str> {
         self.backbone.as_deref().or(match self.network {
-            PerceptualNetwork::Vgg16 => Some("hf://timm/vgg16.tv_in1k"),
-            PerceptualNetwork::AlexNet => None,
+            LpipsNetwork::Vgg16 => Some("hf://timm/vgg16.tv_in1k"),
+            LpipsNetwork::AlexNet => None,
         })
     }
 
     /// Where LPIPS's own weights are.
     pub fn linear_location(&self) -> &str {
         self.linear.as_deref().unwrap_or(match self.network {
-            PerceptualNetwork::Vgg16 => "hf://chaofengc/IQA-PyTorch-Weights/LPIPS_v0.1_vgg-a78928a0.pth",
-            PerceptualNetwork::AlexNet => "hf://chaofengc/IQA-PyTorch-Weights/LPIPS_v0.1_alex-df73285e.pth",
+            LpipsNetwork::Vgg16 => "hf://chaofengc/IQA-PyTorch-Weights/LPIPS_v0.1_vgg-a78928a0.pth",
+            LpipsNetwork::AlexNet => "hf://chaofengc/IQA-PyTorch-Weights/LPIPS_v0.1_alex-df73285e.pth",
         })
-    }
-}
-
-/// A network that LPIPS takes its features from.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, Serialize)]
-#[serde(rename_all = "lowercase")]
-pub enum PerceptualNetwork {
-    /// VGG16, as taming-transformers and LlamaGen train with.
-    Vgg16,
-    /// AlexNet, which is smaller.
-    AlexNet,
-}
-
-impl PerceptualNetwork {
-    /// Side of the smallest picture that leaves something of all five features, in pixels: VGG16 halves four times;
-    /// AlexNet has a convolution of 11 with stride 4 and two poolings of 3 with stride 2.
-    pub(super) fn smallest_side(self) -> u32 {
-        match self {
-            Self::Vgg16 => 16,
-            Self::AlexNet => 31,
-        }
     }
 }
 
@@ -193,7 +175,7 @@ pub struct AdversarialConfig {
     /// Optimizer steps over which the weight grows.
     pub ramp: u64,
     /// The pair of losses of model and discriminator.
-    pub kind: AdversarialKind,
+    pub kind: GanLoss,
     /// What the weight is multiplied with: the norm of the gradient of `pixel` and `perceptual` at the decoder's last
     /// layer over that of this loss (Esser et al. 2020, arXiv 2012.09841, equation 7), or nothing.
     pub adaptive: Adaptive,
@@ -209,26 +191,12 @@ impl Default for AdversarialConfig {
             weight: 0.0,
             start: 0,
             ramp: 0,
-            kind: AdversarialKind::Hinge,
+            kind: GanLoss::Hinge,
             adaptive: Adaptive::EffectiveBatch,
             lecam: 0.0,
             lecam_decay: 0.999,
         }
     }
-}
-
-/// What discriminator and model make of the logits `d` of real and reconstructed patches.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, Serialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum AdversarialKind {
-    /// Half of `max(0, 1 - d)` of the real plus `max(0, 1 + d)` of the others; the model takes `-d` (Lim and Ye 2017,
-    /// arXiv 1705.02894).
-    Hinge,
-    /// Half of both cross-entropies; the model takes `-d`, as in taming-transformers.
-    Vanilla,
-    /// Half of both cross-entropies; the model takes that of its patches being real (Goodfellow et al. 2014, arXiv
-    /// 1406.2661, section 3).
-    NonSaturating,
 }
 
 /// Which gradients the adaptive weight of `[losses.adversarial]` is the ratio of.

@@ -13,11 +13,11 @@ use serde::{Deserialize, Serialize};
 
 pub use check::Problem;
 pub use losses::{
-    Adaptive, AdversarialConfig, AdversarialKind, Against, ClipContrastiveConfig, ClipDirectionConfig, ClipImageConfig,
-    ClipTextConfig, CodebookConfig, LossesConfig, PerceptualConfig, PerceptualNetwork, PixelConfig, PixelNormConfig,
+    Adaptive, AdversarialConfig, Against, ClipContrastiveConfig, ClipDirectionConfig, ClipImageConfig,
+    ClipTextConfig, CodebookConfig, LossesConfig, PerceptualConfig, PixelConfig, PixelNormConfig,
 };
 pub use model::ModelConfig;
-pub use networks::{ClipConfig, DiscriminatorConfig, DiscriminatorNorm};
+pub use networks::{ClipConfig, DiscriminatorConfig};
 pub use optimizer::{
     OptimizerConfig, OptimizerName, PartialOptimizerConfig, PartialScheduleConfig, ScheduleConfig, ScheduleKind,
 };

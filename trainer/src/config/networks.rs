@@ -2,6 +2,8 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::models::discriminator::DiscriminatorNorm;
+
 use super::{LossesConfig, PartialOptimizerConfig, PartialScheduleConfig};
 
 /// `[discriminator]`: a PatchGAN (Isola et al. 2016, arXiv 1611.07004), for `[losses.adversarial]`.
@@ -39,16 +41,6 @@ impl Default for DiscriminatorConfig {
             schedule: PartialScheduleConfig::default(),
         }
     }
-}
-
-/// A discriminator's normalisation.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, Serialize)]
-#[serde(rename_all = "lowercase")]
-pub enum DiscriminatorNorm {
-    /// Over groups of a sample's own channels.
-    Group,
-    /// Over the micro-batch, as in taming-transformers. The step then depends on `batch.micro`.
-    Batch,
 }
 
 /// `[clip]`: the CLIP model of the losses `clip_*`, and the views of a picture that it sees.

@@ -6,6 +6,8 @@ use burn::tensor::Tensor;
 use burn::tensor::activation::{relu, softplus};
 use serde::{Deserialize, Serialize};
 
+use super::Weight;
+use crate::config::Adaptive;
 use crate::models::statistics_dtype;
 
 /// taming's guard against an adversarial gradient of nothing, and its limit for the adaptive weight.
@@ -112,6 +114,77 @@ pub fn adaptive_weight<const D: usize>(
         gradient.cast(dtype).square().sum().sqrt()
     };
     (norm(reconstruction_gradient) / (norm(adversarial_gradient) + ADAPTIVE_EPSILON)).clamp(0.0, ADAPTIVE_LIMIT)
+}
+
+/// The loss `adversarial`, and the loss that the discriminator learns by.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Adversarial {
+    /// For the generator.
+    pub weight: Weight,
+    /// The pair of losses.
+    pub kind: GanLoss,
+    /// What the weight is multiplied by.
+    pub adaptive: Adaptive,
+    /// Weight of the LeCam term in the discriminator's loss; 0 leaves it out.
+    pub lecam: f64,
+    /// First optimizer step at which the discriminator learns, counted from 0.
+    pub discriminator_start: u64,
+}
+
+/// The two kinds of images that a discriminator learns to tell apart.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Half {
+    /// Originals.
+    Real,
+    /// Reconstructions.
+    Fake,
+}
+
+impl Adversarial {
+    /// The generator's loss for the logits of reconstructions, per sample `[N]`.
+    pub fn generator(&self, fake: Tensor<4>) -> Tensor<1> {
+        self.kind.generator(fake)
+    }
+
+    /// One half of the discriminator's loss for the logits of its images, per sample `[N]`.
+    pub fn discriminator(&self, half: Half, logits: Tensor<4>, lecam: &LeCam) -> Tensor<1> {
+        let (value, term) = match half {
+            Half::Real => (self.kind.of_real(logits.clone()), lecam.of_real(logits)),
+            Half::Fake => (self.kind.of_fake(logits.clone()), lecam.of_fake(logits)),
+        };
+        if self.lecam == 0.0 { value } else { value + term * self.lecam }
+    }
+
+    /// Whether the weight of a step depends on gradients over its whole effective batch.
+    pub fn needs_first_pass(&self, state: &AdversarialState) -> bool {
+        match self.adaptive {
+            Adaptive::EffectiveBatch => true,
+            Adaptive::PreviousStep => state.balance.is_none(),
+            Adaptive::MicroBatch | Adaptive::Off => false,
+        }
+    }
+}
+
+/// What the adversarial loss carries over from step to step.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub struct AdversarialState {
+    /// The adaptive weight of the newest step that had one.
+    pub balance: Option<f64>,
+    /// Moving averages of the logits.
+    pub lecam: LeCam,
+}
+
+impl AdversarialState {
+    /// Before the first step; `lecam_decay` is the share of an average that one step leaves.
+    pub fn new(lecam_decay: f64) -> Self {
+        Self { balance: None, lecam: LeCam::new(lecam_decay) }
+    }
+}
+
+impl Default for AdversarialState {
+    fn default() -> Self {
+        Self::new(0.0)
+    }
 }
 
 fn wide(logits: Tensor<4>) -> Tensor<4> {

@@ -2,6 +2,7 @@
 //!
 //! What is set for a loss that is off has to be in its range, and nothing more.
 
+use crate::models::lpips::Lpips;
 use super::{Problem, below_one, location, not_negative, positive, problem, share};
 use crate::config::{Adaptive, ClipConfig, Config, LossesConfig, PixelConfig, PixelNormConfig};
 
@@ -48,7 +49,7 @@ impl Config {
                            alexnet-owt-7be5be79.pth";
             return problem("losses.perceptual.backbone", message);
         }
-        let smallest = perceptual.network.smallest_side();
+        let smallest = Lpips::smallest_input(perceptual.network) as u32;
         if self.data.resolution < smallest {
             let message = format!(
                 "needs pictures of at least {smallest} pixels for its network, but data.resolution is {}",

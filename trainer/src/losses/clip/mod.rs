@@ -6,11 +6,16 @@
 
 pub mod contrastive;
 pub mod direction;
+mod guidance;
 pub mod image;
 pub mod text;
 
 #[cfg(test)]
 pub(crate) mod fixture;
+
+pub use guidance::{
+    CaptionEncoder, ClipEmbeddings, ClipGuidance, ContrastiveCoupling, ContrastiveTargets, TextTarget, Views,
+};
 
 use burn::tensor::{DType, Tensor};
 

@@ -9,6 +9,7 @@ pub mod tokenizer;
 mod transformer;
 pub mod vision;
 
+pub use preprocess::{preprocess, to_clip};
 pub use text::TextEncoder;
 pub use tokenizer::{ClipTokenizer, TokenizerError, Tokens};
 pub use vision::ImageEncoder;

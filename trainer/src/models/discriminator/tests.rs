@@ -3,7 +3,7 @@ use burn::tensor::{DType, Device, Tensor, TensorData};
 use checkpoints::WeightsFile;
 
 use super::*;
-use crate::losses::adversarial::{GanLoss, adaptive_weight};
+use crate::losses::{GanLoss, adaptive_weight};
 use crate::models::tests::{check_gradient, picture};
 use crate::models::weights::{param_id, state_dict};
 
