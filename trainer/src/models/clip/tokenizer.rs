@@ -2,7 +2,7 @@
 //!
 //! It does what transformers' `CLIPTokenizer` does. OpenAI's and OpenCLIP's first straighten quotes, ligatures, full-width
 //! letters and broken encodings (ftfy) and resolve HTML entities (`&amp;`); captions without any of these become the same
-//! tokens.
+//! tokens, but for a capital sigma at the end of a Greek word and for `<|endoftext|>` spelt out.
 
 use std::fs::File;
 use std::io::Read;
