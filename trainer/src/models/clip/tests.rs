@@ -13,7 +13,7 @@ const ACTIVATIONS: [(&str, Activation); 2] = [("quick_gelu", Activation::QuickGe
 /// Batches of the fixture by what their images are beside the model's.
 const BATCHES: [&str; 4] = ["large", "small", "wide", "tall"];
 /// The fixture was computed in f64 and is kept in f32.
-const F64_TOLERANCE: f64 = 1e-6;
+const F64_TOLERANCE: f64 = 1e-7;
 const F32_TOLERANCE: f64 = 1e-4;
 
 fn fixture(name: &str) -> PathBuf {

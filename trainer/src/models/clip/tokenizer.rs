@@ -1,7 +1,8 @@
 //! CLIP's tokenizer: byte pairs (Sennrich et al. 2016, arXiv 1508.07909) over the bytes of lower-case words.
 //!
-//! It does what transformers' `CLIPTokenizer` does. OpenAI's and OpenCLIP's also repair broken encodings (ftfy) and
-//! resolve HTML entities (`&amp;`) first; clean captions become the same tokens.
+//! It does what transformers' `CLIPTokenizer` does. OpenAI's and OpenCLIP's first straighten quotes, ligatures, full-width
+//! letters and broken encodings (ftfy) and resolve HTML entities (`&amp;`); captions without any of these become the same
+//! tokens, but for a capital sigma at the end of a Greek word and for `<|endoftext|>` spelt out.
 
 use std::fs::File;
 use std::io::Read;

@@ -126,10 +126,11 @@ impl Mlp {
 
 /// `x sigmoid(1.702 x)`, OpenAI's. Scaled first, so that a backward pass keeps the scaled input and not `x` as well.
 fn quick_gelu(x: Tensor<3>) -> Tensor<3> {
-    silu(x * 1.702) / 1.702
+    // The gradient of a division by a number is computed with its inverse in f32, that of a product exactly.
+    silu(x * 1.702) * (1.0 / 1.702)
 }
 
-/// `x (1 + erf(x / sqrt 2)) / 2`. Burn's own `gelu` has this value, but the gradient of the tanh approximation.
+/// `x (1 + erf(x / sqrt 2)) / 2`. Burn's own has this value, but on GPUs the gradient of the tanh approximation.
 fn gelu(x: Tensor<3>) -> Tensor<3> {
     let scaled = x * std::f64::consts::FRAC_1_SQRT_2;
     scaled.clone() * (scaled.erf() + 1.0) * std::f64::consts::FRAC_1_SQRT_2
