@@ -5,7 +5,7 @@ use std::path::Path;
 
 use burn::tensor::{DType, Device, Tensor, TensorData};
 use checkpoints::{WeightsFile, family_name};
-use trainer::engine::{MicroBatch, effective_batch_gradient};
+use trainer::engine::{Checkpoint, MicroBatch, StepSettings, effective_batch_gradient};
 use trainer::losses::{CodebookLoss, Losses, PixelLoss, PixelNorm, Weight};
 use trainer::models::VqGan;
 use trainer::models::weights::param_id;
@@ -100,7 +100,8 @@ fn check_initial(initial: &Initial, expected: &WeightsFile, legacy: Option<bool>
     };
     let samples = input.dims()[0];
     let batches = || input.clone().chunk(samples, 0).into_iter().map(|image| Ok::<_, Infallible>(Fixed(image)));
-    let batch = effective_batch_gradient(&model, &losses, 0, samples, batches(), batches(), |_| {}).unwrap();
+    let settings = StepSettings { step: 0, effective: samples, checkpoint: Checkpoint::Blocks };
+    let batch = effective_batch_gradient(&model, &losses, settings, batches(), batches(), |_| {}).unwrap();
     let figures = batch.read(Tensor::zeros([1], &device)).unwrap();
     let loss = |name: &str| figures.losses.iter().find(|(other, _)| *other == name).map(|(_, value)| *value);
     let near = |name: &str, found: f64| {

@@ -3,13 +3,22 @@
 //! It does not depend on how the batch is cut: every sample counts by `1 / effective`, never by its micro-batch, and what
 //! couples samples goes through a first pass that keeps statistics and no graph (Gao et al. 2021, arXiv 2101.06983).
 
-use burn::module::Module;
-use burn::optim::{GradientsAccumulator, GradientsParams};
-use burn::tensor::{DType, Device, Tensor, Transaction};
+mod chain;
+mod figures;
+mod reconstruct;
 
+use burn::module::Module;
+use burn::optim::GradientsParams;
+use burn::tensor::{DType, Device, Tensor};
+
+pub use self::chain::Checkpoint;
+pub use self::figures::Figures;
+use self::figures::Sums;
+use self::reconstruct::Reconstruct;
+use crate::gradients::GradientSum;
 use crate::losses::{EntropyCoupling, Losses, sum_probabilities};
 use crate::models::VqGan;
-use crate::models::quantizer::{Quantized, count_codes};
+use crate::models::quantizer::Quantized;
 
 /// Some samples of an effective batch, still on the host.
 pub trait MicroBatch {
@@ -24,18 +33,25 @@ pub trait MicroBatch {
 pub struct EffectiveBatch {
     /// Gradient of the weighted sum of all losses, mean over the samples.
     pub gradients: GradientsParams,
-    /// Mean of each loss over the samples, unweighted, by its name.
-    pub losses: Vec<(&'static str, Tensor<1>)>,
-    /// The weighted sum of the losses, `[1]`.
-    pub total: Tensor<1>,
-    /// How often each code was chosen, `[codes]`.
-    pub code_counts: Tensor<1>,
+    /// What is read back once the step is over.
+    sums: Sums,
 }
 
-/// Computes the gradient of `losses` at optimizer step `step` over an effective batch of `effective` samples. Each of the two
-/// passes gets the same samples one micro-batch at a time, and only one micro-batch is in memory at any time.
+/// How a step is computed.
+#[derive(Debug, Clone, Copy)]
+pub struct StepSettings {
+    /// The optimizer step, counted from 0.
+    pub step: u64,
+    /// Number of samples in the effective batch.
+    pub effective: usize,
+    /// What is kept for the backward pass through the model.
+    pub checkpoint: Checkpoint,
+}
+
+/// Computes the gradient of `losses` over an effective batch. Each of the two passes gets the same samples one micro-batch at
+/// a time, and only one micro-batch is in memory at any time.
 ///
-/// `model` is on an autodiff device. A pass's micro-batches add up to `effective` samples; `first_pass` is not touched unless
+/// `model` is on an autodiff device. A pass's micro-batches add up to the effective batch; `first_pass` is not touched unless
 /// a loss couples samples.
 ///
 /// # Errors
@@ -43,28 +59,22 @@ pub struct EffectiveBatch {
 pub fn effective_batch_gradient<B: MicroBatch, E>(
     model: &VqGan,
     losses: &Losses,
-    step: u64,
-    effective: usize,
+    settings: StepSettings,
     first_pass: impl Iterator<Item = Result<B, E>>,
     second_pass: impl Iterator<Item = Result<B, E>>,
     progress: impl Fn(usize),
 ) -> Result<EffectiveBatch, E> {
-    let pass = Pass { model, losses, step, per_sample: 1.0 / effective as f64, place: Place::of(model) };
-    let mut sums = Sums::new(&pass);
+    let plain = model.valid();
+    let pass = Pass { model, plain: &plain, losses, settings, place: Place::of(model) };
+    let (mut sums, mut gradients) = (Sums::default(), GradientSum::default());
 
-    let coupling = losses.are_coupled().then(|| pass.couple(first_pass)).transpose()?;
-    if let Some(coupling) = &coupling {
-        sums.add_entropy(coupling.shared_value());
-    }
-
-    let mut gradients = GradientsAccumulator::new();
+    let coupling = losses.are_coupled().then(|| pass.couple(first_pass, &mut sums)).transpose()?;
     for batch in second_pass {
         let batch = batch?;
-        let gradient = pass.micro_batch_gradient(&batch, coupling.as_ref(), &mut sums);
-        gradients.accumulate(model, gradient);
+        pass.micro_batch(&batch, coupling.as_ref(), &mut sums, &mut gradients);
         progress(batch.samples());
     }
-    Ok(sums.finish(&pass, gradients.grads()))
+    Ok(EffectiveBatch { gradients: gradients.into_inner(), sums })
 }
 
 /// Where a model's parameters are and in which type.
@@ -84,9 +94,10 @@ impl Place {
 /// What stays the same throughout one effective batch.
 struct Pass<'a> {
     model: &'a VqGan,
+    /// The same model without autodiff.
+    plain: &'a VqGan,
     losses: &'a Losses,
-    step: u64,
-    per_sample: f64,
+    settings: StepSettings,
     place: Place,
 }
 
@@ -95,53 +106,67 @@ impl Pass<'_> {
         batch.images(&self.place.device, self.place.dtype)
     }
 
+    fn per_sample(&self) -> f64 {
+        1.0 / self.settings.effective as f64
+    }
+
     /// The statistics that couple the samples, without a graph and without the decoder.
-    fn couple<B: MicroBatch, E>(&self, batches: impl Iterator<Item = Result<B, E>>) -> Result<EntropyCoupling, E> {
-        let frozen = self.model.valid();
+    fn couple<B: MicroBatch, E>(
+        &self,
+        batches: impl Iterator<Item = Result<B, E>>,
+        sums: &mut Sums,
+    ) -> Result<EntropyCoupling, E> {
         let Place { device, dtype } = &self.place;
-        let mut sum = Tensor::<1>::zeros([frozen.quantizer().codes()], (device, *dtype));
+        let mut sum = Tensor::<1>::zeros([self.plain.quantizer().codes()], (device, *dtype));
         let mut tokens = 0;
         for batch in batches {
-            let (vectors, codebook) = frozen.quantizer().compared(frozen.encode(self.images(&batch?)));
+            let (vectors, codebook) = self.plain.quantizer().compared(self.plain.encode(self.images(&batch?)));
             tokens += vectors.dims()[0];
             sum = sum + sum_probabilities(vectors, codebook);
         }
-        Ok(EntropyCoupling::new(sum, tokens.max(1)))
+        let coupling = EntropyCoupling::new(sum, tokens.max(1));
+        let (weight, loss) = &self.losses.codebook;
+        let weight = weight.at(self.settings.step);
+        sums.add("entropy", coupling.shared_value());
+        sums.add_to_total(coupling.shared_value() * (weight * loss.entropy));
+        Ok(coupling)
     }
 
-    fn micro_batch_gradient(
+    /// Forward, every loss down to its gradient at the image, backward.
+    fn micro_batch(
         &self,
         batch: &impl MicroBatch,
         coupling: Option<&EntropyCoupling>,
         sums: &mut Sums,
-    ) -> GradientsParams {
+        gradients: &mut GradientSum,
+    ) {
         let original = self.images(batch);
-        let (reconstruction, quantized) = self.model.reconstruct(original.clone().autodiff());
-        sums.add_codes(&quantized);
+        let (through_model, reconstruction) =
+            Reconstruct::forward(self.model, self.plain, original.clone(), self.settings.checkpoint);
+        sums.add_codes(through_model.quantized(), self.model.quantizer().codes());
 
-        let at_image = self.image_gradient(original, reconstruction.clone().without_autodiff(), sums);
-        let through_image = (reconstruction * at_image.autodiff()).sum();
-        let through_latent = self.codebook_surrogate(quantized, coupling, sums);
-        let mut gradients = (through_image + through_latent).backward();
-        GradientsParams::from_module(&mut gradients, self.model)
+        let at_image = self.image_gradient(original, reconstruction, sums);
+        let codebook = self.codebook_surrogate(through_model.quantized(), coupling, sums);
+        through_model.backward(at_image, codebook, gradients);
     }
 
     /// Gradient of the weighted image losses at the reconstruction, `[n, 3, H, W]`. Each loss has a graph of its own, which
     /// is gone before the next loss runs: the memory is that of the largest loss and not of their sum.
     fn image_gradient(&self, original: Tensor<4>, reconstruction: Tensor<4>, sums: &mut Sums) -> Tensor<4> {
         let mut sum = reconstruction.zeros_like();
-        for (index, (weight, loss)) in self.losses.image.iter().enumerate() {
-            let leaf = reconstruction.clone().autodiff().require_grad();
-            let value = loss.per_sample(original.clone().autodiff(), leaf.clone()).sum() * self.per_sample;
-            sums.add_image_loss(index, value.clone().without_autodiff());
-            let weight = weight.at(self.step);
+        for (weight, loss) in &self.losses.image {
+            let weight = weight.at(self.settings.step);
             if weight == 0.0 {
                 continue;
             }
-            let mut gradients = (value * weight).backward();
-            if let Some(gradient) = leaf.grad_remove(&mut gradients) {
-                sum = sum + gradient;
-            }
+            let at_image = gradient_at(&reconstruction, |leaf| {
+                let value = loss.per_sample(original.clone().autodiff(), leaf).sum() * self.per_sample();
+                sums.add(loss.name(), value.clone().without_autodiff());
+                let weighted = value * weight;
+                sums.add_to_total(weighted.clone().without_autodiff());
+                weighted
+            });
+            sum = sum + at_image;
         }
         sum
     }
@@ -149,111 +174,42 @@ impl Pass<'_> {
     /// A scalar whose gradient is that of the weighted codebook loss.
     fn codebook_surrogate(
         &self,
-        quantized: Quantized,
+        quantized: &Quantized,
         coupling: Option<&EntropyCoupling>,
         sums: &mut Sums,
     ) -> Tensor<1> {
         let (weight, loss) = &self.losses.codebook;
-        let weight = weight.at(self.step);
-        let value = loss.per_sample(&quantized).sum() * self.per_sample;
-        sums.add_codebook_loss(value.clone().without_autodiff());
+        let weight = weight.at(self.settings.step);
+        let value = loss.per_sample(quantized).sum() * self.per_sample();
+        sums.add("codebook", value.clone().without_autodiff());
+        sums.add_to_total(value.clone().without_autodiff() * weight);
         let Some(coupling) = coupling else { return value * weight };
 
         let Quantized { vectors, codebook_vectors, .. } = quantized;
         let entropy =
             coupling.gradient(vectors.clone().without_autodiff(), codebook_vectors.clone().without_autodiff());
-        sums.add_entropy(entropy.sample_entropy);
-        let surrogate =
-            (vectors * entropy.vectors.autodiff()).sum() + (codebook_vectors * entropy.codebook.autodiff()).sum();
+        sums.add("entropy", entropy.sample_entropy.clone());
+        sums.add_to_total(entropy.sample_entropy * (weight * loss.entropy));
+        let surrogate = (vectors.clone() * entropy.vectors.autodiff()).sum()
+            + (codebook_vectors.clone() * entropy.codebook.autodiff()).sum();
         (value + surrogate * loss.entropy) * weight
     }
 }
 
-/// The values that add up over the micro-batches; they stay on the device until the step is over.
-struct Sums {
-    image: Vec<Tensor<1>>,
-    codebook: Tensor<1>,
-    entropy: Tensor<1>,
-    code_counts: Tensor<1>,
-}
-
-impl Sums {
-    fn new(pass: &Pass) -> Self {
-        let Place { device, dtype } = &pass.place;
-        let zero = || Tensor::<1>::zeros([1], (device, *dtype));
-        let codes = pass.model.quantizer().codes();
-        Self {
-            image: pass.losses.image.iter().map(|_| zero()).collect(),
-            codebook: zero(),
-            entropy: zero(),
-            code_counts: Tensor::zeros([codes], (device, DType::F32)),
-        }
-    }
-
-    fn add_codes(&mut self, quantized: &Quantized) {
-        let codes = self.code_counts.dims()[0];
-        self.code_counts = self.code_counts.clone() + count_codes(quantized.codes.clone(), codes);
-    }
-
-    fn add_image_loss(&mut self, index: usize, value: Tensor<1>) {
-        self.image[index] = self.image[index].clone() + value;
-    }
-
-    fn add_codebook_loss(&mut self, value: Tensor<1>) {
-        self.codebook = self.codebook.clone() + value;
-    }
-
-    fn add_entropy(&mut self, value: Tensor<1>) {
-        self.entropy = self.entropy.clone() + value;
-    }
-
-    fn finish(self, pass: &Pass, gradients: GradientsParams) -> EffectiveBatch {
-        let (codebook_weight, codebook_loss) = &pass.losses.codebook;
-        let codebook = self.codebook + self.entropy.clone() * codebook_loss.entropy;
-        let mut total = codebook.clone() * codebook_weight.at(pass.step);
-        let mut losses = Vec::new();
-        for ((weight, loss), value) in pass.losses.image.iter().zip(self.image) {
-            total = total + value.clone() * weight.at(pass.step);
-            losses.push((loss.name(), value));
-        }
-        losses.push(("codebook", codebook));
-        if codebook_loss.is_coupled() {
-            losses.push(("entropy", self.entropy));
-        }
-        EffectiveBatch { gradients, losses, total, code_counts: self.code_counts }
-    }
-}
-
-/// An [`EffectiveBatch`]'s figures, read back from the device at once.
-#[derive(Debug, Clone)]
-pub struct Figures {
-    /// Mean of each loss over the samples, unweighted.
-    pub losses: Vec<(&'static str, f64)>,
-    /// The weighted sum of the losses.
-    pub total: f64,
-    /// The gradient's global norm, before clipping.
-    pub grad_norm: f64,
-    /// How often each code was chosen.
-    pub code_counts: Vec<f32>,
+/// Gradient at `image` of the scalar that `loss` makes of it; the loss's graph is gone on return.
+fn gradient_at(image: &Tensor<4>, loss: impl FnOnce(Tensor<4>) -> Tensor<1>) -> Tensor<4> {
+    let leaf = image.clone().autodiff().require_grad();
+    let mut gradients = loss(leaf.clone()).backward();
+    leaf.grad_remove(&mut gradients).unwrap_or_else(|| image.zeros_like())
 }
 
 impl EffectiveBatch {
-    /// Waits for the device and reads all figures in one transfer.
+    /// Waits for the device and reads all figures in one transfer; `grad_norm` is the gradient's global norm, `[1]`.
     ///
     /// # Errors
     /// What the device says, if it failed anywhere in the step.
     pub fn read(&self, grad_norm: Tensor<1>) -> Result<Figures, String> {
-        let mut transaction = Transaction::default().register(self.total.clone()).register(grad_norm);
-        for (_, value) in &self.losses {
-            transaction = transaction.register(value.clone());
-        }
-        let data = transaction.register(self.code_counts.clone()).try_execute().map_err(|e| e.to_string())?;
-        let mut data = data.into_iter().map(|d| d.convert::<f32>().try_into_vec::<f32>().unwrap_or_default());
-        let mut scalar = || data.next().and_then(|v| v.first().copied()).map_or(f64::NAN, f64::from);
-        let (total, grad_norm) = (scalar(), scalar());
-        let losses = self.losses.iter().map(|(name, _)| (*name, scalar())).collect();
-        let code_counts = data.next().unwrap_or_default();
-        Ok(Figures { losses, total, grad_norm, code_counts })
+        self.sums.read(grad_norm)
     }
 }
 

@@ -10,6 +10,7 @@ pub mod device;
 mod download;
 pub mod ema;
 pub mod engine;
+pub mod freezing;
 pub mod gradients;
 pub mod losses;
 pub mod lr_schedule;

@@ -14,7 +14,7 @@ use crate::config::{Config, ConfigError, Loaded, ScheduleKind};
 use crate::data::{self, Data};
 use crate::device::{Choice, DeviceError, Selected};
 use crate::ema::Ema;
-use crate::engine::{Figures, effective_batch_gradient};
+use crate::engine::{Checkpoint, Figures, StepSettings, effective_batch_gradient};
 use crate::gradients::{clip_by_global_norm, global_norm};
 use crate::losses::Losses;
 use crate::lr_schedule::LrSchedule;
@@ -299,11 +299,12 @@ impl Training {
         self.memory.start();
         let Loaders { first_pass, second_pass } = loaders;
         let first_pass = first_pass.iter_mut().flat_map(|loader| micro_batches(loader, &self.config, interrupter));
+        let settings =
+            StepSettings { step: self.step, effective: self.config.batch.effective, checkpoint: Checkpoint::None };
         let batch = effective_batch_gradient(
             self.model(),
             &self.losses,
-            self.step,
-            self.config.batch.effective,
+            settings,
             first_pass,
             micro_batches(second_pass, &self.config, interrupter),
             |samples| self.progress.samples(samples),

@@ -1,7 +1,8 @@
 //! The networks.
 
 pub mod architectures;
-mod blocks;
+pub mod blocks;
+pub mod clip;
 mod decoder;
 pub mod discriminator;
 mod encoder;

@@ -1,0 +1,69 @@
+//! The figures of one optimizer step, which stay on the device until the step is over.
+
+use burn::tensor::{Tensor, Transaction};
+
+use crate::models::quantizer::{Quantized, count_codes};
+
+/// Sums over the micro-batches, by name, in the order in which the names came up.
+#[derive(Default)]
+pub(super) struct Sums {
+    values: Vec<(&'static str, Tensor<1>)>,
+    total: Option<Tensor<1>>,
+    code_counts: Option<Tensor<1>>,
+}
+
+fn add(sum: &mut Option<Tensor<1>>, value: Tensor<1>) {
+    *sum = Some(match sum.take() {
+        Some(sum) => sum + value,
+        None => value,
+    });
+}
+
+impl Sums {
+    /// Adds a micro-batch's part of a mean over samples, `[1]`.
+    pub(super) fn add(&mut self, name: &'static str, value: Tensor<1>) {
+        match self.values.iter_mut().find(|(other, _)| *other == name) {
+            Some((_, sum)) => *sum = sum.clone() + value,
+            None => self.values.push((name, value)),
+        }
+    }
+
+    /// Adds to the weighted sum of all losses, `[1]`.
+    pub(super) fn add_to_total(&mut self, value: Tensor<1>) {
+        add(&mut self.total, value);
+    }
+
+    /// Counts a micro-batch's codes.
+    pub(super) fn add_codes(&mut self, quantized: &Quantized, codes: usize) {
+        add(&mut self.code_counts, count_codes(quantized.codes.clone(), codes));
+    }
+
+    /// See [`EffectiveBatch::read`](super::EffectiveBatch::read).
+    pub(super) fn read(&self, grad_norm: Tensor<1>) -> Result<Figures, String> {
+        let optional = |value: &Option<Tensor<1>>| value.clone().unwrap_or_else(|| grad_norm.zeros_like());
+        let mut transaction = Transaction::default().register(optional(&self.total)).register(grad_norm.clone());
+        for (_, value) in &self.values {
+            transaction = transaction.register(value.clone());
+        }
+        let data = transaction.register(optional(&self.code_counts)).try_execute().map_err(|e| e.to_string())?;
+        let mut data = data.into_iter().map(|d| d.convert::<f64>().try_into_vec::<f64>().unwrap_or_default());
+        let mut scalar = || data.next().and_then(|v| v.first().copied()).unwrap_or(f64::NAN);
+        let (total, grad_norm) = (scalar(), scalar());
+        let losses = self.values.iter().map(|(name, _)| (*name, scalar())).collect();
+        let code_counts = data.next().unwrap_or_default().into_iter().map(|count| count as f32).collect();
+        Ok(Figures { losses, total, grad_norm, code_counts })
+    }
+}
+
+/// The figures of an optimizer step, read back from the device at once.
+#[derive(Debug, Clone)]
+pub struct Figures {
+    /// Mean of each loss over the samples, unweighted.
+    pub losses: Vec<(&'static str, f64)>,
+    /// The weighted sum of the losses.
+    pub total: f64,
+    /// The gradient's global norm, before clipping.
+    pub grad_norm: f64,
+    /// How often each code was chosen.
+    pub code_counts: Vec<f32>,
+}
