@@ -7,7 +7,8 @@ use crate::losses::{GanLoss, adaptive_weight};
 use crate::models::tests::{check_gradient, picture};
 use crate::models::weights::{param_id, state_dict};
 
-const NORMS: [(DiscriminatorNorm, &str); 2] = [(DiscriminatorNorm::Batch, "batch"), (DiscriminatorNorm::Group, "group")];
+const NORMS: [(DiscriminatorNorm, &str); 2] =
+    [(DiscriminatorNorm::Batch, "batch"), (DiscriminatorNorm::Group, "group")];
 
 struct Fixture {
     file: WeightsFile,

@@ -9,6 +9,9 @@ use crate::models::weights::{StateDict, WeightReader, fnv1a};
 
 const NETWORKS: [(LpipsNetwork, &str); 2] = [(LpipsNetwork::Vgg16, "vgg"), (LpipsNetwork::AlexNet, "alex")];
 
+/// What keeps the gradient of a run in f16 from vanishing; a power of two, so that it changes nothing in other types.
+const LOSS_SCALE: f64 = 1024.0;
+
 /// Values in -1..1 by name and index, as in `make_losses.py`: splitmix64, 24 bits each.
 fn formula(name: &str, len: usize) -> Vec<f64> {
     let key = fnv1a(name.bytes());
@@ -74,8 +77,8 @@ fn compare(network: &Lpips, original: Tensor<4>, reconstruction: Tensor<4>) -> (
     let leaf = reconstruction.autodiff().require_grad();
     let distance = network.distance(network.features(original.autodiff()), leaf.clone());
     let values = distance.clone().without_autodiff().cast(DType::F64).into_data().try_into_vec().unwrap();
-    let gradient = leaf.grad_remove(&mut distance.sum().backward()).unwrap();
-    (values, gradient.cast(DType::F64).into_data().try_into_vec().unwrap())
+    let gradient = leaf.grad_remove(&mut (distance.sum() * LOSS_SCALE).backward()).unwrap();
+    (values, (gradient.cast(DType::F64) / LOSS_SCALE).into_data().try_into_vec().unwrap())
 }
 
 /// `|a - b| / |b|`.
@@ -110,9 +113,10 @@ fn distance_and_gradient_are_those_of_the_package() {
 
 #[test]
 fn half_precision_is_near() {
-    // Eleven bits and eight, through up to thirteen layers.
+    // PyTorch, which rounds likewise, is off by up to 3e-4 and 5e-2 in f16, and by 2e-3 and 1.7e-1 in bf16: the two images are
+    // alike, so that the difference of their features has few of the bits left.
     for (network, name) in NETWORKS {
-        for (dtype, most, most_gradient) in [(DType::F16, 5e-3, 3e-2), (DType::BF16, 3e-2, 2e-1)] {
+        for (dtype, most, most_gradient) in [(DType::F16, 1e-3, 7e-2), (DType::BF16, 6e-3, 2.5e-1)] {
             let (distance, gradient) = deviations(network, name, dtype);
             assert!(distance < most && gradient < most_gradient, "{name} {dtype:?}: {distance}, {gradient}");
         }
