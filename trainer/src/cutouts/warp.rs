@@ -247,7 +247,7 @@ mod tests {
             let tilted = Homography::new(undo_perspective([0.3, 0.0, 0.1, 0.2, 0.6, 0.1, 0.0, 0.5]));
             let warped = apply(views.clone(), &[None, Some(&tilted)]);
             assert_eq!(warped.dtype(), dtype);
-            let first = |t: Tensor<4>| t.slice([0..1]).into_data();
+            let first = |t: Tensor<4>| t.narrow(0, 0, 1).into_data();
             assert_eq!(first(warped), first(views));
         }
     }

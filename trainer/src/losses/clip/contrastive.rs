@@ -150,10 +150,10 @@ mod tests {
         let cosines: [[f64; 3]; 3] = [[1.0, 1.0, 0.6], [0.8, 0.8, 0.0], [0.0, 0.0, -0.8]];
         let counts = |i: usize, j: usize| i == j || !(i < 2 && j < 2);
         let mut expected = 0.0;
-        for i in 0..3 {
-            let own = 3.0 * cosines[i][i];
-            let row: f64 = (0..3).filter(|&j| counts(i, j)).map(|j| (3.0 * cosines[i][j]).exp()).sum();
+        for (i, row) in cosines.iter().enumerate() {
+            let own = 3.0 * row[i];
             let column: f64 = (0..3).filter(|&j| counts(j, i)).map(|j| (3.0 * cosines[j][i]).exp()).sum();
+            let row: f64 = (0..3).filter(|&j| counts(i, j)).map(|j| (3.0 * row[j]).exp()).sum();
             expected += row.ln() + column.ln() - 2.0 * own;
         }
         assert!((grouped - expected / 6.0).abs() < 1e-12, "{grouped} against {}", expected / 6.0);

@@ -19,8 +19,9 @@ pub use guidance::{
 
 use burn::tensor::{DType, Tensor};
 
-/// Rows shorter than this are taken for this long: their gradient stays finite, and real embeddings are of length 1 to 20.
-const SHORTEST: f64 = 1e-6;
+/// Embeddings shorter than this count as this long, so that their gradient is finite, in half precision too. CLIP's own are of
+/// length 1 to 20.
+const SHORTEST: f64 = 1e-3;
 
 /// In f32 at least.
 fn wide<const D: usize>(x: Tensor<D>) -> Tensor<D> {

@@ -6,7 +6,10 @@ use std::str::FromStr;
 use burn::tensor::{Tensor, TensorData};
 use thiserror::Error;
 
-use super::{SHORTEST, length, unit};
+use super::{length, unit};
+
+/// Points of the unit sphere nearer than this to each other, or to each other's opposite, count as this near.
+const NEAREST: f64 = 1e-6;
 
 /// A text to move towards.
 #[derive(Debug, Clone, PartialEq)]
@@ -104,8 +107,8 @@ pub fn per_view(reconstruction: Tensor<2>, prompts: Tensor<2>, weights: &[f64]) 
 pub fn per_view_paired(reconstruction: Tensor<2>, texts: Tensor<2>) -> Tensor<1> {
     let picture = unit(reconstruction);
     let text = unit(texts).cast(picture.dtype());
-    let apart = length(picture.clone() - text.clone(), SHORTEST);
-    let together = length(picture + text, SHORTEST);
+    let apart = length(picture.clone() - text.clone(), NEAREST);
+    let together = length(picture + text, NEAREST);
     (apart.atan2(together).square() * 2.0).flatten(0, 1)
 }
 
@@ -192,7 +195,7 @@ mod tests {
     fn prompts_add_up_by_their_weights() {
         let (pictures, prompts) = (wave(3, 4, 0.2), wave(2, 4, 1.5));
         let alone = |row: usize| {
-            let text = prompts.clone().slice([row..row + 1]).expand([3, 4]);
+            let text = prompts.clone().narrow(0, row, 1).expand([3, 4]);
             read(per_view_paired(pictures.clone(), text))
         };
         let expected: Vec<f64> = alone(0).iter().zip(alone(1)).map(|(a, b)| 0.5 * a - 2.0 * b).collect();
