@@ -7,8 +7,8 @@ use checkpoints::load_discriminator;
 
 use crate::config::Config;
 use crate::gradients::{clip_by_global_norm, global_norm};
-use crate::losses::load::{LossError, fetch};
 use crate::losses::AdversarialState;
+use crate::losses::load::{LossError, fetch};
 use crate::lr_schedule::LrSchedule;
 use crate::models::discriminator::{BatchStatistics, PatchGan, PatchGanConfig};
 use crate::models::weights::{ModelError, StateDict, WeightReader};

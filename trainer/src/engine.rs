@@ -23,6 +23,7 @@ use crate::config::Adaptive;
 use crate::gradients::GradientSum;
 use crate::losses::{Adversarial, AdversarialState, Half, Losses, Seen, mean_logits};
 use crate::models::VqGan;
+use crate::models::blocks::statistics_dtype;
 use crate::models::discriminator::{BatchStatistics, PatchGan};
 use crate::models::quantizer::Quantized;
 
@@ -240,7 +241,7 @@ impl<'a> Pass<'a> {
             value = Some(loss.clone().without_autodiff());
             loss
         });
-        (at_image, value.unwrap_or_else(|| Tensor::zeros([1], &self.device)))
+        (at_image, value.unwrap_or_else(|| self.scalar(0.0)))
     }
 
     /// What the adversarial loss's weight is multiplied by so that its pull on the last layer is that of the reconstruction
@@ -257,24 +258,27 @@ impl<'a> Pass<'a> {
         let add_to = |last_layer: &mut LastLayerGradients, scale: f64| {
             last_layer.add(self.plain.last_layer(), last_input, gradients, scale);
         };
-        match loss.adaptive {
-            Adaptive::Off => Tensor::ones([1], &self.device),
-            Adaptive::EffectiveBatch => coupling.balance(&self.device),
+        let balance = match loss.adaptive {
+            Adaptive::Off => None,
+            Adaptive::EffectiveBatch => coupling.balance(),
             Adaptive::MicroBatch => {
                 let mut own = LastLayerGradients::default();
                 let samples = gradients[0].dims()[0] as f64;
                 add_to(&mut own, 1.0 / (samples * seen.per_sample));
                 add_to(last_layer, 1.0);
-                own.balance(&self.device)
+                own.balance()
             }
             Adaptive::PreviousStep => {
                 add_to(last_layer, 1.0);
-                match self.settings.adversarial.balance {
-                    Some(balance) => Tensor::full([1], balance, &self.device),
-                    None => coupling.balance(&self.device),
-                }
+                self.settings.adversarial.balance.map(|balance| self.scalar(balance)).or_else(|| coupling.balance())
             }
-        }
+        };
+        balance.unwrap_or_else(|| self.scalar(1.0))
+    }
+
+    /// `[1]`, in the type of losses.
+    fn scalar(&self, value: f64) -> Tensor<1> {
+        Tensor::full([1], value, (&self.device, statistics_dtype(self.dtype)))
     }
 
     /// Adds the gradient of the discriminator's loss, on the same reconstructions as the generator's. Originals and
@@ -322,14 +326,11 @@ impl<'a> Pass<'a> {
         if let Some((value, weight)) = coupling.contrastive.as_ref().map(|c| (c.value.clone(), c.weight)) {
             sums.add_loss("clip_contrastive", value, weight);
         }
-        if let Some((Adversarial { adaptive, .. }, _)) = &self.adversarial {
-            match adaptive {
-                Adaptive::Off => {}
-                Adaptive::EffectiveBatch => sums.add("adaptive_weight", coupling.balance(&self.device)),
-                Adaptive::MicroBatch | Adaptive::PreviousStep => {
-                    sums.add("adaptive_weight", last_layer.balance(&self.device));
-                }
-            }
+        let over_first_pass =
+            self.adversarial.as_ref().is_some_and(|(loss, _)| loss.adaptive == Adaptive::EffectiveBatch);
+        let balance = if over_first_pass { coupling.balance() } else { last_layer.balance() };
+        if let Some(balance) = balance {
+            sums.add("adaptive_weight", balance);
         }
     }
 }

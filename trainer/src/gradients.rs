@@ -84,7 +84,7 @@ pub fn clip_by_global_norm<M: Module>(model: &M, gradients: GradientsParams, nor
 }
 
 /// `||a - b|| / ||b||` over all gradients together, in f64 on the host: the measure of the exactness contract. Infinite if a
-/// parameter has no gradient on one side.
+/// parameter has a gradient on one side only.
 pub fn relative_deviation<M: Module>(model: &M, a: &GradientsParams, b: &GradientsParams) -> f64 {
     struct Compare<'a> {
         a: &'a GradientsParams,
@@ -97,9 +97,14 @@ pub fn relative_deviation<M: Module>(model: &M, a: &GradientsParams, b: &Gradien
             let read = |gradients: &GradientsParams| -> Option<Vec<f64>> {
                 gradients.get::<D>(id)?.cast(DType::F64).into_data().try_into_vec().ok()
             };
-            let (Some(a), Some(b)) = (read(self.a), read(self.b)) else {
-                self.difference = f64::INFINITY;
-                return;
+            let (a, b) = match (read(self.a), read(self.b)) {
+                (Some(a), Some(b)) => (a, b),
+                // Frozen, or a running statistic.
+                (None, None) => return,
+                _ => {
+                    self.difference = f64::INFINITY;
+                    return;
+                }
             };
             self.difference += a.iter().zip(&b).map(|(a, b)| (a - b).powi(2)).sum::<f64>();
             self.reference += b.iter().map(|b| b.powi(2)).sum::<f64>();

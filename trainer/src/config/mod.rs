@@ -13,8 +13,8 @@ use serde::{Deserialize, Serialize};
 
 pub use check::Problem;
 pub use losses::{
-    Adaptive, AdversarialConfig, Against, ClipContrastiveConfig, ClipDirectionConfig, ClipImageConfig,
-    ClipTextConfig, CodebookConfig, LossesConfig, PerceptualConfig, PixelConfig, PixelNormConfig,
+    Adaptive, AdversarialConfig, Against, ClipContrastiveConfig, ClipDirectionConfig, ClipImageConfig, ClipTextConfig,
+    CodebookConfig, LossesConfig, PerceptualConfig, PixelConfig, PixelNormConfig,
 };
 pub use model::ModelConfig;
 pub use networks::{ClipConfig, DiscriminatorConfig};

@@ -2,9 +2,9 @@
 //! arXiv 2012.09841, equation 7).
 
 use burn::nn::conv::Conv2d;
+use burn::tensor::Tensor;
 use burn::tensor::module::conv2d_weight_backward;
 use burn::tensor::ops::ConvOptions;
-use burn::tensor::{Device, Tensor};
 
 use crate::losses::adaptive_weight;
 
@@ -34,11 +34,9 @@ impl LastLayerGradients {
         });
     }
 
-    /// The ratio of their norms, `[1]`; 1 if nothing was added.
-    pub(super) fn balance(&self, device: &Device) -> Tensor<1> {
-        match &self.0 {
-            Some([reconstruction, adversarial]) => adaptive_weight(reconstruction.clone(), adversarial.clone()),
-            None => Tensor::ones([1], device),
-        }
+    /// The ratio of their norms, `[1]`, in f32 at least; `None` if nothing was added.
+    pub(super) fn balance(&self) -> Option<Tensor<1>> {
+        let [reconstruction, adversarial] = self.0.clone()?;
+        Some(adaptive_weight(reconstruction, adversarial))
     }
 }

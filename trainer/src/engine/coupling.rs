@@ -1,6 +1,6 @@
 //! The first pass over an effective batch: what couples its samples, without a graph through the model.
 
-use burn::tensor::{Device, Tensor};
+use burn::tensor::Tensor;
 
 use super::adaptive::LastLayerGradients;
 use super::figures::Sums;
@@ -17,18 +17,15 @@ pub(super) struct Coupling {
 }
 
 impl Coupling {
-    /// The adversarial loss's adaptive weight over the effective batch, `[1]`.
-    pub(super) fn balance(&self, device: &Device) -> Tensor<1> {
-        self.last_layer.balance(device)
+    /// The adversarial loss's adaptive weight over the effective batch, `[1]`; `None` if it was not asked for.
+    pub(super) fn balance(&self) -> Option<Tensor<1>> {
+        self.last_layer.balance()
     }
 }
 
 impl Pass<'_> {
     /// Goes once over the effective batch, no further into the networks than the coupled losses of this step need.
-    pub(super) fn couple<B: MicroBatch, E>(
-        &self,
-        batches: impl Iterator<Item = Result<B, E>>,
-    ) -> Result<Coupling, E> {
+    pub(super) fn couple<B: MicroBatch, E>(&self, batches: impl Iterator<Item = Result<B, E>>) -> Result<Coupling, E> {
         let (losses, settings) = (self.losses, &self.settings);
         let adversarial = self.adversarial.as_ref().filter(|(loss, _)| loss.needs_first_pass(&settings.adversarial));
         let clip = losses.clip.as_ref().filter(|clip| clip.is_coupled(settings.step));

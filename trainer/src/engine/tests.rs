@@ -76,7 +76,8 @@ fn settings(effective: usize, checkpoint: Checkpoint) -> StepSettings {
 
 fn gradient(model: &VqGan, losses: &Losses, effective: usize, micro: usize) -> EffectiveBatch {
     let settings = settings(effective, Checkpoint::None);
-    effective_batch_gradient(generator(model), losses, settings, cut(effective, micro), cut(effective, micro), |_| {}).unwrap()
+    effective_batch_gradient(generator(model), losses, settings, cut(effective, micro), cut(effective, micro), |_| {})
+        .unwrap()
 }
 
 fn largest_deviation(architecture: &Architecture, losses: &Losses, dtype: DType) -> f64 {
@@ -114,7 +115,8 @@ fn recomputing_blocks_gives_the_same_gradient() {
     for (dtype, limit) in [(DType::F64, 1e-13), (DType::F32, 1e-5)] {
         let model = model(&tiny_architecture(), dtype);
         let gradient = |checkpoint| {
-            effective_batch_gradient(generator(&model), &losses, settings(4, checkpoint), cut(4, 2), cut(4, 2), |_| {}).unwrap()
+            effective_batch_gradient(generator(&model), &losses, settings(4, checkpoint), cut(4, 2), cut(4, 2), |_| {})
+                .unwrap()
         };
         let (whole, recomputed) = (gradient(Checkpoint::None), gradient(Checkpoint::Blocks));
         assert_eq!(recomputed.generator.len(), tiny_architecture().parameters().len());

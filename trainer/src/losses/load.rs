@@ -231,8 +231,8 @@ fn caption_encoder(
     let tokenizer = ClipTokenizer::open(&tokenizer, &clip.architecture)?;
     let device = device.clone().without_autodiff();
     let reader = WeightReader::frozen(&clip.weights, &device, DType::F32);
-    let encoder = TextEncoder::read(&reader, &clip.architecture)
-        .map_err(|source| LossError::Model { key: CLIP, source })?;
+    let encoder =
+        TextEncoder::read(&reader, &clip.architecture).map_err(|source| LossError::Model { key: CLIP, source })?;
     Ok(CaptionEncoder::new(tokenizer, encoder, device))
 }
 

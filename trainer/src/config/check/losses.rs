@@ -2,9 +2,9 @@
 //!
 //! What is set for a loss that is off has to be in its range, and nothing more.
 
-use crate::models::lpips::Lpips;
 use super::{Problem, below_one, location, not_negative, positive, problem, share};
 use crate::config::{Adaptive, ClipConfig, Config, LossesConfig, PixelConfig, PixelNormConfig};
+use crate::models::lpips::Lpips;
 
 /// More views of one picture than that are a slip of the hand.
 const MOST_CUTOUTS: usize = 1024;

@@ -4,9 +4,7 @@ use checkpoints::{LpipsNetwork, load_clip};
 
 use super::*;
 use crate::cutouts::{CutoutSettings, Cutouts};
-use crate::losses::clip::{
-    CaptionEncoder, ClipGuidance, ContrastiveTargets, TextTarget, Views, direction,
-};
+use crate::losses::clip::{CaptionEncoder, ClipGuidance, ContrastiveTargets, TextTarget, Views, direction};
 use crate::losses::{GanLoss, ImageLoss, LeCam, PerceptualLoss, Seen};
 use crate::models::clip::{ClipTokenizer, ImageEncoder, TextEncoder};
 use crate::models::discriminator::{DiscriminatorNorm, PatchGanConfig};
@@ -18,7 +16,8 @@ const EFFECTIVE: usize = 6;
 const CUTOUTS: usize = 8;
 
 /// Two samples have the same caption.
-const CAPTIONS: [&str; EFFECTIVE] = ["a red circle", "a blue square", "two green stars", "a red circle", "nothing", "a cat"];
+const CAPTIONS: [&str; EFFECTIVE] =
+    ["a red circle", "a blue square", "two green stars", "a red circle", "nothing", "a cat"];
 
 /// Some of the effective batch's samples.
 struct Captioned {
@@ -229,8 +228,19 @@ fn every_figure_is_the_same_for_every_cut() {
     let (whole, pieces) = (figures(&[6], 0), figures(CUTS[1], 3));
     let names: Vec<&str> = whole.losses.iter().map(|(name, _)| *name).collect();
     for name in [
-        "pixel", "perceptual", "adversarial", "discriminator", "logits_real", "logits_fake", "adaptive_weight",
-        "clip_image", "clip_text", "clip_contrastive", "clip_direction", "codebook", "entropy",
+        "pixel",
+        "perceptual",
+        "adversarial",
+        "discriminator",
+        "logits_real",
+        "logits_fake",
+        "adaptive_weight",
+        "clip_image",
+        "clip_text",
+        "clip_contrastive",
+        "clip_direction",
+        "codebook",
+        "entropy",
     ] {
         assert!(names.contains(&name), "{name} is not in {names:?}");
         let (a, b) = (whole.get(name).unwrap(), pieces.get(name).unwrap());
