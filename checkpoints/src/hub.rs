@@ -140,7 +140,8 @@ impl fmt::Display for Location {
 pub enum FileChoice {
     /// A VQGAN: `diffusion_pytorch_model.*` at the root or in `vqvae/`, `vqgan/`, `movq/`, else the only weights.
     Vqgan,
-    /// A CLIP model: the names of transformers and open_clip at the root, else the only weights.
+    /// A CLIP model: the names of transformers and open_clip at the root, else the only weights. All configs and the
+    /// tokenizer's files come with it, to lie beside the weights.
     Clip,
     /// The only weights.
     Any,
@@ -241,9 +242,11 @@ impl Request<'_> {
         if settings.offline {
             return self.cached();
         }
-        // A commit never changes, so nothing about it needs asking if all of it is here.
+        // A commit never changes, so nothing about it needs asking if all of it is here. What lies beside a CLIP differs
+        // too much to tell.
         if cache::is_commit(self.revision)
             && self.file.is_some()
+            && self.files != FileChoice::Clip
             && let Ok(fetched) = self.cached()
             && fetched.config.is_some()
         {
@@ -276,10 +279,11 @@ impl Request<'_> {
     fn downloaded(&self, settings: &HubSettings, progress: &dyn DownloadProgress) -> Result<Fetched, HubError> {
         let client = Client::connect(self.location, settings)?;
         let (commit, listing) = client.list(self.revision, progress)?;
-        let Chosen { weights, config } =
+        let Chosen { weights, config, beside } =
             choose(&listing, self.file, self.files).map_err(|refused| explain(refused, self.location, &listing))?;
         // The config first: it is small, and tells at once if the repository is not for everyone.
         let config = config.map(|file| client.download(&commit, &file, progress)).transpose()?;
+        beside.iter().try_for_each(|file| client.download(&commit, file, progress).map(drop))?;
         let weights = client.download(&commit, &weights, progress)?;
         self.cache.remember(self.revision, &commit);
         Ok(Fetched { weights, config })

@@ -4,6 +4,11 @@ pub mod hub;
 pub mod run;
 
 mod architecture;
+mod clip;
+mod discriminator;
+#[cfg(test)]
+mod fixtures;
+mod lpips;
 mod names;
 mod pickle;
 mod safetensors_file;
@@ -12,6 +17,9 @@ mod torch_file;
 mod weights;
 
 pub use architecture::{Architecture, Family, Quantizer};
+pub use clip::{Activation, Clip, ClipArchitecture, Tower, load_clip};
+pub use discriminator::load_discriminator;
+pub use lpips::{Convolution, LpipsNetwork, load_lpips};
 pub use names::{ConfigFile, Export, export_vqgan, family_name, load_vqgan};
 pub use pickle::PickleError;
 pub use safetensors::Dtype;

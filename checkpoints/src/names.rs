@@ -12,10 +12,8 @@ use crate::architecture::{Architecture, Family, MOVQ};
 use crate::safetensors_file::{write_safetensors, write_whole};
 use crate::tensor::{HostTensor, is_float};
 use crate::torch_file::write_torch;
-use crate::weights::{WeightsError, WeightsFile};
+use crate::weights::{WeightsError, WeightsFile, unwrapped};
 
-/// What wrappers put before every name: DistributedDataParallel and torch.compile.
-const WRAPPERS: [&str; 2] = ["module.", "_orig_mod."];
 /// Under which latent-diffusion keeps the VQGAN, beside the diffusion model.
 const FIRST_STAGE: &str = "first_stage_model.";
 /// What belongs to training alone: losses with their discriminator, and moving averages.
@@ -176,13 +174,6 @@ impl<'a> ModelNames<'a> {
         });
         entry.map(|(name, in_file)| (*name, *in_file))
     }
-}
-
-fn unwrapped(mut name: &str) -> &str {
-    while let Some(inner) = WRAPPERS.iter().find_map(|wrapper| name.strip_prefix(wrapper)) {
-        name = inner;
-    }
-    name
 }
 
 fn is_training(name: &str) -> bool {

@@ -1,4 +1,5 @@
-//! Files of `torch.save`, both the zip archives of today and the legacy form of torch before 1.6.
+//! Files of `torch.save`, both the zip archives of today and the legacy form of torch before 1.6, and the attributes
+//! of TorchScript programs, whose code is left alone.
 //!
 //! Opening reads the pickle alone; the bytes of a tensor are read when it is asked for, so optimizer states cost nothing.
 
@@ -58,6 +59,8 @@ pub(crate) struct TensorRef {
 #[derive(Debug)]
 pub(crate) struct TorchFile {
     pub pickle: Pickle,
+    /// A TorchScript program: its pickle is a module, with its parameters and inner modules as attributes.
+    pub is_script: bool,
     container: Mutex<Container>,
 }
 
@@ -97,11 +100,7 @@ impl TorchFile {
             .filter(|folder| folder.ends_with('/'))
             .min_by_key(String::len)
             .ok_or(TorchError::Unsupported("it is a zip archive without data.pkl, not a file of torch.save"))?;
-        if archive.index_for_name(&format!("{folder}constants.pkl")).is_some() {
-            return Err(TorchError::Unsupported(
-                "it is a TorchScript program; save its state_dict() with torch.save instead",
-            ));
-        }
+        let is_script = archive.index_for_name(&format!("{folder}constants.pkl")).is_some();
         let big_endian = match archive.index_for_name(&format!("{folder}byteorder")) {
             Some(index) => {
                 let mut order = Vec::new();
@@ -118,7 +117,7 @@ impl TorchFile {
         let pickle = Pickle::read(&mut BufReader::new(entry))?;
         let archive = Box::new(archive);
         let container = Container::Zip { archive, folder, big_endian };
-        Ok(TorchFile { pickle, container: Mutex::new(container) })
+        Ok(TorchFile { pickle, is_script, container: Mutex::new(container) })
     }
 
     /// Opens a legacy file: five pickles, then the storages one after the other.
@@ -139,7 +138,8 @@ impl TorchFile {
         let keys = Pickle::read(&mut input)?;
         let storages = legacy_storages(&pickle, &keys, &mut input, length)?;
         let file = input.into_inner();
-        Ok(TorchFile { pickle, container: Mutex::new(Container::Legacy { file, storages }) })
+        let container = Mutex::new(Container::Legacy { file, storages });
+        Ok(TorchFile { pickle, is_script: false, container })
     }
 
     /// The tensor that `id` stands for; None when it is anything else, or a kind that holds no plain elements

@@ -15,6 +15,8 @@ use crate::torch_file::{TensorRef, TorchError, TorchFile, is_legacy};
 
 /// Where the weights lie among the top-level entries of a torch file, best first: Lightning, then LlamaGen.
 const STATE_DICTS: [&str; 3] = ["state_dict", "ema", "model"];
+/// What wrappers put before every name: DistributedDataParallel and torch.compile.
+const WRAPPERS: [&str; 2] = ["module.", "_orig_mod."];
 /// What diffusers and transformers call the weights in a model's folder.
 const FOLDER_FILES: [&str; 6] = [
     "diffusion_pytorch_model.safetensors",
@@ -26,6 +28,11 @@ const FOLDER_FILES: [&str; 6] = [
 ];
 /// Subfolders of a pipeline that hold its VQGAN.
 const PIPELINE_FOLDERS: [&str; 3] = ["vqvae", "vqgan", "movq"];
+/// Most attributes of a TorchScript program's modules; inner modules can be shared, and one that contains itself has no
+/// end.
+const MAX_ATTRIBUTES: usize = 1 << 20;
+/// Longest name of a parameter in a TorchScript program, in bytes.
+const MAX_NAME: usize = 256;
 /// Most bytes of a `config.json` or a hyperparameter tree that anyone reads.
 const MAX_CONFIG: u64 = 1 << 20;
 
@@ -90,7 +97,7 @@ pub enum WeightsError {
         /// What is wrong with it.
         source: ShapeError,
     },
-    /// A model that is recognised and is not a VQGAN that can be trained here, or none at all.
+    /// A model that is recognised and cannot be used here, or that contradicts its configuration, or none at all.
     #[error("{}: {what}", path.display())]
     Unsupported {
         /// The file.
@@ -149,7 +156,8 @@ impl WeightsFile {
     /// Opens weights: a file of `torch.save`, a safetensors file, or a folder of diffusers or transformers (a whole
     /// pipeline too, for its VQGAN).
     ///
-    /// Of a torch file, takes what is under `state_dict`, `ema` or `model`, else the dict of tensors itself.
+    /// Of a torch file, takes what is under `state_dict`, `ema` or `model`, else the dict of tensors itself; of a
+    /// TorchScript program the parameters, named by the attributes that lead to them.
     ///
     /// # Errors
     /// One line that says what the file is instead, or what is wrong with it.
@@ -237,6 +245,12 @@ impl WeightsFile {
         }
     }
 
+    /// What comes before `ending` in the shortest name that ends so, whole parts of it; empty where it is the name.
+    pub(crate) fn prefix_of(&self, ending: &str) -> Option<&str> {
+        let prefixes = self.names().filter_map(|name| name.strip_suffix(ending));
+        prefixes.filter(|prefix| prefix.is_empty() || prefix.ends_with('.')).min_by_key(|prefix| prefix.len())
+    }
+
     /// Reads one tensor.
     ///
     /// # Errors
@@ -285,6 +299,16 @@ impl Source {
 /// The tensors under `key`, or under the usual places.
 fn state_dict(path: &Path, file: &TorchFile, key: Option<&str>) -> Result<BTreeMap<String, TensorRef>, WeightsError> {
     let pickle = &file.pickle;
+    if file.is_script {
+        return match key {
+            None => script_tensors(path, file),
+            Some(key) => Err(WeightsError::Key {
+                path: path.to_owned(),
+                what: format!("a TorchScript program has no top-level key {key}"),
+                keys: Vec::new(),
+            }),
+        };
+    }
     let Some(top) = pickle.entries(pickle.root()) else {
         return Err(WeightsError::NotWeights {
             path: path.to_owned(),
@@ -345,6 +369,41 @@ fn tensors_of(
     Ok(tensors)
 }
 
+/// The tensors among a program's attributes and those of its inner modules, their names joined by dots.
+fn script_tensors(path: &Path, file: &TorchFile) -> Result<BTreeMap<String, TensorRef>, WeightsError> {
+    let pickle = &file.pickle;
+    let mut tensors = BTreeMap::new();
+    let mut modules = vec![(String::new(), pickle.root())];
+    let mut left = MAX_ATTRIBUTES;
+    let failed = |source| WeightsError::Torch { path: path.to_owned(), source };
+    while let Some((prefix, module)) = modules.pop() {
+        for (key, value) in pickle.attributes(module).unwrap_or_default() {
+            left = left.checked_sub(1).ok_or_else(|| {
+                failed(TorchError::Unsupported("it has more parts than any real TorchScript program"))
+            })?;
+            let Some(key) = pickle.text(key) else {
+                continue;
+            };
+            let name = format!("{prefix}{key}");
+            if name.len() > MAX_NAME {
+                return Err(failed(TorchError::Unsupported(
+                    "its parts lie deeper than in any real TorchScript program",
+                )));
+            }
+            if let Some(tensor) = file.tensor(value).map_err(failed)? {
+                tensors.insert(name, tensor);
+            } else if pickle.attributes(value).is_some() {
+                modules.push((format!("{name}."), value));
+            }
+        }
+    }
+    if tensors.is_empty() {
+        let what = "it is a TorchScript program without parameters".to_owned();
+        return Err(WeightsError::NotWeights { path: path.to_owned(), what });
+    }
+    Ok(tensors)
+}
+
 /// The value of a text key; the last one, as in Python.
 fn find(pickle: &Pickle, entries: &[(Id, Id)], key: &str) -> Option<Id> {
     let mut entries = entries.iter().rev();
@@ -383,6 +442,14 @@ fn json(pickle: &Pickle, id: Id, depth: usize, budget: &mut usize) -> Option<Jso
             Json::Object(map)
         }
     })
+}
+
+/// A tensor's name without what wrappers put before it.
+pub(crate) fn unwrapped(mut name: &str) -> &str {
+    while let Some(inner) = WRAPPERS.iter().find_map(|wrapper| name.strip_prefix(wrapper)) {
+        name = inner;
+    }
+    name
 }
 
 /// The weights in a model's folder.

@@ -18,7 +18,7 @@ pub struct Sample {
     pub index: usize,
     /// `resolution * resolution * 3` bytes: rows from the top, pixels from the left, red green blue.
     pub pixels: Vec<u8>,
-    /// What the image shows, where the source knows it.
+    /// What the image shows, where the source knows it; of several captions, one that the key chooses.
     pub caption: Option<String>,
 }
 
@@ -95,6 +95,11 @@ impl TrainingSet {
     /// How many whole epochs lie before `draw`.
     pub fn epoch(&self, draw: u64) -> u64 {
         self.sampler.epoch(draw)
+    }
+
+    /// The name of the first image that has no caption; no image is read for it.
+    pub fn first_without_caption(&self) -> Option<String> {
+        without_caption(&*self.source, &self.indices)
     }
 
     /// Loads one sample on this thread.
@@ -195,6 +200,11 @@ impl ValidationSet {
         self.indices.is_empty()
     }
 
+    /// The name of the first image that has no caption; no image is read for it.
+    pub fn first_without_caption(&self) -> Option<String> {
+        without_caption(&*self.source, &self.indices)
+    }
+
     /// Loads the samples at these positions on this thread; positions past the end are passed over. A
     /// [`Loader`](crate::Loader) over `0..len` does the same on several threads.
     ///
@@ -226,7 +236,7 @@ impl SampleStream for ValidationSet {
         let Some(index) = position.and_then(|position| self.indices.get(position)) else {
             return Attempt { sample: None, bad: Vec::new() };
         };
-        // A centre crop without mirroring takes nothing from the seed.
+        // A centre crop without mirroring takes nothing from the seed; of several captions, each image keeps one.
         match load(&*self.source, *index, &self.transform, SampleKey { seed: 0, draw }) {
             Ok(sample) => Attempt { sample: Some(sample), bad: Vec::new() },
             Err(error) => Attempt { sample: None, bad: vec![(*index, error)] },
@@ -242,7 +252,21 @@ impl SampleStream for ValidationSet {
 fn load(source: &dyn Source, index: usize, transform: &Transform, key: SampleKey) -> Result<Sample, ImageError> {
     let picture = source.load(index)?;
     let pixels = transform.apply(&picture.image, key).map_err(|problem| problem.named(source.name(index)))?;
-    Ok(Sample { draw: key.draw, index, pixels, caption: picture.caption })
+    Ok(Sample { draw: key.draw, index, pixels, caption: caption(source, index, key) })
+}
+
+fn caption(source: &dyn Source, index: usize, key: SampleKey) -> Option<String> {
+    let mut captions = source.captions(index);
+    match captions.len() {
+        0 | 1 => captions.pop(),
+        several => Some(captions.swap_remove(key.rng(Purpose::Caption).random_range(0..several))),
+    }
+}
+
+/// The name of the first image without a caption.
+fn without_caption(source: &dyn Source, indices: &[usize]) -> Option<String> {
+    let index = indices.iter().find(|index| source.captions(**index).is_empty())?;
+    Some(source.name(*index))
 }
 
 fn check_indices(source: &dyn Source, indices: &[usize]) -> Result<(), DataError> {
@@ -284,10 +308,11 @@ pub(crate) mod tests {
                 (true, _) => 1,
                 (false, _) => 8,
             };
-            Ok(Picture {
-                image: RgbImage::from_pixel(side, side, Rgb([index as u8; 3])),
-                caption: Some(format!("number {index}")),
-            })
+            Ok(Picture { image: RgbImage::from_pixel(side, side, Rgb([index as u8; 3])) })
+        }
+
+        fn captions(&self, index: usize) -> Vec<String> {
+            vec![format!("number {index}")]
         }
     }
 
@@ -312,6 +337,57 @@ pub(crate) mod tests {
         seen.sort_unstable();
         assert_eq!(seen, [3, 57, 90]);
         assert_eq!((set.epoch(2), set.epoch(3)), (0, 1));
+    }
+
+    const FIRST_WORDINGS: [&str; 6] = ["4.0", "4.2", "4.3", "4.3", "4.0", "4.2"];
+
+    /// Pictures with as many captions as their index says.
+    struct Told;
+
+    impl Source for Told {
+        fn len(&self) -> usize {
+            5
+        }
+
+        fn name(&self, index: usize) -> String {
+            format!("told {index}")
+        }
+
+        fn load(&self, _: usize) -> Result<Picture, ImageError> {
+            Ok(Picture { image: RgbImage::new(8, 8) })
+        }
+
+        fn captions(&self, index: usize) -> Vec<String> {
+            (0..index).map(|wording| format!("{index}.{wording}")).collect()
+        }
+    }
+
+    #[test]
+    fn one_of_several_captions_is_drawn_with_the_sample() {
+        let set =
+            |seed, indices| TrainingSet::new(Arc::new(Told), indices, Transform::training(8, true), seed, 0).unwrap();
+        let drawn = |seed| -> Vec<Option<String>> {
+            let set = set(seed, vec![4]);
+            (0..400).map(|draw| set.sample(draw).unwrap().caption).collect()
+        };
+        assert_eq!(drawn(1), drawn(1));
+        assert_ne!(drawn(1), drawn(2));
+        for wording in 0..4 {
+            let times = drawn(1).iter().filter(|caption| **caption == Some(format!("4.{wording}"))).count();
+            assert!((60..140).contains(&times), "wording {wording} came {times} times in 400");
+        }
+        // A resumed run must see what the interrupted one would have seen.
+        let first: Vec<String> = drawn(1).into_iter().take(6).flatten().collect();
+        assert_eq!(first, FIRST_WORDINGS);
+
+        let one = set(1, vec![1]);
+        assert!((0..9).all(|draw| one.sample(draw).unwrap().caption.as_deref() == Some("1.0")));
+        assert_eq!(set(1, vec![0]).sample(0).unwrap().caption, None);
+        assert_eq!(set(1, vec![3, 1, 0, 4]).first_without_caption().as_deref(), Some("told 0"));
+        assert_eq!(set(1, vec![3, 1, 4]).first_without_caption(), None);
+        let validation = |indices| ValidationSet::new(Arc::new(Told), indices, 8, 0).unwrap();
+        assert_eq!(validation(vec![4, 4, 0]).first_without_caption().as_deref(), Some("told 0"));
+        assert_eq!(validation(vec![4]).batch(0..1), validation(vec![4]).batch(0..1));
     }
 
     #[test]

@@ -97,6 +97,14 @@ pub enum DataError {
         /// The operating system's words.
         reason: String,
     },
+    /// The file of captions at a folder's root is broken.
+    #[error("captions in {} cannot be read: {reason}", .path.display())]
+    Captions {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it, and where.
+        reason: String,
+    },
     /// There is not a single picture to draw from.
     #[error("the data set is empty")]
     EmptySet,

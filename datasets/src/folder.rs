@@ -1,10 +1,11 @@
-//! A folder of images and all its subfolders.
+//! A folder of images and all its subfolders, with captions if it has any.
 
 use std::fs;
 use std::path::{Path, PathBuf};
 
 use walkdir::WalkDir;
 
+use crate::captions::Captions;
 use crate::decode::MAX_BYTES;
 use crate::{DataError, ImageError, ImageProblem, Picture, Source, decode};
 
@@ -14,16 +15,25 @@ pub const EXTENSIONS: [&str; 5] = ["jpg", "jpeg", "png", "webp", "bmp"];
 /// The images of a folder, sorted by path, so that an index means the same file on every machine.
 ///
 /// Hidden files and folders are passed over. Links are followed, but not round in circles.
+///
+/// A picture's captions are the lines of the text file beside it (`cat.txt` for `cat.jpg`), empty ones left out. Where
+/// there is none, or nothing in it, they are what `metadata.jsonl` or `captions.json` at the folder's root says:
+///
+/// ```text
+/// metadata.jsonl   {"file_name": "cats/1.jpg", "text": "a cat"}        a line each, several for several captions
+/// captions.json    [{"file_name": "cats/1.jpg", "text": "a cat"}]      or {"cats/1.jpg": ["a cat", "a tired cat"]}
+/// ```
 #[derive(Debug)]
 pub struct FolderSource {
     files: Vec<PathBuf>,
+    captions: Captions,
 }
 
 impl FolderSource {
     /// Lists the images of a folder; reads none of them.
     ///
     /// # Errors
-    /// The path does not exist, is a file, cannot be listed, or holds no images.
+    /// The path does not exist, is a file, cannot be listed, or holds no images; a file of captions at its root is broken.
     pub fn open(path: impl AsRef<Path>) -> Result<Self, DataError> {
         let path = path.as_ref();
         match fs::metadata(path) {
@@ -37,6 +47,7 @@ impl FolderSource {
             }
         }
         let mut files = Vec::new();
+        let mut captions = Captions::at(path)?;
         let mut other_files = 0;
         let shown = WalkDir::new(path)
             .follow_links(true)
@@ -52,6 +63,7 @@ impl FolderSource {
             if is_image(&file) {
                 files.push(file);
             } else {
+                captions.see(&file);
                 other_files += 1;
             }
         }
@@ -59,7 +71,7 @@ impl FolderSource {
             return Err(DataError::NoImages { path: path.into(), extensions: EXTENSIONS.join(", "), other_files });
         }
         files.sort();
-        Ok(Self { files })
+        Ok(Self { files, captions })
     }
 
     /// The file at `index`, or `None` past the end.
@@ -79,9 +91,13 @@ impl Source for FolderSource {
 
     fn load(&self, index: usize) -> Result<Picture, ImageError> {
         match read(&self.files[index]).and_then(|bytes| decode(&bytes)) {
-            Ok(image) => Ok(Picture { image, caption: None }),
+            Ok(image) => Ok(Picture { image }),
             Err(problem) => Err(problem.named(self.name(index))),
         }
+    }
+
+    fn captions(&self, index: usize) -> Vec<String> {
+        self.captions.of(&self.files[index])
     }
 }
 
@@ -186,6 +202,112 @@ mod tests {
         }
         assert_eq!(source.load(1).unwrap_err().problem, ImageProblem::Empty);
         assert_eq!(source.load(2).unwrap_err().problem, ImageProblem::UnknownFormat);
+    }
+
+    fn with_captions(files: &[(&str, &[u8])]) -> (tempfile::TempDir, Result<FolderSource, DataError>) {
+        let root = tempfile::tempdir().unwrap();
+        fs::create_dir(root.path().join("cats")).unwrap();
+        for name in ["cats/1.jpg", "cats/2.png", "dog.jpg"] {
+            fs::write(root.path().join(name), png()).unwrap();
+        }
+        for (name, content) in files {
+            fs::write(root.path().join(name), content).unwrap();
+        }
+        let source = FolderSource::open(root.path());
+        (root, source)
+    }
+
+    fn captions(files: &[(&str, &[u8])]) -> [Vec<String>; 3] {
+        let (_root, source) = with_captions(files);
+        let source = source.unwrap();
+        [0, 1, 2].map(|index| source.captions(index))
+    }
+
+    #[test]
+    fn lines_of_the_text_beside_an_image_are_its_captions() {
+        let found = captions(&[
+            ("cats/1.txt", "\u{feff}a cat\r\n\n  a tired cat, \u{e9}tendu \n".as_bytes()),
+            ("cats/2.TXT", b"two cats"),
+            ("notes.txt", b"about nothing"),
+            ("dog.txt.bak", b"a wolf"),
+        ]);
+        assert_eq!(found[0], ["a cat", "a tired cat, \u{e9}tendu"]);
+        assert_eq!(found[1], ["two cats"]);
+        assert!(found[2].is_empty());
+    }
+
+    #[test]
+    fn what_holds_no_text_is_no_caption() {
+        let (root, source) = with_captions(&[
+            ("cats/1.txt", b"a cat"),
+            ("cats/2.txt", b" \n\n"),
+            ("dog.txt", b"un chien tr\xe8s grand"),
+        ]);
+        let source = std::sync::Arc::new(source.unwrap());
+        assert_eq!([0, 1, 2].map(|index| source.captions(index).len()), [1, 0, 0]);
+        let transform = crate::Transform::training(8, true);
+        let set = |indices| crate::TrainingSet::new(source.clone(), indices, transform, 0, 0).unwrap();
+        let missing = |name: &str| Some(root.path().join(name).display().to_string());
+        assert_eq!(set(vec![0, 1, 2]).first_without_caption(), missing("cats/2.png"));
+        assert_eq!(set(vec![0, 2]).first_without_caption(), missing("dog.jpg"));
+        assert_eq!(set(vec![0]).first_without_caption(), None);
+        assert_eq!(set(vec![0]).sample(0).unwrap().caption.as_deref(), Some("a cat"));
+
+        let long = "a very long cat ".repeat(5000);
+        assert!(captions(&[("dog.txt", long.as_bytes())])[2].is_empty());
+        // A file that has gone since it was listed.
+        fs::remove_file(root.path().join("cats/1.txt")).unwrap();
+        assert!(source.captions(0).is_empty());
+    }
+
+    #[test]
+    fn a_file_at_the_root_has_captions_for_all() {
+        let metadata = br#"{"file_name": "cats/1.jpg", "text": "a cat"}
+            {"file_name": "./cats/1.jpg", "text": " a tired cat ", "likes": 7}
+
+            {"file_name": "gone.jpg", "text": "nothing"}
+            {"file_name": "dog.jpg", "text": ""}"#;
+        let [first, second, dog] = captions(&[("metadata.jsonl", metadata)]);
+        assert_eq!(first, ["a cat", "a tired cat"]);
+        assert!(second.is_empty() && dog.is_empty());
+
+        let list = br#"[{"file_name": "dog.jpg", "text": ["a dog", "a good dog"]}, {"file_name": "cats/2.png"}]"#;
+        let [_, second, dog] = captions(&[("captions.json", list)]);
+        assert_eq!(dog, ["a dog", "a good dog"]);
+        assert!(second.is_empty());
+
+        // The text beside the image comes first, if there is any.
+        let map = br#"{"dog.jpg": "a dog", "cats/1.jpg": ["a cat"], "cats/2.png": null}"#;
+        let beside: [(&str, &[u8]); 3] = [("captions.json", map), ("dog.txt", b"a wolf"), ("cats/1.txt", b"")];
+        let [first, second, dog] = captions(&beside);
+        assert_eq!((first, dog), (vec!["a cat".to_owned()], vec!["a wolf".to_owned()]));
+        assert!(second.is_empty());
+    }
+
+    #[test]
+    fn broken_files_of_captions_are_named() {
+        for (name, content, reason) in [
+            ("metadata.jsonl", &b"{\"file_name\": \"dog.jpg\", \"text\": \"a\"}\n{"[..], "line 2: EOF while parsing"),
+            ("metadata.jsonl", b"{\"text\": \"a dog\"}", "line 1: an entry needs file_name, a text"),
+            ("metadata.jsonl", b"\n[]", "line 2: an entry needs file_name, a text"),
+            (
+                "metadata.jsonl",
+                b"{\"file_name\": \"dog.jpg\", \"text\": 3}",
+                "line 1: the text of dog.jpg is 3; a text or",
+            ),
+            ("metadata.jsonl", b"\xff", "it is not UTF-8"),
+            ("captions.json", b"3", "a list of entries or a map of file names to captions is needed"),
+            ("captions.json", b"[3]", "entry 1: an entry needs file_name, a text"),
+            ("captions.json", b"{\"dog.jpg\": [3]}", "the text of dog.jpg is [3]; a text or a list of texts is needed"),
+            ("captions.json", b"", "EOF while parsing"),
+        ] {
+            let (root, source) = with_captions(&[(name, content)]);
+            let error = source.unwrap_err();
+            assert!(matches!(error, DataError::Captions { .. }));
+            let line = error.to_string();
+            let beginning = format!("captions in {} cannot be read: ", root.path().join(name).display());
+            assert!(line.starts_with(&beginning) && line.contains(reason) && !line.contains('\n'), "{line}");
+        }
     }
 
     #[cfg(unix)]

@@ -15,6 +15,7 @@
 //! resumes by starting at the draw where it stopped.
 
 mod bad;
+mod captions;
 mod dataset;
 mod decode;
 mod error;

@@ -294,10 +294,11 @@ mod tests {
             if index % 10 == 3 {
                 return Err(crate::ImageProblem::Empty.named(self.name(index)));
             }
-            Ok(Picture {
-                image: RgbImage::from_fn(12, 8, |x, y| Rgb([index as u8, x as u8, y as u8])),
-                caption: Some(self.name(index)),
-            })
+            Ok(Picture { image: RgbImage::from_fn(12, 8, |x, y| Rgb([index as u8, x as u8, y as u8])) })
+        }
+
+        fn captions(&self, index: usize) -> Vec<String> {
+            vec![self.name(index), format!("also called {index}")]
         }
     }
 

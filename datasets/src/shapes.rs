@@ -54,16 +54,22 @@ impl Source for ShapesSource {
 
     fn load(&self, index: usize) -> Result<Picture, ImageError> {
         let scene = Scene::compose(self.seed, index as u64);
-        Ok(Picture { image: draw::draw(&scene, self.size), caption: Some(scene.caption()) })
+        Ok(Picture { image: draw::draw(&scene, self.size) })
+    }
+
+    fn captions(&self, index: usize) -> Vec<String> {
+        vec![self.caption(index)]
     }
 }
 
 #[cfg(test)]
 mod tests {
     use std::collections::HashSet;
+    use std::sync::Arc;
     use std::time::{Duration, Instant};
 
     use super::*;
+    use crate::{Loader, TrainingSet, Transform, ValidationSet};
 
     #[test]
     fn a_picture_follows_from_seed_index_and_size() {
@@ -75,7 +81,7 @@ mod tests {
             let picture = source.load(index).unwrap();
             assert_eq!(picture, again.load(index).unwrap());
             assert_eq!(picture.image.dimensions(), (32, 32));
-            assert_eq!(picture.caption, Some(source.caption(index)));
+            assert_eq!(source.captions(index), [again.caption(index)]);
             differing += usize::from(picture.image != other.load(index).unwrap().image);
         }
         assert_eq!(differing, 9);
@@ -97,13 +103,26 @@ mod tests {
         for index in 0..20 {
             let drawn = small.load(index).unwrap();
             let scaled = large.load(index).unwrap();
-            assert_eq!(drawn.caption, scaled.caption);
+            assert_eq!(small.caption(index), large.caption(index));
             let scaled = image::imageops::resize(&scaled.image, 64, 64, image::imageops::FilterType::Triangle);
             let error: f64 =
                 (drawn.image.as_raw().iter().zip(scaled.as_raw())).map(|(a, b)| f64::from(a.abs_diff(*b))).sum();
             let mean = error / (64.0 * 64.0 * 3.0);
             assert!(mean < 3.0, "picture {index} differs by {mean} on average");
         }
+    }
+
+    #[test]
+    fn captions_reach_the_batch() {
+        let source = Arc::new(ShapesSource::new(5, 40, 16).unwrap());
+        let set = TrainingSet::new(source.clone(), (3..40).collect(), Transform::training(16, false), 1, 0).unwrap();
+        assert_eq!(set.first_without_caption(), None);
+        let expected: Vec<_> = (0..50).map(|draw| Some(source.caption(set.sample(draw).unwrap().index))).collect();
+        let mut loader = Loader::start(Arc::new(set), 0, None, 2, 8).unwrap();
+        assert_eq!(loader.next_batch(50).unwrap().captions, expected);
+        let set = ValidationSet::new(source.clone(), vec![7, 9], 16, 0).unwrap();
+        assert_eq!(set.first_without_caption(), None);
+        assert_eq!(set.batch(0..2).unwrap().captions, [7, 9].map(|index| Some(source.caption(index))));
     }
 
     #[test]

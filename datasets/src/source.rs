@@ -9,8 +9,6 @@ use crate::ImageError;
 pub struct Picture {
     /// The pixels, 8 bit sRGB.
     pub image: RgbImage,
-    /// What the picture shows, where the source knows it.
-    pub caption: Option<String>,
 }
 
 /// Pictures by index. Loading one must give the same picture each time, on any thread.
@@ -31,4 +29,10 @@ pub trait Source: Send + Sync {
     /// # Errors
     /// The picture cannot be read or decoded. Training goes on with another one.
     fn load(&self, index: usize) -> Result<Picture, ImageError>;
+
+    /// What the picture at `index` shows, in as many wordings as the source knows: none of them empty, and none at all
+    /// where it knows nothing. Loads no picture.
+    fn captions(&self, _index: usize) -> Vec<String> {
+        Vec::new()
+    }
 }

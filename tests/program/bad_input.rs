@@ -31,6 +31,72 @@ fn micro_batch_of_nothing() {
     assert_eq!(error, "error: small.toml:9: `batch.micro` is 0, must be at least 1");
 }
 
+/// Appends `table` to the small configuration, and returns the line of the file that it begins at.
+fn append(folder: &Path, table: &str) -> usize {
+    let text = fs::read_to_string(folder.join("small.toml")).unwrap();
+    fs::write(folder.join("small.toml"), format!("{text}{table}")).unwrap();
+    text.lines().count() + 1
+}
+
+#[test]
+fn nothing_to_train_for() {
+    let folder = small();
+    let line = append(folder.path(), "[losses.codebook]\nweight = 0\n[losses.pixel]\nweight = 0\n");
+    let error = error(folder.path(), 2, &[]);
+    let place = format!("error: small.toml:{}: `losses.pixel.weight` is 0", line + 3);
+    assert!(error.starts_with(&place) && error.contains("nothing to train for"), "{error}");
+}
+
+#[test]
+fn a_decoder_that_no_loss_reaches() {
+    let folder = small();
+    let line = append(folder.path(), "[losses.pixel]\nweight = 0\n");
+    let error = error(folder.path(), 2, &[]);
+    let place = format!("error: small.toml:{}: `losses.pixel.weight` is 0", line + 1);
+    assert!(error.starts_with(&place) && error.contains("does not reach the decoder"), "{error}");
+}
+
+#[test]
+fn parameters_that_the_model_does_not_have() {
+    let folder = small();
+    let text = fs::read_to_string(folder.path().join("small.toml")).unwrap();
+    let text = text.replace("[model]\n", "[model]\ntrain = [\"decoder.up\", \"quantise\"]\n");
+    fs::write(folder.path().join("small.toml"), text).unwrap();
+    let error = error(folder.path(), 2, &[]);
+    assert!(error.starts_with("error: small.toml:12: `model.train` is wrong"), "{error}");
+    assert!(error.contains("\"quantise\" matches nothing, did you mean \"quantize\"?"), "{error}");
+}
+
+#[test]
+fn a_loss_of_clip_that_cannot_be() {
+    let folder = small();
+    let line = append(folder.path(), "[clip]\naffine = 1.5\n[losses.clip_direction]\nweight = 1\nfrom = \"photo\"\n");
+    let error = |overrides| error(folder.path(), 2, overrides);
+    let place = format!("error: small.toml:{}: `losses.clip_direction.to` is missing", line + 2);
+    assert!(error(&[]).starts_with(&place), "{}", error(&[]));
+    let same = error(&["losses.clip_direction.to=photo"]);
+    let place = "error: --set losses.clip_direction.to=photo: `losses.clip_direction.to` is the same text";
+    assert!(same.starts_with(place), "{same}");
+    let probability = error(&["losses.clip_direction.to=sketch"]);
+    assert_eq!(probability, format!("error: small.toml:{}: `clip.affine` is 1.5, must lie in 0 to 1", line + 1));
+}
+
+#[test]
+fn a_discriminator_that_leaves_nothing_of_the_pictures() {
+    let folder = small();
+    let line =
+        append(folder.path(), "[losses.adversarial]\nweight = 0.8\nkind = \"hinj\"\n[discriminator]\nlayers = 3\n");
+    let misspelt = error(folder.path(), 2, &[]);
+    let place = format!("error: small.toml:{}: unknown value `hinj`, did you mean `hinge`?", line + 2);
+    assert!(misspelt.starts_with(&place), "{misspelt}");
+    let text = fs::read_to_string(folder.path().join("small.toml")).unwrap();
+    fs::write(folder.path().join("small.toml"), text.replace("hinj", "hinge")).unwrap();
+    let small = error(folder.path(), 2, &[]);
+    let place =
+        format!("error: small.toml:{}: `discriminator.layers` is 3, too many for data.resolution = 16", line + 4);
+    assert!(small.starts_with(&place) && small.contains("24 or more"), "{small}");
+}
+
 #[test]
 fn a_resolution_that_the_model_cannot_divide() {
     let folder = small();

@@ -5,8 +5,8 @@ use std::path::Path;
 
 use burn::tensor::{DType, Device, Tensor, TensorData};
 use checkpoints::{WeightsFile, family_name};
-use trainer::engine::{MicroBatch, effective_batch_gradient};
-use trainer::losses::{CodebookLoss, Losses, PixelLoss, PixelNorm, Weight};
+use trainer::engine::{Checkpoint, MicroBatch, Networks, StepSettings, effective_batch_gradient};
+use trainer::losses::{AdversarialState, CodebookLoss, Losses, PixelLoss, PixelNorm, Weight};
 use trainer::models::VqGan;
 use trainer::models::weights::param_id;
 use trainer::pretrained::{Initial, pretrained};
@@ -22,6 +22,14 @@ impl MicroBatch for Fixed {
 
     fn images(&self, _device: &Device, _dtype: DType) -> Tensor<4> {
         self.0.clone()
+    }
+
+    fn draws(&self) -> &[u64] {
+        &[]
+    }
+
+    fn captions(&self) -> &[Option<String>] {
+        &[]
     }
 }
 
@@ -97,11 +105,20 @@ fn check_initial(initial: &Initial, expected: &WeightsFile, legacy: Option<bool>
                 entropy: quantizer.entropy_ratio,
             },
         ),
+        adversarial: None,
+        clip: None,
     };
     let samples = input.dims()[0];
     let batches = || input.clone().chunk(samples, 0).into_iter().map(|image| Ok::<_, Infallible>(Fixed(image)));
-    let batch = effective_batch_gradient(&model, &losses, 0, samples, batches(), batches(), |_| {}).unwrap();
-    let figures = batch.read(Tensor::zeros([1], &device)).unwrap();
+    let settings = StepSettings {
+        step: 0,
+        effective: samples,
+        checkpoint: Checkpoint::Blocks,
+        adversarial: AdversarialState::default(),
+    };
+    let networks = Networks { vqgan: &model, discriminator: None };
+    let batch = effective_batch_gradient(networks, &losses, settings, batches(), batches(), |_| {}).unwrap();
+    let figures = batch.read(Tensor::zeros([1], &device), None).unwrap();
     let loss = |name: &str| figures.losses.iter().find(|(other, _)| *other == name).map(|(_, value)| *value);
     let near = |name: &str, found: f64| {
         let expected = f64::from(read(expected, name)[0]);
@@ -123,7 +140,7 @@ fn check_initial(initial: &Initial, expected: &WeightsFile, legacy: Option<bool>
             assert!(partly, "the fixture lacks {key}");
             continue;
         }
-        let (found, wanted) = (gradient(&batch.gradients, &name, shape.len()), read(expected, &key));
+        let (found, wanted) = (gradient(&batch.generator, &name, shape.len()), read(expected, &key));
         assert_eq!(found.len(), wanted.len(), "{name}");
         all_found.extend(found);
         all_expected.extend(wanted);

@@ -95,6 +95,14 @@ impl MicroBatch for Batch {
         };
         levels.permute([0, 3, 1, 2]) / 127.5 - 1.0
     }
+
+    fn draws(&self) -> &[u64] {
+        &self.draws
+    }
+
+    fn captions(&self) -> &[Option<String>] {
+        &self.captions
+    }
 }
 
 /// Images `[N, 3, H, W]` in -1..1 (beyond is clamped) to rows of RGB bytes, one vector a sample.

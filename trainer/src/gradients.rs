@@ -1,10 +1,48 @@
 //! Arithmetic on the gradient of a whole model.
 
-use burn::module::{Module, ParamId};
+use burn::module::{Module, ModuleVisitor, Param, ParamId};
 use burn::optim::GradientsParams;
-use burn::tensor::{DType, Tensor};
+use burn::tensor::{DType, Gradients, Tensor};
 
 use crate::models::weights::{ParameterVisitor, visit_parameters};
+
+/// Gradients that add up over backward passes, each of which may cover a part of a model only.
+#[derive(Default)]
+pub struct GradientSum(GradientsParams);
+
+impl GradientSum {
+    /// Takes the gradients of the parameters that `visit` shows out of `gradients`.
+    pub fn add(&mut self, gradients: &mut Gradients, visit: impl FnOnce(&mut Taking)) {
+        visit(&mut Taking { sum: &mut self.0, gradients });
+    }
+
+    /// Takes the gradients of `module`'s parameters out of `gradients`.
+    pub fn add_module<M: Module>(&mut self, gradients: &mut Gradients, module: &M) {
+        self.add(gradients, |taking| module.visit(taking));
+    }
+
+    /// The sums by parameter.
+    pub fn into_inner(self) -> GradientsParams {
+        self.0
+    }
+}
+
+/// Sees the parameters whose gradients [`GradientSum::add`] takes.
+pub struct Taking<'a> {
+    sum: &'a mut GradientsParams,
+    gradients: &'a mut Gradients,
+}
+
+impl ModuleVisitor for Taking<'_> {
+    fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
+        let Some(gradient) = param.val().grad_remove(self.gradients) else { return };
+        let sum = match self.sum.remove::<D>(param.id) {
+            Some(sum) => sum + gradient,
+            None => gradient,
+        };
+        self.sum.register(param.id, sum);
+    }
+}
 
 /// Euclidean norm of all gradients together, `[1]`, on the device; `None` if there is no gradient.
 pub fn global_norm<M: Module>(model: &M, gradients: &GradientsParams) -> Option<Tensor<1>> {

@@ -3,6 +3,7 @@
 //! [`engine`] computes the gradient of an effective batch, [`training`] is the run around it, [`models`] and [`losses`] are
 //! what it trains and what for, [`config`] is what a user says about all of it.
 
+pub mod adversary;
 pub mod commands;
 pub mod config;
 pub mod cutouts;
@@ -11,6 +12,7 @@ pub mod device;
 mod download;
 pub mod ema;
 pub mod engine;
+pub mod freezing;
 pub mod gradients;
 pub mod losses;
 pub mod lr_schedule;
@@ -19,7 +21,6 @@ pub mod models;
 pub mod optimizer;
 pub mod pretrained;
 pub mod progress;
-pub mod resample;
 pub mod run_state;
 pub mod samples;
 pub mod training;

@@ -1,16 +1,19 @@
 //! What a checkpoint of a run holds, and the way back from it.
 //!
 //! A checkpoint is a folder of safetensors and one `state.json`, with a manifest of sizes and hashes: `model` and `ema` are
-//! weights by taming's names in f32, `optimizer` holds `<parameter>.moment_1`, `.moment_2` and `.time`. The sampler, the
-//! schedule and all randomness are functions of the step and the seed, so they need no state.
+//! weights by taming's names in f32, `optimizer` holds `<parameter>.moment_1`, `.moment_2` and `.time`; `discriminator` and
+//! `discriminator_optimizer` are there if there is an adversarial loss. The sampler, the schedules and all randomness are
+//! functions of the step and the seed, so they need no state.
 
 use std::path::Path;
 
 use checkpoints::{Architecture, WeightsFile, write_safetensors};
 use serde::{Deserialize, Serialize};
 
+use crate::adversary::Adversary;
 use crate::config::Config;
 use crate::data::Pictures;
+use crate::losses::AdversarialState;
 use crate::models::VqGan;
 use crate::models::weights::{ModelError, StateDict, state_dict};
 use crate::optimizer::ModelOptimizer;
@@ -19,6 +22,8 @@ use crate::validation::Scores;
 const MODEL: &str = "model.safetensors";
 const EMA: &str = "ema.safetensors";
 const OPTIMIZER: &str = "optimizer.safetensors";
+const DISCRIMINATOR: &str = "discriminator.safetensors";
+const DISCRIMINATOR_OPTIMIZER: &str = "discriminator_optimizer.safetensors";
 const STATE: &str = "state.json";
 
 /// Why a run's state could not be written or read.
@@ -62,6 +67,9 @@ pub struct State {
     pub before: Option<Scores>,
     /// What the samples were drawn from: other pictures would be split and shuffled in another way.
     pub pictures: Pictures,
+    /// What the adversarial loss carries over from step to step, if there is one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub adversarial: Option<AdversarialState>,
 }
 
 /// A run's state without the optimizer's, read back.
@@ -84,6 +92,7 @@ pub fn write(
     model: &VqGan,
     ema: Option<&VqGan>,
     optimizer: &ModelOptimizer,
+    adversary: Option<&Adversary>,
 ) -> Result<(), StateError> {
     let json = serde_json::to_vec_pretty(state).map_err(|e| file(STATE)(&e))?;
     std::fs::write(folder.join(STATE), json).map_err(|e| file(STATE)(&e))?;
@@ -92,7 +101,12 @@ pub fn write(
     if let Some(ema) = ema {
         write_tensors(folder, EMA, &state_dict(ema)?)?;
     }
-    write_tensors(folder, OPTIMIZER, &optimizer.state_dict(model)?)
+    write_tensors(folder, OPTIMIZER, &optimizer.state_dict(model)?)?;
+    if let Some(adversary) = adversary {
+        write_tensors(folder, DISCRIMINATOR, &state_dict(adversary.model())?)?;
+        write_tensors(folder, DISCRIMINATOR_OPTIMIZER, &adversary.optimizer().state_dict(adversary.model())?)?;
+    }
+    Ok(())
 }
 
 /// Refuses what is not finite: the newest checkpoint must be worth going back to.
@@ -129,6 +143,14 @@ pub fn read_optimizer(folder: &Path) -> Result<StateDict, StateError> {
     tensors(folder, OPTIMIZER)
 }
 
+/// Reads the discriminator's weights and its optimizer's state.
+///
+/// # Errors
+/// If a file is missing or is not what it should be.
+pub fn read_discriminator(folder: &Path) -> Result<(StateDict, StateDict), StateError> {
+    Ok((tensors(folder, DISCRIMINATOR)?, tensors(folder, DISCRIMINATOR_OPTIMIZER)?))
+}
+
 /// Whether `folder` looks like a run's checkpoint.
 pub fn is_checkpoint(folder: &Path) -> bool {
     folder.join(STATE).is_file() && folder.join(MODEL).is_file()
@@ -136,7 +158,7 @@ pub fn is_checkpoint(folder: &Path) -> bool {
 
 /// Keys that may change between the parts of a run. They change neither what a step computes nor in which order, but for
 /// `run.steps`, which a schedule other than the constant one follows.
-const FREE: [&str; 14] = [
+const FREE: [&str; 15] = [
     "run.name",
     "run.steps",
     "run.device",
@@ -146,12 +168,18 @@ const FREE: [&str; 14] = [
     "data.prefetch",
     "data.max_bad",
     "model.pretrained",
+    "clip.cutouts_at_once",
     "checkpoints.every_steps",
     "checkpoints.keep_last",
     "checkpoints.keep_every",
     "validation.every_steps",
     "validation.samples",
 ];
+
+/// Whether `key` may change; all of `[memory]` may.
+fn is_free(key: &str) -> bool {
+    FREE.contains(&key) || key.starts_with("memory.")
+}
 
 /// The keys outside the free ones in which `now` differs from `then`, as `key: then -> now`.
 pub fn unsound_changes(then: &Config, now: &Config) -> Vec<String> {
@@ -166,7 +194,7 @@ pub fn unsound_changes(then: &Config, now: &Config) -> Vec<String> {
     let keys: std::collections::BTreeSet<_> = then.keys().chain(now.keys()).collect();
     let shown = |value: Option<&String>| value.cloned().unwrap_or_else(|| "unset".into());
     keys.into_iter()
-        .filter(|key| !FREE.contains(&key.as_str()) && then.get(*key) != now.get(*key))
+        .filter(|key| !is_free(key) && then.get(*key) != now.get(*key))
         .map(|key| format!("{key}: {} -> {}", shown(then.get(key)), shown(now.get(key))))
         .collect()
 }
@@ -188,6 +216,7 @@ fn flatten(path: &str, value: &toml::Value, into: &mut std::collections::BTreeMa
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::{Against, Recompute};
 
     #[test]
     fn a_resumed_run_may_change_how_it_computes_and_not_what() {
@@ -195,6 +224,8 @@ mod tests {
         let mut now = then.clone();
         now.batch.micro = 1;
         now.run.steps = 7;
+        now.memory.checkpoint = Recompute::Blocks;
+        now.clip.cutouts_at_once = 2;
         assert!(unsound_changes(&then, &now).is_empty());
         now.optimizer.learning_rate = 1.0;
         now.losses.codebook.beta = Some(0.5);
@@ -202,5 +233,43 @@ mod tests {
             unsound_changes(&then, &now),
             ["losses.codebook.beta: unset -> 0.5", "optimizer.learning_rate: 0.000072 -> 1.0"]
         );
+    }
+
+    #[test]
+    fn what_learns_and_from_which_losses_may_not_change() {
+        let then = Config::default();
+        let mut now = then.clone();
+        now.model.train = vec!["decoder".into()];
+        now.losses.perceptual.weight = 1.0;
+        now.losses.clip_contrastive.against.push(Against::Originals);
+        now.losses.clip_direction.to = Some("sketch".into());
+        now.discriminator.optimizer.learning_rate = Some(1e-4);
+        now.discriminator.pretrained = Some("model.ckpt".into());
+        now.clip.cutouts = 4;
+        now.clip.pretrained = Some("clip".into());
+        assert_eq!(
+            unsound_changes(&then, &now),
+            [
+                "clip.cutouts: 8 -> 4",
+                "clip.pretrained: unset -> \"clip\"",
+                "discriminator.optimizer.learning_rate: unset -> 0.0001",
+                "discriminator.pretrained: unset -> \"model.ckpt\"",
+                "losses.clip_contrastive.against: [\"captions\"] -> [\"captions\", \"originals\"]",
+                "losses.clip_direction.to: unset -> \"sketch\"",
+                "losses.perceptual.weight: 0.0 -> 1.0",
+                "model.train: [\"*\"] -> [\"decoder\"]",
+            ]
+        );
+    }
+
+    /// A run that was saved before a table existed resumes with the table's defaults.
+    #[test]
+    fn a_configuration_without_the_newer_tables_is_the_default_one() {
+        let mut saved = serde_json::to_value(Config::default()).unwrap();
+        for table in ["memory", "clip", "discriminator"] {
+            assert!(saved.as_object_mut().unwrap().remove(table).is_some(), "{table}");
+        }
+        let then: Config = serde_json::from_value(saved).unwrap();
+        assert!(unsound_changes(&then, &Config::default()).is_empty());
     }
 }

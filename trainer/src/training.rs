@@ -3,25 +3,28 @@
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
-use burn::tensor::{DType, Tensor};
+use burn::tensor::{DType, Device, Tensor};
 use burn_train::Interrupter;
 use checkpoints::Architecture;
 use checkpoints::run::{MetricsLog, RunError, RunLock, RunStore, SaveError, atomic_write};
 use datasets::{Batch, DataError, Loader};
 use serde_json::json;
 
-use crate::config::{Config, ConfigError, Loaded, ScheduleKind};
+use crate::adversary::Adversary;
+use crate::config::{Config, ConfigError, Loaded, Recompute, ScheduleKind};
 use crate::data::{self, Data};
 use crate::device::{Choice, DeviceError, Selected};
 use crate::ema::Ema;
-use crate::engine::{Figures, effective_batch_gradient};
+use crate::engine::{Checkpoint, EffectiveBatch, Figures, Networks, StepSettings, effective_batch_gradient};
+use crate::freezing::{FreezingError, Trainable, freeze};
 use crate::gradients::{clip_by_global_norm, global_norm};
 use crate::losses::Losses;
+use crate::losses::load::LossError;
 use crate::lr_schedule::LrSchedule;
 use crate::memory::MemoryMeter;
 use crate::models::VqGan;
 use crate::models::quantizer::CodebookUse;
-use crate::models::weights::ModelError;
+use crate::models::weights::{ModelError, StateDict};
 use crate::optimizer::ModelOptimizer;
 use crate::pretrained::{self, PretrainedError};
 use crate::progress::{Progress, Shown};
@@ -44,9 +47,23 @@ pub enum TrainError {
     /// The architecture of a model with random weights.
     #[error(transparent)]
     Architecture(PretrainedError),
+    /// A loss's network.
+    #[error(transparent)]
+    Loss(#[from] LossError),
+    /// What `model.train` says.
+    #[error("`model.train`: {0}")]
+    Freezing(#[from] FreezingError),
     /// The pictures.
     #[error(transparent)]
     Data(#[from] DataError),
+    /// A loss needs captions.
+    #[error("{name} has no caption, which {loss} needs: put one into a .txt file of the same name")]
+    NoCaption {
+        /// The first picture without one.
+        name: String,
+        /// The loss's key.
+        loss: &'static str,
+    },
     /// The run's folder.
     #[error(transparent)]
     Run(#[from] RunError),
@@ -177,6 +194,7 @@ struct Training {
     model: Option<VqGan>,
     ema: Option<Ema<VqGan>>,
     optimizer: ModelOptimizer,
+    adversary: Option<Adversary>,
     memory: MemoryMeter,
     progress: Progress,
     step: u64,
@@ -192,6 +210,7 @@ struct Start {
     model: VqGan,
     ema: Option<Ema<VqGan>>,
     optimizer: ModelOptimizer,
+    adversary: Option<Adversary>,
     step: u64,
     before: Option<Scores>,
     checkpoint: Option<PathBuf>,
@@ -213,13 +232,15 @@ impl Training {
             Start::fresh(&config, &device)?
         };
         config.check_against(&start.architecture).map_err(|problem| loaded.locate(problem))?;
+        check_captions(&config, &data)?;
+        let losses = Losses::load(&config, &start.architecture.quantizer, &device.device.clone().autodiff())?;
         announce(&config, &start, &data, &folder);
 
         let log = MetricsLog::open(&folder.join("metrics.jsonl"), start.step)?;
         write_config(&config, loaded, &folder)?;
         Ok(Self {
             log,
-            losses: Losses::new(&config.losses, &start.architecture.quantizer),
+            losses,
             schedule: LrSchedule::new(&config.schedule, &config.optimizer, config.run.steps),
             memory: MemoryMeter::new(&device.device),
             progress: Progress::new(start.step, config.run.steps, config.batch.effective),
@@ -227,6 +248,7 @@ impl Training {
             model: Some(start.model),
             ema: start.ema,
             optimizer: start.optimizer,
+            adversary: start.adversary,
             step: start.step,
             saved: start.checkpoint.map(|path| (start.step, path)),
             before: start.before,
@@ -284,50 +306,97 @@ impl Training {
     }
 
     fn start_loaders(&self) -> Result<Loaders, TrainError> {
-        let Config { batch, data, run, .. } = &self.config;
-        let (first, last) = (self.step * batch.effective as u64, run.steps * batch.effective as u64);
-        let start = || {
-            let stream = self.data.training.clone();
-            Loader::start(stream, first, Some(last - first), data.workers, data.prefetch)
-        };
-        Ok(Loaders { first_pass: self.losses.are_coupled().then(start).transpose()?, second_pass: start()? })
+        Ok(Loaders { first_pass: None, second_pass: self.start_loader()? })
     }
 
-    /// One optimizer step: gradient of the effective batch, clip, update, average, report.
+    fn start_loader(&self) -> Result<Loader, TrainError> {
+        let Config { batch, data, run, .. } = &self.config;
+        let (first, last) = (self.step * batch.effective as u64, run.steps * batch.effective as u64);
+        let stream = self.data.training.clone();
+        Ok(Loader::start(stream, first, Some(last - first), data.workers, data.prefetch)?)
+    }
+
+    fn step_settings(&self) -> StepSettings {
+        StepSettings {
+            step: self.step,
+            effective: self.config.batch.effective,
+            checkpoint: match self.config.memory.checkpoint {
+                Recompute::None => Checkpoint::None,
+                Recompute::Blocks => Checkpoint::Blocks,
+            },
+            adversarial: self.adversary.as_ref().map(|adversary| adversary.state).unwrap_or_default(),
+        }
+    }
+
+    /// One optimizer step: gradients of the effective batch, clip, update, average, report.
     fn one_step(&mut self, loaders: &mut Loaders, interrupter: &Interrupter) -> Result<(), StepError> {
+        let settings = self.step_settings();
+        // A loader that has missed steps is of no use any more.
+        loaders.first_pass = match (self.losses.are_coupled(&settings), loaders.first_pass.take()) {
+            (true, None) => Some(self.start_loader()?),
+            (true, first_pass) => first_pass,
+            (false, _) => None,
+        };
         let (started, waited) = (Instant::now(), loaders.wait_seconds());
         self.memory.start();
         let Loaders { first_pass, second_pass } = loaders;
         let first_pass = first_pass.iter_mut().flat_map(|loader| micro_batches(loader, &self.config, interrupter));
+        let discriminator = self.adversary.as_ref().map(Adversary::model);
         let batch = effective_batch_gradient(
-            self.model(),
+            Networks { vqgan: self.model(), discriminator },
             &self.losses,
-            self.step,
-            self.config.batch.effective,
+            settings,
             first_pass,
             micro_batches(second_pass, &self.config, interrupter),
             |samples| self.progress.samples(samples),
         )?;
-        let norm = global_norm(self.model(), &batch.gradients);
-        let norm = norm.unwrap_or_else(|| Tensor::zeros([1], &self.device.device));
-        let figures = batch.read(norm).map_err(|message| self.device_failed(message))?;
+        let figures = self.read_figures(&batch).map_err(|message| self.device_failed(message))?;
         self.check_finite(&figures)?;
+        let learning_rates = self.update(batch, &figures);
+        self.step += 1;
+        self.report(&figures, learning_rates, started, loaders.wait_seconds() - waited)?;
+        Ok(())
+    }
 
+    fn read_figures(&self, batch: &EffectiveBatch) -> Result<Figures, String> {
+        let zero = || Tensor::zeros([1], &self.device.device);
+        let generator = global_norm(self.model(), &batch.generator).unwrap_or_else(zero);
+        let discriminator = self.adversary.as_ref().and_then(|adversary| adversary.grad_norm(&batch.discriminator));
+        batch.read(generator, discriminator)
+    }
+
+    /// Clips, and lets the optimizers take their step. Returns the learning rates of the generator and the discriminator.
+    fn update(&mut self, batch: EffectiveBatch, figures: &Figures) -> LearningRates {
         let clip = self.config.optimizer.clip_norm;
         let gradients = match clip > 0.0 {
-            true => clip_by_global_norm(self.model(), batch.gradients, figures.grad_norm, clip),
-            false => batch.gradients,
+            true => clip_by_global_norm(self.model(), batch.generator, figures.grad_norm, clip),
+            false => batch.generator,
         };
         let learning_rate = self.schedule.at(self.step);
         // Moved through the optimizer and not cloned: each old parameter is freed as soon as its new one is there.
         self.model = self.model.take().map(|model| self.optimizer.step(learning_rate, model, gradients));
         self.ema = self.ema.take().map(|ema| ema.updated(self.model(), self.step));
-        self.step += 1;
-        self.report(&figures, learning_rate, started, loaders.wait_seconds() - waited)?;
-        Ok(())
+
+        let step = self.step;
+        let discriminator = self.adversary.as_mut().and_then(|adversary| {
+            let norm = figures.discriminator_grad_norm;
+            if let Some(norm) = norm {
+                adversary.step(step, batch.discriminator, norm, batch.statistics);
+            }
+            let logits = figures.get("logits_real").zip(figures.get("logits_fake")).map(|(real, fake)| [real, fake]);
+            adversary.remember(logits, figures.get("adaptive_weight"));
+            norm.map(|_| adversary.learning_rate(step))
+        });
+        LearningRates { generator: learning_rate, discriminator }
     }
 
-    fn report(&mut self, figures: &Figures, learning_rate: f64, started: Instant, wait: f64) -> Result<(), TrainError> {
+    fn report(
+        &mut self,
+        figures: &Figures,
+        learning_rates: LearningRates,
+        started: Instant,
+        wait: f64,
+    ) -> Result<(), TrainError> {
         let seconds = started.elapsed().as_secs_f64();
         let shown = Shown {
             step: self.step,
@@ -340,7 +409,7 @@ impl Training {
         let mut line = json!({
             "step": shown.step,
             "loss": shown.loss,
-            "learning_rate": learning_rate,
+            "learning_rate": learning_rates.generator,
             "grad_norm": figures.grad_norm,
             "loss_scale": shown.loss_scale,
             "skipped": false,
@@ -353,6 +422,10 @@ impl Training {
         });
         for (name, value) in &figures.losses {
             line[*name] = json!(value);
+        }
+        if let Some((norm, rate)) = figures.discriminator_grad_norm.zip(learning_rates.discriminator) {
+            line["discriminator_grad_norm"] = json!(norm);
+            line["discriminator_learning_rate"] = json!(rate);
         }
         self.log.append(&line)?;
         for warning in self.data.training.take_warnings() {
@@ -410,10 +483,11 @@ impl Training {
             config: self.config.clone(),
             before: self.before,
             pictures: self.data.pictures.clone(),
+            adversarial: self.adversary.as_ref().map(|adversary| adversary.state),
         };
         let ema = self.ema.as_ref().map(Ema::model);
         let path = self.store.save(self.step, &mut |folder: &Path| {
-            run_state::write(folder, &state, self.model(), ema, &self.optimizer)
+            run_state::write(folder, &state, self.model(), ema, &self.optimizer, self.adversary.as_ref())
         })?;
         self.saved = Some((self.step, path.clone()));
         let keep = &self.config.checkpoints;
@@ -426,6 +500,9 @@ impl Training {
         let what = match loss {
             Some((name, _)) => format!("the loss `{name}`"),
             None if !figures.grad_norm.is_finite() => "the gradient".to_owned(),
+            None if figures.discriminator_grad_norm.is_some_and(|norm| !norm.is_finite()) => {
+                "the discriminator's gradient".to_owned()
+            }
             None => return Ok(()),
         };
         Err(TrainError::NotFinite { what, step: self.step + 1, saved: self.last_saved() })
@@ -482,9 +559,29 @@ fn every(interval: u64, step: u64) -> bool {
     interval > 0 && step.is_multiple_of(interval)
 }
 
+/// Of one optimizer step.
+struct LearningRates {
+    generator: f64,
+    /// Only if it learns in that step.
+    discriminator: Option<f64>,
+}
+
+/// Names the first picture without a caption, if a loss needs one.
+fn check_captions(config: &Config, data: &Data) -> Result<(), TrainError> {
+    if !config.losses.needs_captions() {
+        return Ok(());
+    }
+    let by_text = config.losses.clip_text.weight != 0.0 && config.losses.clip_text.prompts.is_empty();
+    let loss = if by_text { "losses.clip_text" } else { "losses.clip_contrastive" };
+    match data.training.first_without_caption() {
+        Some(name) => Err(TrainError::NoCaption { name, loss }),
+        None => Ok(()),
+    }
+}
+
 /// One for each pass over an effective batch: the second pass reads the samples again, so that they need not be kept.
 struct Loaders {
-    /// Only if a loss couples samples.
+    /// Only in steps in which a loss couples samples.
     first_pass: Option<Loader>,
     second_pass: Loader,
 }
@@ -527,13 +624,28 @@ fn micro_batches<'a>(
     })
 }
 
+/// The model in training, with what `model.train` leaves out frozen.
+fn build(
+    config: &Config,
+    architecture: &Architecture,
+    weights: &StateDict,
+    device: &Device,
+) -> Result<VqGan, TrainError> {
+    let model = VqGan::new(architecture, weights, device, DType::F32)?;
+    let names: Vec<&str> = weights.keys().map(String::as_str).collect();
+    let trained = Trainable::new(&config.model.train, &names)?;
+    Ok(freeze(model, &trained))
+}
+
 impl Start {
     fn fresh(config: &Config, device: &Selected) -> Result<Self, TrainError> {
         let initial = pretrained::initial(config)?;
         let autodiff = device.device.clone().autodiff();
-        let model = VqGan::new(&initial.architecture, &initial.weights, &autodiff, DType::F32)?;
+        let model = build(config, &initial.architecture, &initial.weights, &autodiff)?;
+        let adversary = config.losses.adversarial.weight != 0.0;
         Ok(Self {
             ema: (config.ema.decay > 0.0).then(|| Ema::new(&model, config.ema.decay)),
+            adversary: adversary.then(|| Adversary::fresh(config, &autodiff)).transpose()?,
             model,
             architecture: initial.architecture,
             optimizer: ModelOptimizer::new(&config.optimizer),
@@ -574,13 +686,22 @@ impl Start {
             return Err(TrainError::Finished { step, steps });
         }
         let architecture = resumed.state.architecture;
-        let build = |weights, device| VqGan::new(&architecture, weights, device, DType::F32);
-        let ema = resumed.ema.as_ref().map(|weights| build(weights, &device.device)).transpose()?;
-        let model = build(&resumed.model, &device.device.clone().autodiff())?;
+        let average = |weights| VqGan::new(&architecture, weights, &device.device, DType::F32);
+        let ema = resumed.ema.as_ref().map(average).transpose()?;
+        let autodiff = device.device.clone().autodiff();
+        let model = build(config, &architecture, &resumed.model, &autodiff)?;
         let mut optimizer = ModelOptimizer::new(&config.optimizer);
         let state = run_state::read_optimizer(&checkpoint.path).map_err(wrong)?;
         optimizer.load_state_dict(&model, &state)?;
+        let adversary = match resumed.state.adversarial {
+            Some(state) => {
+                let (weights, optimizer) = run_state::read_discriminator(&checkpoint.path).map_err(wrong)?;
+                Some(Adversary::resumed(config, &weights, &optimizer, state, &autodiff)?)
+            }
+            None => None,
+        };
         Ok(Self {
+            adversary,
             model,
             ema: ema.map(|average| Ema::resumed(average, config.ema.decay)),
             optimizer,

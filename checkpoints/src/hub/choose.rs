@@ -6,12 +6,15 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use super::{Fetched, FileChoice};
+use crate::clip;
 
 /// Paths inside the repository or folder.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Chosen {
     pub(super) weights: String,
     pub(super) config: Option<String>,
+    /// What else belongs to the weights and lies beside them.
+    pub(super) beside: Vec<String>,
 }
 
 impl Chosen {
@@ -39,13 +42,16 @@ impl FileChoice {
     fn names(self) -> &'static [&'static str] {
         match self {
             FileChoice::Vqgan => &["diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.bin"],
-            FileChoice::Clip => &[
-                "model.safetensors",
-                "open_clip_model.safetensors",
-                "pytorch_model.bin",
-                "open_clip_pytorch_model.bin",
-            ],
+            FileChoice::Clip => &clip::WEIGHTS,
             FileChoice::Any => &[],
+        }
+    }
+
+    /// The small files beside the weights without which they are of little use.
+    fn beside(self) -> &'static [&'static str] {
+        match self {
+            FileChoice::Clip => &clip::BESIDE,
+            FileChoice::Vqgan | FileChoice::Any => &[],
         }
     }
 }
@@ -61,7 +67,10 @@ pub(super) fn choose(listing: &[String], asked: Option<&str>, files: FileChoice)
     let has = |path: &str| listing.iter().any(|file| file == path);
     let chosen = |weights: String| {
         let config = config_beside(&weights, listing);
-        Ok(Chosen { weights, config })
+        let (folder, _) = split(&weights);
+        let beside = files.beside().iter().map(|name| format!("{folder}{name}"));
+        let beside = beside.filter(|file| has(file) && Some(file) != config.as_ref()).collect();
+        Ok(Chosen { weights, config, beside })
     };
     let folder = match asked {
         Some(file) if has(file) => return chosen(file.to_owned()),

@@ -13,6 +13,7 @@ use tempfile::TempDir;
 
 use super::choose::config_beside;
 use super::*;
+use crate::clip;
 
 const COMMIT: &str = "0123456789abcdef0123456789abcdef01234567";
 const NEXT: &str = "89abcdef0123456789abcdef0123456789abcdef";
@@ -305,6 +306,62 @@ fn downloads_once_and_is_there_offline() {
         let line = setup.fails(spec);
         assert!(line.starts_with(&format!("{spec} is not in ")) && line.contains("HF_HUB_OFFLINE"), "{line}");
     }
+}
+
+#[test]
+fn a_clip_comes_with_what_lies_beside_it() {
+    // Lengths differ, since the server tells small files apart by them.
+    let files = [
+        ("1_Pooling/config.json", "{ }"),
+        ("README.md", "read me"),
+        ("config.json", "{}"),
+        ("merges.txt", "#version: 0.2"),
+        ("open_clip_config.json", "{    }"),
+        ("open_clip_model.safetensors", "weights under other names"),
+        ("preprocessor_config.json", "{   }"),
+        ("pytorch_model.bin", "weights"),
+        ("special_tokens_map.json", "{      }"),
+        ("tokenizer.json", "{       }"),
+        ("vocab.json", "{        }"),
+    ];
+    let setup = setup(&files);
+    let get = |setup: &Setup, spec: &str| {
+        fetch(&Location::parse(spec).unwrap(), FileChoice::Clip, &setup.settings, &()).unwrap()
+    };
+    let fetched = get(&setup, "hf://taming/vqgan/pytorch_model.bin");
+    let snapshot = fetched.weights.parent().unwrap().to_owned();
+    assert_eq!(fetched.config, Some(snapshot.join("config.json")));
+    let mut here: Vec<String> = choose::list_folder(&snapshot).unwrap();
+    let beside = |weights: &str| {
+        let mut all = clip::BESIDE.map(str::to_owned).to_vec();
+        all.push(weights.to_owned());
+        all.sort();
+        all
+    };
+    assert_eq!(here, beside("pytorch_model.bin"));
+    assert_eq!(text(&snapshot.join("tokenizer.json")), "{       }");
+
+    // A commit that another program fetched in part is completed.
+    fs::remove_file(snapshot.join("vocab.json")).unwrap();
+    let spec = format!("hf://taming/vqgan@{COMMIT}/pytorch_model.bin");
+    assert_eq!(get(&setup, &spec), fetched);
+    here = choose::list_folder(&snapshot).unwrap();
+    assert_eq!(here, beside("pytorch_model.bin"));
+    // And what is here is enough without the Hub.
+    let setup = setup.offline();
+    setup.server.requests();
+    assert_eq!(get(&setup, &spec), fetched);
+    assert!(setup.server.requests().is_empty());
+
+    let listing: Vec<String> = files.iter().map(|(name, _)| (*name).to_owned()).collect();
+    let chosen = choose(&listing, None, FileChoice::Clip).unwrap();
+    assert_eq!(chosen.weights, "open_clip_model.safetensors");
+    assert_eq!(chosen.config.as_deref(), Some("open_clip_config.json"));
+    let rest = ["config.json", "preprocessor_config.json", "tokenizer.json", "vocab.json", "merges.txt"];
+    assert_eq!(chosen.beside, rest);
+    let listing = ["a/model.safetensors", "a/tokenizer.json", "tokenizer.json", "vocab.json"].map(str::to_owned);
+    assert_eq!(choose(&listing, Some("a"), FileChoice::Clip).unwrap().beside, ["a/tokenizer.json"]);
+    assert!(choose(&listing, Some("a"), FileChoice::Any).unwrap().beside.is_empty());
 }
 
 #[test]

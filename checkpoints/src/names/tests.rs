@@ -1,45 +1,11 @@
-use std::fs::File;
-use std::io::Write;
-use std::path::PathBuf;
-
 use super::*;
 use crate::architecture::Quantizer;
+use crate::fixtures::{Shapes, place, published};
 
-fn fixture(name: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("src/fixtures").join(name)
-}
-
-type Shapes = BTreeMap<String, Vec<usize>>;
-
-/// Names and shapes of a published architecture, as its own code has them.
-fn published(name: &str) -> Shapes {
-    let text = std::fs::read_to_string(fixture(name)).unwrap();
-    let line = |line: &str| {
-        let (name, shape) = line.split_once(' ').unwrap();
-        let shape = shape.split(' ').map(|size| size.parse().unwrap());
-        (name.to_owned(), shape.collect())
-    };
-    text.lines().map(line).collect()
-}
-
-/// A safetensors file with these tensors: a header, and data that take no space on the disk.
+/// A safetensors file with these tensors, and nothing but zeros in them.
 fn sparse(shapes: &Shapes) -> WeightsFile {
-    let mut header = serde_json::Map::new();
-    let mut offset = 0;
-    for (name, shape) in shapes {
-        let end = offset + 2 * shape.iter().product::<usize>();
-        let info = json!({"dtype": "F16", "shape": shape, "data_offsets": [offset, end]});
-        header.insert(name.clone(), info);
-        offset = end;
-    }
-    let header = serde_json::Value::from(header).to_string();
     let folder = tempfile::tempdir().unwrap();
-    let path = folder.path().join("model.safetensors");
-    let mut file = File::create(&path).unwrap();
-    file.write_all(&(header.len() as u64).to_le_bytes()).unwrap();
-    file.write_all(header.as_bytes()).unwrap();
-    file.set_len((8 + header.len() + offset) as u64).unwrap();
-    WeightsFile::open(&path).unwrap()
+    WeightsFile::open(place(folder.path(), "model.safetensors", shapes)).unwrap()
 }
 
 fn infer(shapes: &Shapes) -> Result<Architecture, WeightsError> {

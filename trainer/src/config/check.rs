@@ -1,9 +1,15 @@
 //! What a configuration must hold beyond its types.
 
-use checkpoints::Architecture;
+mod losses;
+#[cfg(test)]
+mod tests;
 
-use super::{Config, DataSource, PixelConfig, PixelNormConfig};
+use checkpoints::Architecture;
+use checkpoints::hub::Location;
+
+use super::{BatchConfig, Config, DataConfig, DataSource, ModelConfig, OptimizerConfig, RunConfig, ScheduleConfig};
 use crate::device::Choice;
+use crate::freezing::{Trainable, check_pattern};
 
 /// A value that is of the right type and still makes no sense.
 #[derive(Debug, Clone, PartialEq)]
@@ -33,6 +39,10 @@ fn not_negative(key: &'static str, value: f64) -> Result<(), Problem> {
     if value >= 0.0 && value.is_finite() { Ok(()) } else { problem(key, format!("is {value}, must be 0 or more")) }
 }
 
+fn positive(key: &'static str, value: f64) -> Result<(), Problem> {
+    if value > 0.0 && value.is_finite() { Ok(()) } else { problem(key, format!("is {value}, must be above 0")) }
+}
+
 fn share(key: &'static str, value: f64) -> Result<(), Problem> {
     if (0.0..=1.0).contains(&value) { Ok(()) } else { problem(key, format!("is {value}, must lie in 0 to 1")) }
 }
@@ -45,88 +55,31 @@ fn below_one(key: &'static str, value: f64) -> Result<(), Problem> {
     }
 }
 
+fn location(key: &'static str, spec: Option<&str>) -> Result<(), Problem> {
+    match spec.map(Location::parse) {
+        Some(Err(error)) => problem(key, format!("is wrong: {error}")),
+        _ => Ok(()),
+    }
+}
+
 impl Config {
     /// Everything that can be said before a model or a data set is opened.
     ///
     /// # Errors
     /// The first problem, in the order of the file's tables.
     pub fn check(&self) -> Result<(), Problem> {
-        let Self { run, batch, model, data, losses, optimizer, schedule, ema, checkpoints, .. } = self;
-        if !(1..=MOST_STEPS).contains(&run.steps) {
-            return problem("run.steps", format!("is {}, must lie in 1 to {MOST_STEPS}", run.steps));
-        }
-        if run.name.contains(['/', '\\']) || run.name == ".." || run.name == "." {
-            return problem(
-                "run.name",
-                format!("is \"{}\", must be a folder's name; --run-dir takes a path", run.name),
-            );
-        }
-        if let Err(error) = run.device.parse::<Choice>() {
-            return problem("run.device", error.to_string());
-        }
-        if !(1..=MOST_SAMPLES).contains(&batch.effective) {
-            let message = format!("is {}, must lie in 1 to {MOST_SAMPLES}", batch.effective);
-            return problem("batch.effective", message);
-        }
-        at_least_one("batch.micro", batch.micro)?;
-        if batch.micro > batch.effective {
-            let message = format!("is {}, must be at most batch.effective = {}", batch.micro, batch.effective);
-            return problem("batch.micro", message);
-        }
-        if let (Some(pretrained), Some(key)) = (&model.pretrained, model.architecture_key()) {
-            return problem(
-                key,
-                format!("cannot be set beside model.pretrained = \"{pretrained}\", which has its own"),
-            );
-        }
-        match (data.source, &data.path) {
-            (DataSource::Folder, None) => {
-                return problem("data.path", "is missing: data.source = \"folder\" needs a folder of images");
-            }
-            (DataSource::Shapes, Some(path)) => {
-                let message = format!(
-                    "is {}, but data.source = \"shapes\" reads no files; did you mean \"folder\"?",
-                    path.display()
-                );
-                return problem("data.path", message);
-            }
-            _ => {}
-        }
-        if !(1..=MOST_IMAGES).contains(&data.images) {
-            return problem("data.images", format!("is {}, must lie in 1 to {MOST_IMAGES}", data.images));
-        }
-        at_least_one("data.prefetch", data.prefetch)?;
-        if !(8..=4096).contains(&data.resolution) {
-            return problem("data.resolution", format!("is {}, must lie in 8 to 4096", data.resolution));
-        }
-        for (key, weight) in
-            [("losses.pixel.weight", losses.pixel.weight), ("losses.codebook.weight", losses.codebook.weight)]
-        {
-            not_negative(key, weight)?;
-        }
-        share("losses.pixel.mix", losses.pixel.mix)?;
-        if losses.pixel.norm != PixelNormConfig::Mix && losses.pixel.mix != PixelConfig::default().mix {
-            return problem("losses.pixel.mix", "has no effect: it needs losses.pixel.norm = \"mix\"");
-        }
-        not_negative("losses.codebook.beta", losses.codebook.beta.unwrap_or(0.0))?;
-        not_negative("losses.codebook.entropy", losses.codebook.entropy.unwrap_or(0.0))?;
-        if !(optimizer.learning_rate > 0.0 && optimizer.learning_rate.is_finite()) {
-            return problem("optimizer.learning_rate", format!("is {}, must be above 0", optimizer.learning_rate));
-        }
-        for beta in optimizer.betas {
-            below_one("optimizer.betas", beta)?;
-        }
-        let epsilon = optimizer.epsilon as f32;
-        if !(epsilon > 0.0 && epsilon.is_finite()) {
-            return problem("optimizer.epsilon", format!("is {}, must be above 0 in f32", optimizer.epsilon));
-        }
-        not_negative("optimizer.weight_decay", optimizer.weight_decay)?;
-        not_negative("optimizer.clip_norm", optimizer.clip_norm)?;
-        share("schedule.last", schedule.last)?;
-        if schedule.warmup >= run.steps {
-            let message = format!("is {}, must be below run.steps = {}", schedule.warmup, run.steps);
-            return problem("schedule.warmup", message);
-        }
+        let Self { run, batch, model, data, optimizer, schedule, ema, checkpoints, .. } = self;
+        check_run(run)?;
+        check_batch(batch)?;
+        check_model(model)?;
+        check_data(data)?;
+        self.check_losses()?;
+        self.check_discriminator()?;
+        self.check_clip()?;
+        check_optimizer(optimizer, Network::Model)?;
+        check_schedule(schedule, run, Network::Model)?;
+        check_optimizer(&self.discriminator_optimizer(), Network::Discriminator)?;
+        check_schedule(&self.discriminator_schedule(), run, Network::Discriminator)?;
         below_one("ema.decay", ema.decay)?;
         at_least_one("checkpoints.keep_last", checkpoints.keep_last)
     }
@@ -134,7 +87,8 @@ impl Config {
     /// What must fit between the configuration and the model that it names.
     ///
     /// # Errors
-    /// If the resolution is not a multiple of the model's down-sampling factor.
+    /// If the resolution is not a multiple of the model's down-sampling factor, or `model.train` names nothing that the model
+    /// has and a loss trains.
     pub fn check_against(&self, architecture: &Architecture) -> Result<(), Problem> {
         let (resolution, factor) = (self.data.resolution as usize, architecture.downsampling());
         if resolution % factor != 0 {
@@ -147,6 +101,132 @@ impl Config {
                 ),
             );
         }
+        self.check_train(architecture)
+    }
+
+    /// The codebook's loss ends at the latents, so nothing of the decoder learns from it; the others go past the
+    /// codebook, which is straight-through for them.
+    fn check_train(&self, architecture: &Architecture) -> Result<(), Problem> {
+        let parameters = architecture.parameters();
+        let names: Vec<&str> = parameters.iter().map(|(name, _)| name.as_str()).collect();
+        let trainable = match Trainable::new(&self.model.train, &names) {
+            Ok(trainable) => trainable,
+            Err(error) => return problem("model.train", format!("is wrong: {error}")),
+        };
+        let mut trained = names.into_iter().filter(|name| trainable.is_trained(name));
+        let of_decoder = |name: &str| name.starts_with("decoder.") || name.starts_with("post_quant_conv.");
+        if !self.losses.see_images() && trained.clone().any(of_decoder) {
+            let message = "is 0, and of the other losses only the codebook's is on, which does not reach the decoder: \
+                           set another weight, or model.train = [\"encoder\", \"quant_conv\", \"quantize\"]";
+            return problem("losses.pixel.weight", message);
+        }
+        if self.losses.codebook.weight == 0.0 && trained.all(|name| name.starts_with("quantize.")) {
+            let message = "has the codebook alone learn, but losses.codebook.weight is 0, and no other loss reaches it";
+            return problem("model.train", message);
+        }
         Ok(())
     }
+}
+
+fn check_run(run: &RunConfig) -> Result<(), Problem> {
+    if !(1..=MOST_STEPS).contains(&run.steps) {
+        return problem("run.steps", format!("is {}, must lie in 1 to {MOST_STEPS}", run.steps));
+    }
+    if run.name.contains(['/', '\\']) || run.name == ".." || run.name == "." {
+        return problem("run.name", format!("is \"{}\", must be a folder's name; --run-dir takes a path", run.name));
+    }
+    if let Err(error) = run.device.parse::<Choice>() {
+        return problem("run.device", error.to_string());
+    }
+    Ok(())
+}
+
+fn check_batch(batch: &BatchConfig) -> Result<(), Problem> {
+    if !(1..=MOST_SAMPLES).contains(&batch.effective) {
+        let message = format!("is {}, must lie in 1 to {MOST_SAMPLES}", batch.effective);
+        return problem("batch.effective", message);
+    }
+    at_least_one("batch.micro", batch.micro)?;
+    if batch.micro > batch.effective {
+        let message = format!("is {}, must be at most batch.effective = {}", batch.micro, batch.effective);
+        return problem("batch.micro", message);
+    }
+    Ok(())
+}
+
+fn check_model(model: &ModelConfig) -> Result<(), Problem> {
+    if model.train.is_empty() {
+        return problem("model.train", "is empty, so nothing would learn; [\"*\"] is the whole model");
+    }
+    for pattern in &model.train {
+        if let Err(error) = check_pattern(pattern) {
+            return problem("model.train", format!("is wrong: {error}"));
+        }
+    }
+    if let (Some(pretrained), Some(key)) = (&model.pretrained, model.architecture_key()) {
+        return problem(key, format!("cannot be set beside model.pretrained = \"{pretrained}\", which has its own"));
+    }
+    Ok(())
+}
+
+fn check_data(data: &DataConfig) -> Result<(), Problem> {
+    match (data.source, &data.path) {
+        (DataSource::Folder, None) => {
+            return problem("data.path", "is missing: data.source = \"folder\" needs a folder of images");
+        }
+        (DataSource::Shapes, Some(path)) => {
+            let message =
+                format!("is {}, but data.source = \"shapes\" reads no files; did you mean \"folder\"?", path.display());
+            return problem("data.path", message);
+        }
+        _ => {}
+    }
+    if !(1..=MOST_IMAGES).contains(&data.images) {
+        return problem("data.images", format!("is {}, must lie in 1 to {MOST_IMAGES}", data.images));
+    }
+    at_least_one("data.prefetch", data.prefetch)?;
+    if !(8..=4096).contains(&data.resolution) {
+        return problem("data.resolution", format!("is {}, must lie in 8 to 4096", data.resolution));
+    }
+    Ok(())
+}
+
+/// What an optimizer or a schedule is for.
+#[derive(Clone, Copy)]
+enum Network {
+    Model,
+    Discriminator,
+}
+
+impl Network {
+    /// The key of the discriminator, or the same of the model.
+    fn key(self, key: &'static str) -> &'static str {
+        match self {
+            Self::Model => key.strip_prefix("discriminator.").unwrap_or(key),
+            Self::Discriminator => key,
+        }
+    }
+}
+
+fn check_optimizer(optimizer: &OptimizerConfig, of: Network) -> Result<(), Problem> {
+    positive(of.key("discriminator.optimizer.learning_rate"), optimizer.learning_rate)?;
+    for beta in optimizer.betas {
+        below_one(of.key("discriminator.optimizer.betas"), beta)?;
+    }
+    let epsilon = optimizer.epsilon as f32;
+    if !(epsilon > 0.0 && epsilon.is_finite()) {
+        let message = format!("is {}, must be above 0 in f32", optimizer.epsilon);
+        return problem(of.key("discriminator.optimizer.epsilon"), message);
+    }
+    not_negative(of.key("discriminator.optimizer.weight_decay"), optimizer.weight_decay)?;
+    not_negative(of.key("discriminator.optimizer.clip_norm"), optimizer.clip_norm)
+}
+
+fn check_schedule(schedule: &ScheduleConfig, run: &RunConfig, of: Network) -> Result<(), Problem> {
+    share(of.key("discriminator.schedule.last"), schedule.last)?;
+    if schedule.warmup >= run.steps {
+        let message = format!("is {}, must be below run.steps = {}", schedule.warmup, run.steps);
+        return problem(of.key("discriminator.schedule.warmup"), message);
+    }
+    Ok(())
 }

@@ -1,6 +1,10 @@
 //! The configuration of a run: strict TOML, every key with a default.
 
 mod check;
+mod losses;
+mod model;
+mod networks;
+mod optimizer;
 mod read;
 
 use std::path::PathBuf;
@@ -8,6 +12,16 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 
 pub use check::Problem;
+pub use losses::{
+    Adaptive, AdversarialConfig, Against, ClipContrastiveConfig, ClipDirectionConfig, ClipImageConfig,
+    ClipTextConfig, CodebookConfig, LossesConfig, PerceptualConfig, PixelConfig, PixelNormConfig,
+};
+pub use model::ModelConfig;
+pub use networks::{ClipConfig, DiscriminatorConfig};
+pub use optimizer::{
+    OptimizerConfig, OptimizerName, PartialOptimizerConfig, PartialScheduleConfig, ScheduleConfig, ScheduleKind,
+};
+pub(crate) use read::nearest;
 pub use read::{BUILT_IN, ConfigError, Loaded, Origin, Override, load};
 
 /// Everything a run needs to know. An unknown key is an error.
@@ -20,12 +34,18 @@ pub struct Config {
     pub batch: BatchConfig,
     /// `[precision]`
     pub precision: PrecisionConfig,
+    /// `[memory]`
+    pub memory: MemoryConfig,
     /// `[model]`
     pub model: ModelConfig,
     /// `[data]`
     pub data: DataConfig,
     /// `[losses.*]`
     pub losses: LossesConfig,
+    /// `[discriminator]`
+    pub discriminator: DiscriminatorConfig,
+    /// `[clip]`
+    pub clip: ClipConfig,
     /// `[optimizer]`
     pub optimizer: OptimizerConfig,
     /// `[schedule]`
@@ -36,6 +56,23 @@ pub struct Config {
     pub checkpoints: CheckpointsConfig,
     /// `[validation]`
     pub validation: ValidationConfig,
+}
+
+impl Config {
+    /// The discriminator's optimizer: `[discriminator.optimizer]`, and `[optimizer]` where that says nothing.
+    pub fn discriminator_optimizer(&self) -> OptimizerConfig {
+        self.discriminator.optimizer.over(&self.optimizer)
+    }
+
+    /// The discriminator's schedule: `[discriminator.schedule]`, and `[schedule]` where that says nothing.
+    pub fn discriminator_schedule(&self) -> ScheduleConfig {
+        self.discriminator.schedule.over(&self.schedule)
+    }
+
+    /// First optimizer step at which the discriminator learns: that of its loss where nothing is said.
+    pub fn discriminator_start(&self) -> u64 {
+        self.discriminator.start.unwrap_or(self.losses.adversarial.start)
+    }
 }
 
 /// `[run]`
@@ -91,62 +128,23 @@ pub enum Compute {
     Fp32,
 }
 
-/// `[model]`: a pretrained checkpoint, or an architecture to start from nothing.
+/// `[memory]`: what is given for a smaller peak. None of it changes what a step computes.
 #[derive(Debug, Clone, Default, PartialEq, Deserialize, Serialize)]
 #[serde(deny_unknown_fields, default)]
-pub struct ModelConfig {
-    /// `hf://owner/name[@revision][/file]` or a local path. Without it the weights are random.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub pretrained: Option<String>,
-    /// Name of a built-in architecture, for random weights; `tiny` where nothing is said.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub architecture: Option<String>,
-    /// Channels of each level, finest first, in place of the architecture's.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub channels: Option<Vec<usize>>,
-    /// Residual blocks for each level.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub res_blocks: Option<usize>,
-    /// Levels with attention, 0 being the finest.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub attention_levels: Option<Vec<usize>>,
-    /// Attention in the middle.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub mid_attention: Option<bool>,
-    /// Channels between the encoder and the codebook.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub latent_channels: Option<usize>,
-    /// Length of a code.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub code_dim: Option<usize>,
-    /// Number of codes.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub codes: Option<usize>,
-    /// Groups of the normalisation.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub groups: Option<usize>,
-    /// Codes and latents compared at unit length.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub l2_norm: Option<bool>,
+pub struct MemoryConfig {
+    /// What the forward pass of the model does not keep and the backward pass computes again.
+    pub checkpoint: Recompute,
 }
 
-impl ModelConfig {
-    /// The first key set that describes an architecture.
-    fn architecture_key(&self) -> Option<&'static str> {
-        let keys = [
-            ("model.architecture", self.architecture.is_some()),
-            ("model.channels", self.channels.is_some()),
-            ("model.res_blocks", self.res_blocks.is_some()),
-            ("model.attention_levels", self.attention_levels.is_some()),
-            ("model.mid_attention", self.mid_attention.is_some()),
-            ("model.latent_channels", self.latent_channels.is_some()),
-            ("model.code_dim", self.code_dim.is_some()),
-            ("model.codes", self.codes.is_some()),
-            ("model.groups", self.groups.is_some()),
-            ("model.l2_norm", self.l2_norm.is_some()),
-        ];
-        keys.into_iter().find(|(_, set)| *set).map(|(key, _)| key)
-    }
+/// What is computed again in a backward pass.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Recompute {
+    /// Nothing: the fastest.
+    #[default]
+    None,
+    /// The inside of each block, of which only the input is kept.
+    Blocks,
 }
 
 /// `[data]`
@@ -211,149 +209,6 @@ pub enum CropConfig {
     Random,
     /// The middle.
     Center,
-}
-
-/// `[losses.*]`: a loss that is not named keeps its default.
-#[derive(Debug, Clone, Default, PartialEq, Deserialize, Serialize)]
-#[serde(deny_unknown_fields, default)]
-pub struct LossesConfig {
-    /// `[losses.pixel]`
-    pub pixel: PixelConfig,
-    /// `[losses.codebook]`
-    pub codebook: CodebookConfig,
-}
-
-/// `[losses.pixel]`
-#[derive(Debug, Clone, PartialEq, Deserialize, Serialize)]
-#[serde(deny_unknown_fields, default)]
-pub struct PixelConfig {
-    /// Weight; 0 switches it off.
-    pub weight: f64,
-    /// First optimizer step that counts.
-    pub start: u64,
-    /// Optimizer steps over which the weight grows.
-    pub ramp: u64,
-    /// The norm of the difference.
-    pub norm: PixelNormConfig,
-    /// Share of `l1` in `mix`, 0..1.
-    pub mix: f64,
-}
-
-impl Default for PixelConfig {
-    fn default() -> Self {
-        Self { weight: 1.0, start: 0, ramp: 0, norm: PixelNormConfig::L1, mix: 0.5 }
-    }
-}
-
-/// The norm of a difference of pixels.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, Serialize)]
-#[serde(rename_all = "lowercase")]
-pub enum PixelNormConfig {
-    /// Mean absolute error.
-    L1,
-    /// Mean squared error.
-    L2,
-    /// A mix of both.
-    Mix,
-}
-
-/// `[losses.codebook]`
-#[derive(Debug, Clone, PartialEq, Deserialize, Serialize)]
-#[serde(deny_unknown_fields, default)]
-pub struct CodebookConfig {
-    /// Weight; 0 switches it off.
-    pub weight: f64,
-    /// First optimizer step that counts.
-    pub start: u64,
-    /// Optimizer steps over which the weight grows.
-    pub ramp: u64,
-    /// The smaller of the two terms' weights; the checkpoint's where nothing is said.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub beta: Option<f64>,
-    /// Whether `beta` weights the codes' term (taming's legacy) and not the commitment; the checkpoint's where nothing is
-    /// said.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub legacy: Option<bool>,
-    /// Weight of the entropy term; the checkpoint's where nothing is said.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub entropy: Option<f64>,
-}
-
-impl Default for CodebookConfig {
-    fn default() -> Self {
-        Self { weight: 1.0, start: 0, ramp: 0, beta: None, legacy: None, entropy: None }
-    }
-}
-
-/// `[optimizer]`
-#[derive(Debug, Clone, PartialEq, Deserialize, Serialize)]
-#[serde(deny_unknown_fields, default)]
-pub struct OptimizerConfig {
-    /// The algorithm.
-    pub name: OptimizerName,
-    /// Highest learning rate of the schedule.
-    pub learning_rate: f64,
-    /// Decay of the running mean and of the running square.
-    pub betas: [f64; 2],
-    /// Guard against division by zero.
-    pub epsilon: f64,
-    /// Weight decay: decoupled in `adamw`, part of the gradient in `adam`.
-    pub weight_decay: f64,
-    /// Largest global norm of the gradient; 0 does not clip.
-    pub clip_norm: f64,
-}
-
-impl Default for OptimizerConfig {
-    fn default() -> Self {
-        Self {
-            name: OptimizerName::Adam,
-            learning_rate: 4.5e-6 * 16.0,
-            betas: [0.5, 0.9],
-            epsilon: 1e-8,
-            weight_decay: 0.0,
-            clip_norm: 1.0,
-        }
-    }
-}
-
-/// An algorithm of `[optimizer]`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, Serialize)]
-#[serde(rename_all = "lowercase")]
-pub enum OptimizerName {
-    /// Kingma and Ba 2014, arXiv 1412.6980.
-    Adam,
-    /// Loshchilov and Hutter 2017, arXiv 1711.05101.
-    AdamW,
-}
-
-/// `[schedule]`, in optimizer steps.
-#[derive(Debug, Clone, PartialEq, Deserialize, Serialize)]
-#[serde(deny_unknown_fields, default)]
-pub struct ScheduleConfig {
-    /// The shape after the warm-up.
-    pub kind: ScheduleKind,
-    /// Steps over which the learning rate grows from nothing.
-    pub warmup: u64,
-    /// Learning rate at the end, as a share of the highest; `constant` does not use it.
-    pub last: f64,
-}
-
-impl Default for ScheduleConfig {
-    fn default() -> Self {
-        Self { kind: ScheduleKind::Constant, warmup: 0, last: 0.0 }
-    }
-}
-
-/// The shape of a schedule.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, Serialize)]
-#[serde(rename_all = "lowercase")]
-pub enum ScheduleKind {
-    /// Stays.
-    Constant,
-    /// Half a cosine (Loshchilov and Hutter 2016, arXiv 1608.03983).
-    Cosine,
-    /// A straight line.
-    Linear,
 }
 
 /// `[ema]`

@@ -204,15 +204,17 @@ fn explain(message: &str) -> String {
         let Some(rest) = message.strip_prefix(sentence) else { continue };
         let Some((wrong, expected)) = rest.split_once('`') else { continue };
         let allowed: Vec<&str> = expected.split('`').skip(1).step_by(2).collect();
-        let nearest = allowed
-            .iter()
-            .map(|name| (strsim::damerau_levenshtein(wrong, name), name))
-            .filter(|(distance, name)| *distance <= (name.len().max(wrong.len()) / 2).max(1))
-            .min();
-        let hint = nearest.map(|(_, name)| format!(", did you mean `{name}`?")).unwrap_or_default();
+        let hint = nearest(wrong, &allowed).map(|name| format!(", did you mean `{name}`?")).unwrap_or_default();
         return format!("unknown {noun} `{wrong}`{hint} (allowed: {})", allowed.join(", "));
     }
     message
+}
+
+/// The word of `allowed` that `wrong` was most likely meant to be, if one is near enough.
+pub(crate) fn nearest<'a>(wrong: &str, allowed: &[&'a str]) -> Option<&'a str> {
+    let distances = allowed.iter().map(|name| (strsim::damerau_levenshtein(wrong, name), *name));
+    let near = distances.filter(|(distance, name)| *distance <= (name.len().max(wrong.len()) / 2).max(1));
+    near.min().map(|(_, name)| name)
 }
 
 impl Loaded {
@@ -234,26 +236,31 @@ impl Loaded {
         ConfigError::Wrong { place, message: format!("`{}` {}", problem.key, problem.message) }
     }
 
+    /// Where `key` is; where it has its default, where its table begins.
     fn line(&self, key: &[&str]) -> Option<usize> {
         let (last, path) = key.split_last()?;
         let root = DeTable::parse(&self.text).ok()?;
-        let mut table: &DeTable = root.get_ref();
+        let find = |table: &DeTable, part: &str| {
+            let (name, _) = table.iter().find(|(name, _)| name.get_ref() == part)?;
+            Some(line_of(&self.text, name.span().start))
+        };
+        let (mut table, mut line): (&DeTable, _) = (root.get_ref(), None);
         for name in path {
+            line = find(table, name);
             table = match table.get(*name)?.get_ref() {
                 DeValue::Table(table) => table,
                 _ => return None,
             };
         }
-        let (name, _) = table.iter().find(|(name, _)| name.get_ref() == last)?;
-        Some(line_of(&self.text, name.span().start))
+        find(table, last).or(line)
     }
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::*;
 
-    fn load_text(text: &str, sets: &[&str]) -> Result<Config, String> {
+    pub(in crate::config) fn load_text(text: &str, sets: &[&str]) -> Result<Config, String> {
         let dir = tempfile::tempdir().map_err(|e| e.to_string())?;
         let path = dir.path().join("mine.toml");
         std::fs::write(&path, text).map_err(|e| e.to_string())?;
@@ -305,5 +312,21 @@ mod tests {
             let written = toml::to_string(&config).unwrap();
             assert_eq!(toml::from_str::<Config>(&written).unwrap(), config, "{name}");
         }
+    }
+
+    #[test]
+    fn the_readmes_configuration_is_sound() {
+        let readme = include_str!("../../../README.md");
+        let blocks = readme.split("```toml\n").skip(1).filter_map(|rest| rest.split_once("```"));
+        let blocks: Vec<&str> = blocks.map(|(block, _)| block).collect();
+        assert_eq!(blocks.len(), 1);
+        let config = load_text(blocks[0], &[]).unwrap_or_else(|error| panic!("{error}"));
+        assert_eq!(config.losses.clip_direction.to.as_deref(), Some("sketch"));
+    }
+
+    #[test]
+    fn a_key_that_has_its_default_points_at_its_table() {
+        let error = load_text("\n[data]\nsource = \"folder\"\n", &[]).unwrap_err();
+        assert!(error.starts_with("mine.toml:2: `data.path` is missing"), "{error}");
     }
 }

@@ -5,6 +5,8 @@ use burn::tensor::TensorData;
 use checkpoints::Architecture;
 
 use super::*;
+
+mod all_losses;
 use crate::gradients::relative_deviation;
 use crate::losses::{CodebookLoss, PixelLoss, PixelNorm, Weight};
 use crate::models::initialize::random_weights;
@@ -32,6 +34,14 @@ impl MicroBatch for Waves {
         let values: Vec<f64> = (0..self.samples * per_sample).map(value).collect();
         Tensor::from_data(TensorData::new(values, [self.samples, 3, SIDE, SIDE]), (device, dtype))
     }
+
+    fn draws(&self) -> &[u64] {
+        &[]
+    }
+
+    fn captions(&self) -> &[Option<String>] {
+        &[]
+    }
 }
 
 fn cut(effective: usize, micro: usize) -> impl Iterator<Item = Result<Waves, String>> {
@@ -42,6 +52,8 @@ fn losses(entropy: f64) -> Losses {
     Losses {
         image: vec![(Weight::constant(1.0), Box::new(PixelLoss(PixelNorm::Mix { l1: 0.5 })))],
         codebook: (Weight::constant(0.7), CodebookLoss { beta: 0.25, legacy: false, entropy }),
+        adversarial: None,
+        clip: None,
     }
 }
 
@@ -54,8 +66,17 @@ fn model(architecture: &Architecture, dtype: DType) -> VqGan {
     VqGan::new(architecture, &weights, &Device::flex().autodiff(), dtype).unwrap()
 }
 
+fn generator(model: &VqGan) -> Networks<'_> {
+    Networks { vqgan: model, discriminator: None }
+}
+
+fn settings(effective: usize, checkpoint: Checkpoint) -> StepSettings {
+    StepSettings { step: 0, effective, checkpoint, adversarial: AdversarialState::default() }
+}
+
 fn gradient(model: &VqGan, losses: &Losses, effective: usize, micro: usize) -> EffectiveBatch {
-    effective_batch_gradient(model, losses, 0, effective, cut(effective, micro), cut(effective, micro), |_| {}).unwrap()
+    let settings = settings(effective, Checkpoint::None);
+    effective_batch_gradient(generator(model), losses, settings, cut(effective, micro), cut(effective, micro), |_| {}).unwrap()
 }
 
 fn largest_deviation(architecture: &Architecture, losses: &Losses, dtype: DType) -> f64 {
@@ -63,8 +84,8 @@ fn largest_deviation(architecture: &Architecture, losses: &Losses, dtype: DType)
     let reference = gradient(&model, losses, 8, 8);
     let deviation = |micro| {
         let cut = gradient(&model, losses, 8, micro);
-        assert_eq!(cut.gradients.len(), architecture.parameters().len());
-        let deviation = relative_deviation(&model, &cut.gradients, &reference.gradients);
+        assert_eq!(cut.generator.len(), architecture.parameters().len());
+        let deviation = relative_deviation(&model, &cut.generator, &reference.generator);
         assert!(deviation.is_finite());
         deviation
     };
@@ -88,12 +109,28 @@ fn the_gradient_does_not_depend_on_the_micro_batch() {
 }
 
 #[test]
+fn recomputing_blocks_gives_the_same_gradient() {
+    let losses = losses(0.1);
+    for (dtype, limit) in [(DType::F64, 1e-13), (DType::F32, 1e-5)] {
+        let model = model(&tiny_architecture(), dtype);
+        let gradient = |checkpoint| {
+            effective_batch_gradient(generator(&model), &losses, settings(4, checkpoint), cut(4, 2), cut(4, 2), |_| {}).unwrap()
+        };
+        let (whole, recomputed) = (gradient(Checkpoint::None), gradient(Checkpoint::Blocks));
+        assert_eq!(recomputed.generator.len(), tiny_architecture().parameters().len());
+        let deviation = relative_deviation(&model, &recomputed.generator, &whole.generator);
+        println!("{dtype:?}: {deviation:.1e}");
+        assert!(deviation < limit, "{dtype:?}: {deviation}");
+    }
+}
+
+#[test]
 fn the_figures_do_not_depend_on_the_micro_batch_either() {
     let model = model(&tiny_architecture(), DType::F64);
     let losses = losses(0.1);
     let figures = |micro| {
         let batch = gradient(&model, &losses, 8, micro);
-        batch.read(Tensor::zeros([1], &Device::flex())).unwrap()
+        batch.read(Tensor::zeros([1], &Device::flex()), None).unwrap()
     };
     let (whole, cut) = (figures(8), figures(3));
     assert_eq!(whole.code_counts, cut.code_counts);
@@ -137,8 +174,7 @@ fn the_gradient_is_that_of_finite_differences() {
     let model = model(&tiny_architecture(), DType::F64);
     let losses = losses(0.1);
     let total = |model: &VqGan| -> f64 {
-        let total = gradient(model, &losses, 4, 3).total;
-        total.into_data().try_into_vec::<f64>().unwrap()[0]
+        gradient(model, &losses, 4, 3).read(Tensor::zeros([1], &Device::flex()), None).unwrap().total
     };
     let batch = gradient(&model, &losses, 4, 3);
     let check = |name: &'static str, index: usize, expected: f64| {
@@ -150,11 +186,11 @@ fn the_gradient_is_that_of_finite_differences() {
     };
     let read = |data: TensorData| data.try_into_vec::<f64>().unwrap();
     let conv = |name: &'static str, index| {
-        let gradient = batch.gradients.get::<4>(param_id(name)).unwrap();
+        let gradient = batch.generator.get::<4>(param_id(name)).unwrap();
         check(name, index, read(gradient.into_data())[index]);
     };
     let norm = |name: &'static str, index| {
-        let gradient = batch.gradients.get::<1>(param_id(name)).unwrap();
+        let gradient = batch.generator.get::<1>(param_id(name)).unwrap();
         check(name, index, read(gradient.into_data())[index]);
     };
     conv("decoder.conv_out.weight", 5);
@@ -170,6 +206,13 @@ fn the_gradient_is_that_of_finite_differences() {
 fn an_error_of_a_micro_batch_ends_the_step() {
     let model = model(&tiny_architecture(), DType::F32);
     let batches = cut(4, 2).take(1).chain([Err("no more".to_owned())]);
-    let result = effective_batch_gradient(&model, &losses(0.0), 0, 4, std::iter::empty(), batches, |_| {});
+    let result = effective_batch_gradient(
+        generator(&model),
+        &losses(0.0),
+        settings(4, Checkpoint::None),
+        std::iter::empty(),
+        batches,
+        |_| {},
+    );
     assert_eq!(result.err().as_deref(), Some("no more"));
 }

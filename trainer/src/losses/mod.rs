@@ -1,16 +1,21 @@
 //! What a model is trained for. A loss is one file; [`Losses`] is what the engine sees of all of them.
 
+mod adversarial;
 pub mod clip;
 mod codebook;
+pub mod load;
+mod perceptual;
 mod pixel;
 
+pub use adversarial::{Adversarial, AdversarialState, GanLoss, Half, LeCam, adaptive_weight, mean_logits};
+pub use clip::{ClipEmbeddings, ClipGuidance, ContrastiveCoupling};
 pub use codebook::{CodebookLoss, EntropyCoupling, EntropyGradient, sum_probabilities};
+pub use perceptual::PerceptualLoss;
 pub use pixel::{PixelLoss, PixelNorm};
 
 use burn::tensor::Tensor;
-use checkpoints::Quantizer;
 
-use crate::config::{LossesConfig, PixelNormConfig};
+use crate::engine::StepSettings;
 
 /// A loss that sees nothing but images, so that its gradient can be taken at the image and its graph freed before the
 /// next loss begins.
@@ -22,6 +27,25 @@ pub trait ImageLoss: Send {
     ///
     /// No sample's value may depend on another sample: the batch is cut anywhere.
     fn per_sample(&self, original: Tensor<4>, reconstruction: Tensor<4>) -> Tensor<1>;
+}
+
+/// A micro-batch as the losses of images see it.
+#[derive(Debug, Clone)]
+pub struct Seen<'a> {
+    /// The optimizer step, counted from 0.
+    pub step: u64,
+    /// What a sample counts in the mean over the effective batch.
+    pub per_sample: f64,
+    /// The originals, `[n, 3, H, W]` in -1..1, without autodiff.
+    pub original: Tensor<4>,
+    /// The reconstructions, `[n, 3, H, W]`, without autodiff.
+    pub reconstruction: Tensor<4>,
+    /// Index of the first sample in the effective batch.
+    pub first: usize,
+    /// Each sample's position in the training stream: the key of its randomness.
+    pub draws: &'a [u64],
+    /// What each sample shows, where that is known.
+    pub captions: &'a [Option<String>],
 }
 
 /// When and how strongly a loss counts.
@@ -57,31 +81,19 @@ pub struct Losses {
     pub image: Vec<(Weight, Box<dyn ImageLoss>)>,
     /// The loss that sees the latents.
     pub codebook: (Weight, CodebookLoss),
+    /// The loss that a discriminator gives.
+    pub adversarial: Option<Adversarial>,
+    /// The losses that CLIP gives.
+    pub clip: Option<ClipGuidance>,
 }
 
 impl Losses {
-    /// Whether a loss couples the samples of an effective batch, so that a step needs two passes.
-    pub fn are_coupled(&self) -> bool {
+    /// Whether a loss couples the samples of an effective batch in this step, so that it needs two passes.
+    pub fn are_coupled(&self, settings: &StepSettings) -> bool {
+        let adversarial = self.adversarial.as_ref().filter(|loss| loss.weight.at(settings.step) != 0.0);
         self.codebook.1.is_coupled()
-    }
-
-    /// The losses of `config`; what it leaves open about the codebook is as `quantizer`'s checkpoint was trained.
-    pub fn new(config: &LossesConfig, quantizer: &Quantizer) -> Self {
-        let pixel = &config.pixel;
-        let norm = match pixel.norm {
-            PixelNormConfig::L1 => PixelNorm::L1,
-            PixelNormConfig::L2 => PixelNorm::L2,
-            PixelNormConfig::Mix => PixelNorm::Mix { l1: pixel.mix },
-        };
-        let pixel_weight = Weight { value: pixel.weight, start: pixel.start, ramp: pixel.ramp };
-        let codebook = &config.codebook;
-        let codebook_loss = CodebookLoss {
-            beta: codebook.beta.unwrap_or(quantizer.beta),
-            legacy: codebook.legacy.unwrap_or(quantizer.legacy_beta),
-            entropy: codebook.entropy.unwrap_or(quantizer.entropy_ratio),
-        };
-        let codebook_weight = Weight { value: codebook.weight, start: codebook.start, ramp: codebook.ramp };
-        Self { image: vec![(pixel_weight, Box::new(PixelLoss(norm)))], codebook: (codebook_weight, codebook_loss) }
+            || adversarial.is_some_and(|loss| loss.needs_first_pass(&settings.adversarial))
+            || self.clip.as_ref().is_some_and(|clip| clip.is_coupled(settings.step))
     }
 }
 

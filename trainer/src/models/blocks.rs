@@ -3,7 +3,7 @@
 //! All of them map `[N, C, H, W]` to `[N, C', H', W']`, and none mixes samples, so a block's output for a sample does
 //! not depend on the batch it comes in.
 
-use burn::module::{Module, Param};
+use burn::module::{Module, ModuleVisitor, Param};
 use burn::nn::PaddingConfig2d;
 use burn::nn::conv::Conv2d;
 use burn::tensor::activation::{silu, softmax};
@@ -54,7 +54,7 @@ impl GroupNorm {
 }
 
 /// Half precision takes statistics in f32, wider types in themselves.
-fn statistics_dtype(dtype: DType) -> DType {
+pub(crate) fn statistics_dtype(dtype: DType) -> DType {
     match dtype {
         DType::F16 | DType::BF16 => DType::F32,
         other => other,
@@ -183,5 +183,61 @@ impl Upsample {
     pub fn forward(&self, x: Tensor<4>) -> Tensor<4> {
         let doubled = interpolate(x, InterpolateOptions::new(InterpolateMode::Nearest).with_scale_factor([2.0, 2.0]));
         self.conv.forward(doubled)
+    }
+}
+
+/// One link of an encoder's or decoder's chain: a chain is run forward, or backward and recomputed, link by link.
+#[derive(Debug, Clone, Copy)]
+pub enum Block<'a> {
+    /// A plain convolution.
+    Conv(&'a Conv2d),
+    /// Two convolutions around a shortcut.
+    Resnet(&'a ResnetBlock),
+    /// Attention over all positions.
+    Attn(&'a AttnBlock),
+    /// To half the size.
+    Downsample(&'a Downsample),
+    /// To twice the size.
+    Upsample(&'a Upsample),
+    /// Normalisation and SiLU.
+    NormSilu(&'a GroupNorm),
+}
+
+impl Block<'_> {
+    /// `[N, C, H, W]` to `[N, C', H', W']`.
+    pub fn forward(&self, x: Tensor<4>) -> Tensor<4> {
+        match self {
+            Self::Conv(conv) => conv.forward(x),
+            Self::Resnet(block) => block.forward(x),
+            Self::Attn(block) => block.forward(x),
+            Self::Downsample(block) => block.forward(x),
+            Self::Upsample(block) => block.forward(x),
+            Self::NormSilu(norm) => silu(norm.forward(x)),
+        }
+    }
+
+    /// Shows `visitor` its parameters.
+    pub fn visit<V: ModuleVisitor>(&self, visitor: &mut V) {
+        match self {
+            Self::Conv(conv) => conv.visit(visitor),
+            Self::Resnet(block) => block.visit(visitor),
+            Self::Attn(block) => block.visit(visitor),
+            Self::Downsample(block) => block.visit(visitor),
+            Self::Upsample(block) => block.visit(visitor),
+            Self::NormSilu(norm) => norm.visit(visitor),
+        }
+    }
+
+    /// Whether any of its parameters is trained: on an autodiff device and not frozen.
+    pub fn is_trained(&self) -> bool {
+        struct Any(bool);
+        impl ModuleVisitor for Any {
+            fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
+                self.0 |= param.val().is_require_grad();
+            }
+        }
+        let mut any = Any(false);
+        self.visit(&mut any);
+        any.0
     }
 }

@@ -2,12 +2,10 @@
 
 use burn::module::Module;
 use burn::nn::conv::Conv2d;
-use burn::tensor::Tensor;
-use burn::tensor::activation::silu;
 use checkpoints::Architecture;
 
-use super::blocks::{AttnBlock, GroupNorm, ResnetBlock, Upsample, conv3x3};
-use super::encoder::{Middle, read_level, through_level};
+use super::blocks::{AttnBlock, Block, GroupNorm, ResnetBlock, Upsample, conv3x3};
+use super::encoder::{Middle, level_blocks, read_level};
 use super::weights::{ModelError, WeightReader};
 
 /// `[N, latent channels, H/f, W/f]` to `[N, 3, H, W]`, not clamped.
@@ -46,14 +44,20 @@ impl Decoder {
         })
     }
 
-    pub(super) fn forward(&self, z: Tensor<4>) -> Tensor<4> {
-        let mut h = self.mid.forward(self.conv_in.forward(z));
+    /// All of it, in the order of the forward pass; the last one is the last layer.
+    pub(super) fn blocks(&self) -> Vec<Block<'_>> {
+        let mut blocks = vec![Block::Conv(&self.conv_in)];
+        blocks.extend(self.mid.blocks());
         for level in self.up.iter().rev() {
-            h = through_level(h, &level.block, &level.attn);
-            if let Some(upsample) = &level.upsample {
-                h = upsample.forward(h);
-            }
+            blocks.extend(level_blocks(&level.block, &level.attn));
+            blocks.extend(level.upsample.as_ref().map(Block::Upsample));
         }
-        self.conv_out.forward(silu(self.norm_out.forward(h)))
+        blocks.extend([Block::NormSilu(&self.norm_out), Block::Conv(&self.conv_out)]);
+        blocks
+    }
+
+    /// The convolution that makes the image.
+    pub(super) fn last_layer(&self) -> &Conv2d {
+        &self.conv_out
     }
 }

@@ -2,11 +2,9 @@
 
 use burn::module::Module;
 use burn::nn::conv::Conv2d;
-use burn::tensor::Tensor;
-use burn::tensor::activation::silu;
 use checkpoints::Architecture;
 
-use super::blocks::{AttnBlock, Downsample, GroupNorm, ResnetBlock, conv3x3};
+use super::blocks::{AttnBlock, Block, Downsample, GroupNorm, ResnetBlock, conv3x3};
 use super::weights::{ModelError, WeightReader};
 
 /// `[N, 3, H, W]` in -1..1 to `[N, latent channels, H/f, W/f]`.
@@ -45,16 +43,16 @@ impl Encoder {
         })
     }
 
-    pub(super) fn forward(&self, x: Tensor<4>) -> Tensor<4> {
-        let mut h = self.conv_in.forward(x);
+    /// All of it, in the order of the forward pass.
+    pub(super) fn blocks(&self) -> Vec<Block<'_>> {
+        let mut blocks = vec![Block::Conv(&self.conv_in)];
         for level in &self.down {
-            h = through_level(h, &level.block, &level.attn);
-            if let Some(downsample) = &level.downsample {
-                h = downsample.forward(h);
-            }
+            blocks.extend(level_blocks(&level.block, &level.attn));
+            blocks.extend(level.downsample.as_ref().map(Block::Downsample));
         }
-        let h = self.mid.forward(h);
-        self.conv_out.forward(silu(self.norm_out.forward(h)))
+        blocks.extend(self.mid.blocks());
+        blocks.extend([Block::NormSilu(&self.norm_out), Block::Conv(&self.conv_out)]);
+        blocks
     }
 }
 
@@ -77,12 +75,9 @@ impl Middle {
         })
     }
 
-    pub(super) fn forward(&self, x: Tensor<4>) -> Tensor<4> {
-        let mut h = self.block_1.forward(x);
-        if let Some(attn) = &self.attn_1 {
-            h = attn.forward(h);
-        }
-        self.block_2.forward(h)
+    pub(super) fn blocks(&self) -> impl Iterator<Item = Block<'_>> {
+        let attn = self.attn_1.as_ref().map(Block::Attn);
+        [Block::Resnet(&self.block_1)].into_iter().chain(attn).chain([Block::Resnet(&self.block_2)])
     }
 }
 
@@ -101,12 +96,8 @@ pub(super) fn read_level(
     Ok(((0..blocks).map(block).collect::<Result<_, _>>()?, (0..attended).map(attn).collect::<Result<_, _>>()?))
 }
 
-pub(super) fn through_level(x: Tensor<4>, block: &[ResnetBlock], attn: &[AttnBlock]) -> Tensor<4> {
-    block.iter().enumerate().fold(x, |h, (j, block)| {
-        let h = block.forward(h);
-        match attn.get(j) {
-            Some(attn) => attn.forward(h),
-            None => h,
-        }
-    })
+/// The blocks of one level, each followed by its attention where there is one.
+pub(super) fn level_blocks<'a>(block: &'a [ResnetBlock], attn: &'a [AttnBlock]) -> impl Iterator<Item = Block<'a>> {
+    let with_attn = |(j, block)| [Some(Block::Resnet(block)), attn.get(j).map(Block::Attn)];
+    block.iter().enumerate().flat_map(with_attn).flatten()
 }

@@ -1,14 +1,18 @@
 //! The networks.
 
 pub mod architectures;
-mod blocks;
+pub mod blocks;
+pub mod clip;
 mod decoder;
+pub mod discriminator;
 mod encoder;
 pub mod initialize;
+pub mod lpips;
 pub mod quantizer;
 pub mod vqgan;
 pub mod weights;
 
+pub(crate) use blocks::statistics_dtype;
 pub use vqgan::VqGan;
 
 #[cfg(test)]

@@ -6,7 +6,7 @@ use burn::nn::conv::Conv2d;
 use burn::tensor::{DType, Device, Tensor};
 use checkpoints::Architecture;
 
-use super::blocks::conv1x1;
+use super::blocks::{Block, conv1x1};
 use super::decoder::Decoder;
 use super::encoder::Encoder;
 use super::quantizer::{Quantized, Quantizer};
@@ -45,7 +45,14 @@ impl VqGan {
 
     /// Images `[N, 3, H, W]` in -1..1 to latents `[N, code dim, H/f, W/f]`, before quantization.
     pub fn encode(&self, images: Tensor<4>) -> Tensor<4> {
-        self.quant_conv.forward(self.encoder.forward(images))
+        forward(&self.encoder_blocks(), images)
+    }
+
+    /// What [`encode`](Self::encode) does, link by link.
+    pub fn encoder_blocks(&self) -> Vec<Block<'_>> {
+        let mut blocks = self.encoder.blocks();
+        blocks.push(Block::Conv(&self.quant_conv));
+        blocks
     }
 
     /// Latents to the nearest codes, with what the codebook loss needs.
@@ -55,7 +62,19 @@ impl VqGan {
 
     /// Quantized latents `[N, code dim, H/f, W/f]` to images `[N, 3, H, W]`, about -1..1 but not clamped.
     pub fn decode(&self, quantized: Tensor<4>) -> Tensor<4> {
-        self.decoder.forward(self.post_quant_conv.forward(quantized))
+        forward(&self.decoder_blocks(), quantized)
+    }
+
+    /// What [`decode`](Self::decode) does, link by link; the last link is the last layer.
+    pub fn decoder_blocks(&self) -> Vec<Block<'_>> {
+        let mut blocks = vec![Block::Conv(&self.post_quant_conv)];
+        blocks.extend(self.decoder.blocks());
+        blocks
+    }
+
+    /// The convolution that makes the image, at which adaptive weights are taken.
+    pub fn last_layer(&self) -> &Conv2d {
+        self.decoder.last_layer()
     }
 
     /// The whole way: images `[N, 3, H, W]` in -1..1 to their reconstructions and codes.
@@ -74,4 +93,9 @@ impl VqGan {
     pub fn quantizer(&self) -> &Quantizer {
         &self.quantize
     }
+}
+
+/// Through all `blocks`, one after the other.
+pub fn forward(blocks: &[Block], x: Tensor<4>) -> Tensor<4> {
+    blocks.iter().fold(x, |h, block| block.forward(h))
 }

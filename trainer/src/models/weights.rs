@@ -90,6 +90,19 @@ impl<'a> WeightReader<'a> {
         let tensor = if self.tracked { tensor.require_grad() } else { tensor };
         Ok(Param::initialized(param_id(&name), tensor))
     }
+
+    /// The parameter `name` below this path, which must have `shape`.
+    ///
+    /// # Errors
+    /// If it is missing or of another shape.
+    pub fn shaped<const D: usize>(&self, name: &str, shape: [usize; D]) -> Result<Param<Tensor<D>>, ModelError> {
+        let param = self.param(name)?;
+        let found: [usize; D] = param.dims();
+        if found == shape {
+            return Ok(param);
+        }
+        Err(ModelError::Shape { name: self.join(name), shapes: format!("{found:?}, and {shape:?} is needed") })
+    }
 }
 
 /// The same name has the same id in every process, which lets saved optimizer state find its parameter again.
@@ -140,15 +153,23 @@ pub fn visit_parameters<M: Module, V: ParameterVisitor>(module: &M, visitor: &mu
         visitor: &'a mut V,
     }
     impl<V: ParameterVisitor> ModuleVisitor for Walk<'_, V> {
-        fn enter_module(&mut self, name: &str, _container: &str) {
-            self.path.push(name.to_owned());
+        fn enter_module(&mut self, name: &str, container: &str) {
+            if !is_enum(container) {
+                self.path.push(name.to_owned());
+            }
         }
-        fn exit_module(&mut self, _name: &str, _container: &str) {
-            self.path.pop();
+        fn exit_module(&mut self, _name: &str, container: &str) {
+            if !is_enum(container) {
+                self.path.pop();
+            }
         }
         fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
             self.visitor.parameter(&self.path.join("."), param.id, param.val().without_autodiff());
         }
+    }
+    /// Which kind of layer stands at a place is no part of the place's name.
+    fn is_enum(container: &str) -> bool {
+        container.starts_with("Enum:")
     }
     module.visit(&mut Walk { path: Vec::new(), visitor });
 }

@@ -19,6 +19,12 @@ pub fn per_view(original: Tensor<2>, reconstruction: Tensor<2>, direction: Tenso
     -dot(moved / length, direction) + 1.0
 }
 
+/// The direction from the first to the second of two texts' embeddings, `[2, E]` to `[E]`.
+pub fn between(texts: Tensor<2>) -> Tensor<1> {
+    let texts = unit(texts);
+    (texts.clone().narrow(0, 1, 1) - texts.narrow(0, 0, 1)).flatten(0, 1)
+}
+
 #[cfg(test)]
 mod tests {
     use super::super::fixture::{Expected, assert_finite_differences, assert_near, read, rows, wave};

@@ -1,0 +1,390 @@
+//! CLIP's weights, whoever published them: transformers, OpenCLIP or OpenAI, brought in under transformers' names.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+
+use crate::tensor::{HostTensor, is_float};
+use crate::weights::{WeightsError, WeightsFile, unwrapped};
+
+mod config;
+mod names;
+#[cfg(test)]
+mod tests;
+
+use config::Source;
+use names::{Form, Naming};
+
+/// What transformers and OpenCLIP call the weights in a model's folder, best first.
+pub(crate) const WEIGHTS: [&str; 4] =
+    ["model.safetensors", "open_clip_model.safetensors", "pytorch_model.bin", "open_clip_pytorch_model.bin"];
+/// What belongs to a CLIP and lies beside its weights.
+pub(crate) const BESIDE: [&str; 6] =
+    ["config.json", "open_clip_config.json", "preprocessor_config.json", "tokenizer.json", "vocab.json", "merges.txt"];
+
+/// What a CLIP with a vision transformer is built like.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ClipArchitecture {
+    /// Width and height of the images, in pixels.
+    pub image_size: usize,
+    /// Width and height of a patch, in pixels.
+    pub patch_size: usize,
+    /// The transformer over patches.
+    pub vision: Tower,
+    /// The transformer over tokens.
+    pub text: Tower,
+    /// Most tokens of a text, start and end included.
+    pub context_length: usize,
+    /// Number of tokens that there are.
+    pub vocabulary: usize,
+    /// Length of the embeddings that images and texts share.
+    pub embedding: usize,
+    /// Between the two layers of every MLP.
+    pub activation: Activation,
+    /// Added to the variance in every norm.
+    pub layer_norm_epsilon: f64,
+    /// Taken from an image's red, green and blue in 0..1.
+    pub mean: [f64; 3],
+    /// What is left is divided by it.
+    pub deviation: [f64; 3],
+    /// The token whose position gives the text's embedding.
+    pub end_of_text: u32,
+}
+
+/// A transformer's sizes.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Tower {
+    /// Length of a token's vector.
+    pub width: usize,
+    /// Number of blocks.
+    pub layers: usize,
+    /// Attention heads of a block; they share the width.
+    pub heads: usize,
+    /// Width between the two layers of the MLP.
+    pub mlp: usize,
+}
+
+/// The nonlinearity of a CLIP.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Activation {
+    /// `x * sigmoid(1.702 * x)`, OpenAI's.
+    QuickGelu,
+    /// The exact one, `x * Phi(x)`.
+    Gelu,
+}
+
+/// A CLIP as it was published.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Clip {
+    /// What it is built like.
+    pub architecture: ClipArchitecture,
+    /// The weights under the names of transformers' `CLIPModel`, in the file's element types; projections are
+    /// `[out, in]`.
+    pub weights: BTreeMap<String, HostTensor>,
+    /// The `tokenizer.json` beside the weights, else the `vocab.json` that has its `merges.txt` there.
+    pub tokenizer: Option<PathBuf>,
+}
+
+/// Reads a CLIP with a vision transformer from a file of weights, or from the folder that has it under a usual name.
+///
+/// | names of the tensors | published by | architecture |
+/// |---|---|---|
+/// | `vision_model.…`, `text_model.…` | transformers | `config.json`; mean and deviation in `preprocessor_config.json` |
+/// | `visual.…`, `transformer.…` | OpenCLIP | `open_clip_config.json` |
+/// | the same | OpenAI (`torch.save` or TorchScript) | the shapes, with 64 channels per head and QuickGELU |
+///
+/// The configurations lie beside the weights; without `open_clip_config.json` a file is taken for OpenAI's unless its
+/// name begins with `open_clip`.
+///
+/// # Errors
+/// One line: what the file is instead, or what of configuration and tensors contradict each other.
+/// [`WeightsError::Mismatch`] names all tensors that are missing, unexpected or different, by the file's own names.
+pub fn load_clip(path: &Path) -> Result<Clip, WeightsError> {
+    let is_folder = std::fs::metadata(path).is_ok_and(|metadata| metadata.is_dir());
+    let file = WeightsFile::open(if is_folder { in_folder(path)? } else { path.to_owned() })?;
+    let tensors = Tensors::of(&file)?;
+    let source = Source::beside(file.path(), tensors.naming)?;
+    let architecture = match &source {
+        Some(source) => {
+            let architecture = source.architecture(file.path())?;
+            tensors.agree(&architecture, source)?;
+            architecture
+        }
+        None => tensors.infer()?,
+    };
+    let weights = tensors.read(&architecture)?;
+    Ok(Clip { architecture, weights, tokenizer: tokenizer_beside(file.path()) })
+}
+
+fn in_folder(folder: &Path) -> Result<PathBuf, WeightsError> {
+    if let Some(found) = WEIGHTS.iter().map(|name| folder.join(name)).find(|path| path.is_file()) {
+        return Ok(found);
+    }
+    let sharded = WEIGHTS.iter().any(|name| folder.join(format!("{name}.index.json")).is_file());
+    Err(WeightsError::NotWeights {
+        path: folder.to_owned(),
+        what: if sharded {
+            "they are split over several files, which is not read".to_owned()
+        } else {
+            format!("there is no {} in it; name the file itself if it is called otherwise", WEIGHTS.join(", "))
+        },
+    })
+}
+
+fn tokenizer_beside(weights: &Path) -> Option<PathBuf> {
+    let has = |name: &str| Some(weights.with_file_name(name)).filter(|path| path.is_file());
+    has("tokenizer.json").or_else(|| has("merges.txt").and_then(|_| has("vocab.json")))
+}
+
+/// The tensors of a CLIP in a file.
+struct Tensors<'a> {
+    file: &'a WeightsFile,
+    naming: Naming,
+    /// Name within the model -> name in the file; without what is no parameter.
+    names: BTreeMap<&'a str, &'a str>,
+}
+
+impl<'a> Tensors<'a> {
+    /// Recognises whose names they are, and says what else it is that only looks like a CLIP.
+    fn of(file: &'a WeightsFile) -> Result<Tensors<'a>, WeightsError> {
+        let names: BTreeMap<&str, &str> = file.names().map(|name| (unwrapped(name), name)).collect();
+        let starts = |prefix: &str| names.keys().any(|name| name.starts_with(prefix));
+        let refuse = |what: String| Err(WeightsError::Unsupported { path: file.path().to_owned(), what });
+        let first = |prefix: &str| {
+            let mut found = names.range(prefix..).map(|(_, in_file)| *in_file);
+            found.next().unwrap_or_default().to_owned()
+        };
+        if starts("visual.layer1.") {
+            return refuse(format!(
+                "it is a CLIP with a ResNet ({}); only vision transformers are read",
+                first("visual.layer1.")
+            ));
+        }
+        if starts("visual.trunk.") {
+            let what = "it is a CLIP whose image tower is timm's";
+            return refuse(format!("{what} ({}); only CLIP's own is read", first("visual.trunk.")));
+        }
+        let transformers = [starts("vision_model."), starts("text_model.")];
+        let original = [starts("visual."), starts("transformer.") || names.contains_key("token_embedding.weight")];
+        if original[0] && starts("text.") {
+            let what = "it is a CLIP whose text tower is not CLIP's own";
+            return refuse(format!("{what} ({})", first("text.")));
+        }
+        let naming = match (transformers, original) {
+            ([true, true], _) => Naming::Transformers,
+            (_, [true, true]) => Naming::Original,
+            ([true, _], _) | (_, [true, _]) => {
+                return refuse("it is the image tower of a CLIP alone; the text tower is needed too".to_owned());
+            }
+            ([_, true], _) => {
+                return refuse("it is the text tower of a CLIP alone; the image tower is needed too".to_owned());
+            }
+            _ => {
+                let some: Vec<&str> = file.names().take(3).collect();
+                let some = some.join(", ");
+                return refuse(format!(
+                    "it is no CLIP of transformers, OpenCLIP or OpenAI; its tensors are {some}, ..."
+                ));
+            }
+        };
+        let names = names.into_iter().filter(|(name, _)| !naming.is_no_parameter(name)).collect();
+        Ok(Tensors { file, naming, names })
+    }
+
+    fn refuse<T>(&self, what: String) -> Result<T, WeightsError> {
+        Err(WeightsError::Unsupported { path: self.file.path().to_owned(), what })
+    }
+
+    /// What the file calls a canonical parameter, and its shape there turned back to the canonical one.
+    fn shape(&self, canonical: &str) -> Option<(&'a str, Vec<usize>)> {
+        let (name, form) = self.naming.of(canonical);
+        let in_file = *self.names.get(name.as_str())?;
+        let mut shape = self.file.info(in_file)?.1.to_vec();
+        if form == Form::Transposed {
+            shape.reverse();
+        }
+        Some((in_file, shape))
+    }
+
+    /// Number of blocks of a tower.
+    fn layers(&self, tower: &str) -> usize {
+        let prefix = self.naming.blocks(tower);
+        // Counted, because a single name can have any number in it.
+        let numbers = self.names.keys().filter_map(|name| name.strip_prefix(prefix)?.split('.').next());
+        numbers.collect::<BTreeSet<&str>>().len()
+    }
+
+    /// Compares the sizes of the configuration with those of the tensors, each where it shows first.
+    fn agree(&self, architecture: &ClipArchitecture, source: &Source) -> Result<(), WeightsError> {
+        let said = |key: &str| source.words(key);
+        let ClipArchitecture { vision, text, .. } = architecture;
+        let sizes = [
+            (names::PATCHES, 0, "width", "vision.width", vision.width),
+            (names::PATCHES, 2, "patch size", "patch_size", architecture.patch_size),
+            ("vision_model.encoder.layers.0.mlp.fc1.weight", 0, "MLP width", "vision.mlp", vision.mlp),
+            ("visual_projection.weight", 0, "embedding size", "embedding", architecture.embedding),
+            (names::TOKENS, 0, "number of tokens", "vocabulary", architecture.vocabulary),
+            (names::TOKENS, 1, "width", "text.width", text.width),
+            (names::POSITIONS, 0, "number of positions", "context_length", architecture.context_length),
+            ("text_model.encoder.layers.0.mlp.fc1.weight", 0, "MLP width", "text.mlp", text.mlp),
+            ("text_projection.weight", 0, "embedding size", "embedding", architecture.embedding),
+        ];
+        for (canonical, axis, what, key, value) in sizes {
+            let Some((in_file, shape)) = self.shape(canonical) else {
+                continue;
+            };
+            if let Some(&found) = shape.get(axis).filter(|found| **found != value) {
+                return self.refuse(format!("{in_file} has {what} {found}, but {} gives {value}", said(key)));
+            }
+        }
+        for (tower, key, value) in [("vision", "vision.layers", vision.layers), ("text", "text.layers", text.layers)] {
+            let found = self.layers(tower);
+            if found != value {
+                return self.refuse(format!("the {tower} tower has {found} layers, but {} gives {value}", said(key)));
+            }
+        }
+        let side = architecture.image_size / architecture.patch_size;
+        if let Some((_, shape)) = self.shape(names::GRID)
+            && let Some(&positions) = shape.first()
+            && positions != side * side + 1
+        {
+            let found = match grid(positions) {
+                Some(side) => format!("{side}x{side} patches"),
+                None => format!("{} patches", positions.saturating_sub(1)),
+            };
+            return self.refuse(format!(
+                "the position embedding is for {found}, but image_size {} / patch_size {} gives {side}x{side}",
+                architecture.image_size, architecture.patch_size
+            ));
+        }
+        Ok(())
+    }
+
+    /// The architecture as OpenAI's own code infers it.
+    fn infer(&self) -> Result<ClipArchitecture, WeightsError> {
+        let mut missing = Vec::new();
+        let mut different = Vec::new();
+        let mut shape = |canonical: &str, dimensions: usize| match self.shape(canonical) {
+            Some((_, shape)) if shape.len() == dimensions && !shape.contains(&0) => shape,
+            Some((in_file, shape)) => {
+                different.push(format!("{in_file} is {shape:?}, must have {dimensions} dimensions"));
+                vec![1; dimensions]
+            }
+            None => {
+                missing.push(self.naming.of(canonical).0);
+                vec![1; dimensions]
+            }
+        };
+        let patches = shape(names::PATCHES, 4);
+        let grid_positions = shape(names::GRID, 2)[0];
+        let tokens = shape(names::TOKENS, 2);
+        let context_length = shape(names::POSITIONS, 2)[0];
+        let embedding = shape("text_projection.weight", 2)[0];
+        let mut mlp = |tower: &str| shape(&format!("{tower}_model.encoder.layers.0.mlp.fc1.weight"), 2)[0];
+        let (vision_mlp, text_mlp) = (mlp("vision"), mlp("text"));
+        if !(missing.is_empty() && different.is_empty()) {
+            let path = self.file.path().to_owned();
+            return Err(WeightsError::Mismatch { path, missing, unexpected: Vec::new(), different });
+        }
+        let (width, patch_size, vocabulary) = (patches[0], patches[3], tokens[0]);
+        let Some(side) = grid(grid_positions) else {
+            let patches = grid_positions.saturating_sub(1);
+            return self.refuse(format!("its position embedding is for {patches} patches, which make no square"));
+        };
+        let tower = |name: &str, width: usize, mlp| {
+            if !width.is_multiple_of(HEAD_WIDTH) {
+                return self.refuse(format!(
+                    "the {name} tower is {width} wide, no multiple of the {HEAD_WIDTH} that every head of OpenAI's has"
+                ));
+            }
+            Ok(Tower { width, layers: self.layers(name), heads: width / HEAD_WIDTH, mlp })
+        };
+        let Some(end_of_text) = u32::try_from(vocabulary - 1).ok() else {
+            return self.refuse(format!("{vocabulary} tokens are more than any vocabulary has"));
+        };
+        let Some(image_size) = side.checked_mul(patch_size) else {
+            return self.refuse("its image size is beyond any memory".to_owned());
+        };
+        let said = [("input_resolution", image_size), ("context_length", context_length), ("vocab_size", vocabulary)];
+        for (name, inferred) in said {
+            // Only files of OpenAI's have these.
+            if self.file.info(name).is_some_and(|(_, shape)| shape.is_empty()) {
+                let value = self.file.read(name)?.to_f32();
+                if value != [inferred as f32] {
+                    return self.refuse(format!("{name} is {value:?}, but its tensors are for {inferred}"));
+                }
+            }
+        }
+        Ok(ClipArchitecture {
+            image_size,
+            patch_size,
+            vision: tower("vision", width, vision_mlp)?,
+            text: tower("text", tokens[1], text_mlp)?,
+            context_length,
+            vocabulary,
+            embedding,
+            activation: Activation::QuickGelu,
+            layer_norm_epsilon: config::EPSILON,
+            mean: config::MEAN,
+            deviation: config::DEVIATION,
+            end_of_text,
+        })
+    }
+
+    /// Reads everything, once all of it is known to be there.
+    fn read(&self, architecture: &ClipArchitecture) -> Result<BTreeMap<String, HostTensor>, WeightsError> {
+        let mut left: BTreeSet<&str> = self.names.keys().copied().collect();
+        let (mut missing, mut different) = (BTreeSet::new(), BTreeSet::new());
+        let mut found = Vec::new();
+        for (canonical, shape) in architecture.parameters() {
+            let (name, form) = self.naming.of(&canonical);
+            left.remove(name.as_str());
+            let Some(&in_file) = self.names.get(name.as_str()) else {
+                missing.insert(name);
+                continue;
+            };
+            let Some((dtype, stored)) = self.file.info(in_file) else {
+                continue;
+            };
+            let expected = form.stored(&shape);
+            // OpenCLIP can keep the scale as a vector of one.
+            let is_scale = canonical == names::SCALE && stored == [1];
+            if stored != expected && !is_scale {
+                different.insert(format!("{in_file} is {stored:?}, must be {expected:?}"));
+            } else if !is_float(dtype) {
+                different.insert(format!("{in_file} is {dtype}, must be floating-point"));
+            } else {
+                found.push((canonical, shape, in_file, form));
+            }
+        }
+        let unexpected: Vec<String> =
+            left.iter().filter_map(|name| self.names.get(name)).map(|name| (*name).to_owned()).collect();
+        if !(missing.is_empty() && unexpected.is_empty() && different.is_empty()) {
+            let path = self.file.path().to_owned();
+            let (missing, different) = (missing.into_iter().collect(), different.into_iter().collect());
+            return Err(WeightsError::Mismatch { path, missing, unexpected, different });
+        }
+        let mut weights = BTreeMap::new();
+        for (canonical, shape, in_file, form) in found {
+            let tensor = form.canonical(self.file.read(in_file)?);
+            let tensor =
+                tensor.reshape(shape).map_err(|source| WeightsError::Tensor { name: in_file.to_owned(), source })?;
+            weights.insert(canonical, tensor);
+        }
+        Ok(weights)
+    }
+}
+
+/// Channels of an attention head in all of OpenAI's models.
+const HEAD_WIDTH: usize = 64;
+
+/// The side of a square of patches that has these positions, one of them for the class.
+fn grid(positions: usize) -> Option<usize> {
+    let patches = positions.checked_sub(1).filter(|patches| *patches > 0)?;
+    let side = patches.isqrt();
+    (side * side == patches).then_some(side)
+}

@@ -1,0 +1,211 @@
+//! LPIPS's weights: the convolutions of a classifier and the linear layers that weigh them (Zhang et al. 2018,
+//! arXiv 1801.03924), from whatever files they come in.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::path::Path;
+
+use serde::{Deserialize, Serialize};
+
+use crate::tensor::{HostTensor, is_float};
+use crate::weights::{WeightsError, WeightsFile};
+
+#[cfg(test)]
+mod tests;
+
+/// A convolution's number among torchvision's layers, and its weight's shape `[out, in, height, width]`.
+pub type Convolution = (usize, [usize; 4]);
+
+/// The classifier whose features are compared.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum LpipsNetwork {
+    /// The one that VQGANs are trained with.
+    Vgg16,
+    /// Smaller, and what LPIPS is mostly reported with.
+    AlexNet,
+}
+
+impl fmt::Display for LpipsNetwork {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            LpipsNetwork::Vgg16 => "VGG16",
+            LpipsNetwork::AlexNet => "AlexNet",
+        })
+    }
+}
+
+impl LpipsNetwork {
+    /// Its convolutions, numbered as torchvision numbers the layers in `features`.
+    pub fn convolutions(self) -> &'static [Convolution] {
+        match self {
+            LpipsNetwork::Vgg16 => &[
+                (0, [64, 3, 3, 3]),
+                (2, [64, 64, 3, 3]),
+                (5, [128, 64, 3, 3]),
+                (7, [128, 128, 3, 3]),
+                (10, [256, 128, 3, 3]),
+                (12, [256, 256, 3, 3]),
+                (14, [256, 256, 3, 3]),
+                (17, [512, 256, 3, 3]),
+                (19, [512, 512, 3, 3]),
+                (21, [512, 512, 3, 3]),
+                (24, [512, 512, 3, 3]),
+                (26, [512, 512, 3, 3]),
+                (28, [512, 512, 3, 3]),
+            ],
+            LpipsNetwork::AlexNet => &[
+                (0, [64, 3, 11, 11]),
+                (3, [192, 64, 5, 5]),
+                (6, [384, 192, 3, 3]),
+                (8, [256, 384, 3, 3]),
+                (10, [256, 256, 3, 3]),
+            ],
+        }
+    }
+
+    /// Where each of the five slices ends into which LPIPS cuts the layers.
+    fn slices(self) -> [usize; 5] {
+        match self {
+            LpipsNetwork::Vgg16 => [4, 9, 16, 23, 30],
+            LpipsNetwork::AlexNet => [2, 5, 8, 10, 12],
+        }
+    }
+
+    /// Channels of the five features that are compared.
+    pub fn channels(self) -> [usize; 5] {
+        match self {
+            LpipsNetwork::Vgg16 => [64, 128, 256, 512, 512],
+            LpipsNetwork::AlexNet => [64, 192, 384, 256, 256],
+        }
+    }
+}
+
+/// The first convolution in classifiers and in LPIPS, which cuts the layers into five slices.
+const FIRST_CONVOLUTION: [&str; 2] = ["features.0.weight", "net.slice1.0.weight"];
+
+/// Names of a linear layer; the dropout before it counts as a layer, where there is one.
+fn linear_names(layer: usize) -> [String; 5] {
+    [
+        format!("lin{layer}.model.1.weight"),
+        format!("lin{layer}.model.0.weight"),
+        format!("lins.{layer}.model.1.weight"),
+        format!("lins.{layer}.model.0.weight"),
+        format!("lin{layer}.weight"),
+    ]
+}
+
+/// Reads the weights of LPIPS: `features.N.weight`, `features.N.bias` for the convolutions, by torchvision's numbers,
+/// and `lin0.weight` to `lin4.weight`, each `[1, channels, 1, 1]`.
+///
+/// `backbone` is a classifier of torchvision or timm, or something that has an LPIPS in it: the state dict of
+/// `lpips.LPIPS`, or a checkpoint of taming, whose loss it is part of. `linear` is the small file of linear layers;
+/// without it they are taken from `backbone`. Classifiers' heads and all else are left alone.
+///
+/// # Errors
+/// One line when a file has not what it should have, or is of another network. [`WeightsError::Mismatch`] names all
+/// tensors that are missing or different, by the file's own names.
+pub fn load_lpips(
+    network: LpipsNetwork,
+    backbone: &Path,
+    linear: Option<&Path>,
+) -> Result<BTreeMap<String, HostTensor>, WeightsError> {
+    let file = WeightsFile::open(backbone)?;
+    let mut weights = convolutions(network, &file)?;
+    match linear {
+        Some(path) => weights.extend(linear_layers(network, &WeightsFile::open(path)?, false)?),
+        None => weights.extend(linear_layers(network, &file, true)?),
+    }
+    Ok(weights)
+}
+
+fn convolutions(network: LpipsNetwork, file: &WeightsFile) -> Result<BTreeMap<String, HostTensor>, WeightsError> {
+    let refuse = |what: String| Err(WeightsError::Unsupported { path: file.path().to_owned(), what });
+    let found = FIRST_CONVOLUTION.iter().filter_map(|name| Some((file.prefix_of(name)?, *name)));
+    let Some((prefix, first)) = found.min_by_key(|(prefix, _)| prefix.len()) else {
+        let [classifier, lpips] = FIRST_CONVOLUTION;
+        return refuse(format!("it has no convolutions of {network}, neither {classifier} nor LPIPS's {lpips}"));
+    };
+    // Number and kind of a parameter -> its name in the file.
+    let mut parameters = BTreeMap::new();
+    let group = if first.starts_with("net") { "net." } else { "features." };
+    for name in file.names() {
+        let Some(inner) = name.strip_prefix(prefix).and_then(|name| name.strip_prefix(group)) else {
+            continue;
+        };
+        let inner = match inner.split_once('.') {
+            Some((slice, inner)) if slice.starts_with("slice") => inner,
+            _ => inner,
+        };
+        let place = inner.split_once('.').and_then(|(number, kind)| Some((number.parse::<usize>().ok()?, kind)));
+        let known = |number: usize| network.convolutions().iter().any(|(known, _)| *known == number);
+        match place {
+            Some((number, kind @ ("weight" | "bias"))) if known(number) => {
+                parameters.insert((number, kind), name);
+            }
+            _ => return refuse(format!("it is not {network}, which has no {name}")),
+        }
+    }
+    let mut wanted = Vec::new();
+    for &(number, shape) in network.convolutions() {
+        for (kind, shape) in [("weight", &shape[..]), ("bias", &shape[..1])] {
+            let canonical = format!("features.{number}.{kind}");
+            let in_file = match parameters.get(&(number, kind)) {
+                Some(name) => (*name).to_owned(),
+                None if group == "net." => {
+                    let slice = 1 + network.slices().iter().filter(|end| **end <= number).count();
+                    format!("{prefix}net.slice{slice}.{number}.{kind}")
+                }
+                None => format!("{prefix}{group}{number}.{kind}"),
+            };
+            wanted.push(Wanted { canonical, in_file, shape: shape.to_vec() });
+        }
+    }
+    read(file, wanted)
+}
+
+fn linear_layers(
+    network: LpipsNetwork,
+    file: &WeightsFile,
+    is_backbone: bool,
+) -> Result<BTreeMap<String, HostTensor>, WeightsError> {
+    let names = linear_names(0);
+    let Some((style, prefix)) = names.iter().enumerate().find_map(|(style, name)| Some((style, file.prefix_of(name)?)))
+    else {
+        let advice = if is_backbone { "; name the file that has them" } else { "" };
+        let what = format!("it has no linear layers of LPIPS ({}){advice}", names[0]);
+        return Err(WeightsError::Unsupported { path: file.path().to_owned(), what });
+    };
+    let wanted = network.channels().into_iter().enumerate().map(|(layer, channels)| Wanted {
+        canonical: format!("lin{layer}.weight"),
+        in_file: format!("{prefix}{}", linear_names(layer)[style]),
+        shape: vec![1, channels, 1, 1],
+    });
+    read(file, wanted.collect())
+}
+
+/// A parameter that must be in a file.
+struct Wanted {
+    canonical: String,
+    in_file: String,
+    shape: Vec<usize>,
+}
+
+fn read(file: &WeightsFile, wanted: Vec<Wanted>) -> Result<BTreeMap<String, HostTensor>, WeightsError> {
+    let (mut missing, mut different) = (Vec::new(), Vec::new());
+    for Wanted { in_file, shape, .. } in &wanted {
+        match file.info(in_file) {
+            None => missing.push(in_file.clone()),
+            Some((_, found)) if found != shape => different.push(format!("{in_file} is {found:?}, must be {shape:?}")),
+            Some((dtype, _)) if !is_float(dtype) => {
+                different.push(format!("{in_file} is {dtype}, must be floating-point"));
+            }
+            Some(_) => {}
+        }
+    }
+    if !(missing.is_empty() && different.is_empty()) {
+        let path = file.path().to_owned();
+        return Err(WeightsError::Mismatch { path, missing, unexpected: Vec::new(), different });
+    }
+    wanted.into_iter().map(|Wanted { canonical, in_file, .. }| Ok((canonical, file.read(&in_file)?))).collect()
+}

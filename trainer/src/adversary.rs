@@ -1,0 +1,120 @@
+//! The discriminator with all that belongs to its training: its own optimizer, schedule and clipping.
+
+use burn::optim::GradientsParams;
+use burn::tensor::{DType, Device, Tensor};
+use checkpoints::hub::FileChoice;
+use checkpoints::load_discriminator;
+
+use crate::config::Config;
+use crate::gradients::{clip_by_global_norm, global_norm};
+use crate::losses::load::{LossError, fetch};
+use crate::losses::AdversarialState;
+use crate::lr_schedule::LrSchedule;
+use crate::models::discriminator::{BatchStatistics, PatchGan, PatchGanConfig};
+use crate::models::weights::{ModelError, StateDict, WeightReader};
+use crate::optimizer::ModelOptimizer;
+
+/// A discriminator in training.
+pub struct Adversary {
+    /// `None` only while the optimizer has it.
+    model: Option<PatchGan>,
+    optimizer: ModelOptimizer,
+    schedule: LrSchedule,
+    clip_norm: f64,
+    /// What its losses carry over from step to step.
+    pub state: AdversarialState,
+}
+
+impl Adversary {
+    /// The discriminator of `config`: a pretrained one, or one with random weights.
+    ///
+    /// # Errors
+    /// If the pretrained one cannot be fetched or read.
+    pub fn fresh(config: &Config, device: &Device) -> Result<Self, LossError> {
+        const KEY: &str = "discriminator.pretrained";
+        let settings = &config.discriminator;
+        let weights = match &settings.pretrained {
+            Some(spec) => {
+                let path = fetch(KEY, spec, FileChoice::Vqgan)?;
+                load_discriminator(&path).map_err(|source| LossError::Weights { key: KEY, source })?
+            }
+            None => {
+                let architecture =
+                    PatchGanConfig { channels: settings.channels, layers: settings.layers, norm: settings.norm };
+                PatchGan::random_weights(&architecture, config.run.seed)
+            }
+        };
+        Self::new(config, &weights, device).map_err(|source| LossError::Model { key: KEY, source })
+    }
+
+    /// A discriminator that was saved, with its optimizer's state.
+    ///
+    /// # Errors
+    /// If the tensors do not make a discriminator.
+    pub fn resumed(
+        config: &Config,
+        weights: &StateDict,
+        optimizer: &StateDict,
+        state: AdversarialState,
+        device: &Device,
+    ) -> Result<Self, ModelError> {
+        let mut adversary = Self { state, ..Self::new(config, weights, device)? };
+        let Self { model, optimizer: own, .. } = &mut adversary;
+        if let Some(model) = model {
+            own.load_state_dict(model, optimizer)?;
+        }
+        Ok(adversary)
+    }
+
+    fn new(config: &Config, weights: &StateDict, device: &Device) -> Result<Self, ModelError> {
+        let architecture = PatchGanConfig::of(weights)?;
+        let model = PatchGan::read(&WeightReader::new(weights, device, DType::F32), &architecture)?;
+        let optimizer = config.discriminator_optimizer();
+        Ok(Self {
+            model: Some(model),
+            schedule: LrSchedule::new(&config.discriminator_schedule(), &optimizer, config.run.steps),
+            clip_norm: optimizer.clip_norm,
+            optimizer: ModelOptimizer::new(&optimizer),
+            state: AdversarialState::new(config.losses.adversarial.lecam_decay),
+        })
+    }
+
+    /// The discriminator.
+    pub fn model(&self) -> &PatchGan {
+        self.model.as_ref().expect("the optimizer gives the model back before the step goes on")
+    }
+
+    /// Its optimizer, to be saved.
+    pub fn optimizer(&self) -> &ModelOptimizer {
+        &self.optimizer
+    }
+
+    /// The gradient's global norm, `[1]`; `None` in a step in which it does not learn.
+    pub fn grad_norm(&self, gradients: &GradientsParams) -> Option<Tensor<1>> {
+        global_norm(self.model(), gradients)
+    }
+
+    /// Its learning rate at an optimizer step.
+    pub fn learning_rate(&self, step: u64) -> f64 {
+        self.schedule.at(step)
+    }
+
+    /// Takes an optimizer step, counted from 0, with gradients of the global norm `norm`, and moves the running statistics.
+    pub fn step(&mut self, step: u64, gradients: GradientsParams, norm: f64, statistics: Vec<BatchStatistics>) {
+        let gradients = match self.clip_norm > 0.0 {
+            true => clip_by_global_norm(self.model(), gradients, norm, self.clip_norm),
+            false => gradients,
+        };
+        let learning_rate = self.schedule.at(step);
+        let stepped = self.model.take().map(|model| self.optimizer.step(learning_rate, model, gradients));
+        self.model = stepped.map(|model| statistics.into_iter().fold(model, PatchGan::with_statistics));
+    }
+
+    /// Carries over what a step's figures say: the mean logits of both halves, and the balance of the gradients.
+    pub fn remember(&mut self, logits: Option<[f64; 2]>, balance: Option<f64>) {
+        if let Some([real, fake]) = logits {
+            self.state.lecam = self.state.lecam.updated(real, fake);
+        }
+        self.state.balance = balance.or(self.state.balance);
+    }
+}

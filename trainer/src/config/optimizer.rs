@@ -1,0 +1,138 @@
+//! `[optimizer]` and `[schedule]`, and what of them differs for the discriminator.
+
+use serde::{Deserialize, Serialize};
+
+/// `[optimizer]`
+#[derive(Debug, Clone, PartialEq, Deserialize, Serialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct OptimizerConfig {
+    /// The algorithm.
+    pub name: OptimizerName,
+    /// Highest learning rate of the schedule.
+    pub learning_rate: f64,
+    /// Decay of the running mean and of the running square.
+    pub betas: [f64; 2],
+    /// Guard against division by zero.
+    pub epsilon: f64,
+    /// Weight decay: decoupled in `adamw`, part of the gradient in `adam`.
+    pub weight_decay: f64,
+    /// Largest global norm of the gradient; 0 does not clip.
+    pub clip_norm: f64,
+}
+
+impl Default for OptimizerConfig {
+    fn default() -> Self {
+        Self {
+            name: OptimizerName::Adam,
+            learning_rate: 4.5e-6 * 16.0,
+            betas: [0.5, 0.9],
+            epsilon: 1e-8,
+            weight_decay: 0.0,
+            clip_norm: 1.0,
+        }
+    }
+}
+
+/// An algorithm of `[optimizer]`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum OptimizerName {
+    /// Kingma and Ba 2014, arXiv 1412.6980.
+    Adam,
+    /// Loshchilov and Hutter 2017, arXiv 1711.05101.
+    AdamW,
+}
+
+/// `[schedule]`, in optimizer steps.
+#[derive(Debug, Clone, PartialEq, Deserialize, Serialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct ScheduleConfig {
+    /// The shape after the warm-up.
+    pub kind: ScheduleKind,
+    /// Steps over which the learning rate grows from nothing.
+    pub warmup: u64,
+    /// Learning rate at the end, as a share of the highest; `constant` does not use it.
+    pub last: f64,
+}
+
+impl Default for ScheduleConfig {
+    fn default() -> Self {
+        Self { kind: ScheduleKind::Constant, warmup: 0, last: 0.0 }
+    }
+}
+
+/// The shape of a schedule.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum ScheduleKind {
+    /// Stays.
+    Constant,
+    /// Half a cosine (Loshchilov and Hutter 2016, arXiv 1608.03983).
+    Cosine,
+    /// A straight line.
+    Linear,
+}
+
+/// `[discriminator.optimizer]`: a key that is not set has the value of `[optimizer]`.
+#[derive(Debug, Clone, Default, PartialEq, Deserialize, Serialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct PartialOptimizerConfig {
+    /// The algorithm.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub name: Option<OptimizerName>,
+    /// Highest learning rate of the schedule.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub learning_rate: Option<f64>,
+    /// Decay of the running mean and of the running square.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub betas: Option<[f64; 2]>,
+    /// Guard against division by zero.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub epsilon: Option<f64>,
+    /// Weight decay: decoupled in `adamw`, part of the gradient in `adam`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub weight_decay: Option<f64>,
+    /// Largest global norm of the gradient; 0 does not clip.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub clip_norm: Option<f64>,
+}
+
+impl PartialOptimizerConfig {
+    /// What is set here, and the rest of `base`.
+    pub fn over(&self, base: &OptimizerConfig) -> OptimizerConfig {
+        OptimizerConfig {
+            name: self.name.unwrap_or(base.name),
+            learning_rate: self.learning_rate.unwrap_or(base.learning_rate),
+            betas: self.betas.unwrap_or(base.betas),
+            epsilon: self.epsilon.unwrap_or(base.epsilon),
+            weight_decay: self.weight_decay.unwrap_or(base.weight_decay),
+            clip_norm: self.clip_norm.unwrap_or(base.clip_norm),
+        }
+    }
+}
+
+/// `[discriminator.schedule]`, in optimizer steps: a key that is not set has the value of `[schedule]`.
+#[derive(Debug, Clone, Default, PartialEq, Deserialize, Serialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct PartialScheduleConfig {
+    /// The shape after the warm-up.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub kind: Option<ScheduleKind>,
+    /// Steps over which the learning rate grows from nothing.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub warmup: Option<u64>,
+    /// Learning rate at the end, as a share of the highest; `constant` does not use it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub last: Option<f64>,
+}
+
+impl PartialScheduleConfig {
+    /// What is set here, and the rest of `base`.
+    pub fn over(&self, base: &ScheduleConfig) -> ScheduleConfig {
+        ScheduleConfig {
+            kind: self.kind.unwrap_or(base.kind),
+            warmup: self.warmup.unwrap_or(base.warmup),
+            last: self.last.unwrap_or(base.last),
+        }
+    }
+}

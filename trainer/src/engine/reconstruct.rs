@@ -1,0 +1,75 @@
+//! One micro-batch's way through the model: forward to the reconstruction, and back from the gradient at it.
+
+use burn::tensor::Tensor;
+
+use super::chain::{Chain, Checkpoint, surrogate};
+use crate::gradients::GradientSum;
+use crate::models::VqGan;
+use crate::models::quantizer::Quantized;
+
+/// What the backward pass of a micro-batch needs.
+pub(super) struct Reconstruct<'a> {
+    model: &'a VqGan,
+    encoder: Chain<'a>,
+    /// The encoder's output, at which the quantizer's graph begins.
+    latent: Tensor<4>,
+    quantized: Quantized,
+    decoder: Chain<'a>,
+    last_input: Tensor<4>,
+    last_layer: Chain<'a>,
+}
+
+impl<'a> Reconstruct<'a> {
+    /// Runs `images`, `[n, 3, H, W]`, through the model; the reconstruction is without autodiff. `plain` is the same model
+    /// as `model`, without autodiff.
+    pub(super) fn forward(
+        model: &'a VqGan,
+        plain: &VqGan,
+        images: Tensor<4>,
+        checkpoint: Checkpoint,
+    ) -> (Self, Tensor<4>) {
+        let (encoder, latent) =
+            Chain::forward(model.encoder_blocks(), &plain.encoder_blocks(), images, false, checkpoint);
+        let latent = latent.autodiff();
+        let latent = if encoder.has_gradient() { latent.require_grad() } else { latent };
+        let quantized = model.quantize(latent.clone());
+
+        let (mut tracked, mut plain) = (model.decoder_blocks(), plain.decoder_blocks());
+        let (last, plain_last) = (tracked.split_off(tracked.len() - 1), plain.split_off(plain.len() - 1));
+        let input = quantized.latent.clone().without_autodiff();
+        let (decoder, last_input) = Chain::forward(tracked, &plain, input, encoder.has_gradient(), checkpoint);
+        let (last_layer, reconstruction) =
+            Chain::forward(last, &plain_last, last_input.clone(), decoder.has_gradient(), checkpoint);
+        (Self { model, encoder, latent, quantized, decoder, last_input, last_layer }, reconstruction)
+    }
+
+    /// The codes, with a graph that reaches back to the latents and the codebook.
+    pub(super) fn quantized(&self) -> &Quantized {
+        &self.quantized
+    }
+
+    /// What the last layer makes the reconstruction of, `[n, C, H, W]`.
+    pub(super) fn last_input(&self) -> &Tensor<4> {
+        &self.last_input
+    }
+
+    /// Adds the parameters' gradients, given the gradient at the reconstruction and a scalar on [`quantized`](Self::quantized).
+    pub(super) fn backward(self, at_image: Tensor<4>, codebook: Tensor<1>, sum: &mut GradientSum) {
+        let Self { model, encoder, latent, quantized, decoder, last_input, last_layer } = self;
+        drop(last_input);
+        let at_last_input = last_layer.backward(at_image, sum);
+        let at_quantized = at_last_input.and_then(|gradient| decoder.backward(gradient, sum));
+        let scalar = match at_quantized {
+            Some(gradient) => surrogate(quantized.latent, gradient) + codebook,
+            None => codebook,
+        };
+        if !scalar.is_tracked() {
+            return;
+        }
+        let mut gradients = scalar.backward();
+        sum.add_module(&mut gradients, model.quantizer());
+        if let Some(at_latent) = latent.grad_remove(&mut gradients) {
+            encoder.backward(at_latent, sum);
+        }
+    }
+}

@@ -1,0 +1,299 @@
+//! The exactness contract with every loss on at once, those that couple samples included.
+
+use checkpoints::{LpipsNetwork, load_clip};
+
+use super::*;
+use crate::cutouts::{CutoutSettings, Cutouts};
+use crate::losses::clip::{
+    CaptionEncoder, ClipGuidance, ContrastiveTargets, TextTarget, Views, direction,
+};
+use crate::losses::{GanLoss, ImageLoss, LeCam, PerceptualLoss, Seen};
+use crate::models::clip::{ClipTokenizer, ImageEncoder, TextEncoder};
+use crate::models::discriminator::{DiscriminatorNorm, PatchGanConfig};
+use crate::models::lpips::Lpips;
+use crate::models::weights::{StateDict, WeightReader};
+
+const SIDE: usize = 16;
+const EFFECTIVE: usize = 6;
+const CUTOUTS: usize = 8;
+
+/// Two samples have the same caption.
+const CAPTIONS: [&str; EFFECTIVE] = ["a red circle", "a blue square", "two green stars", "a red circle", "nothing", "a cat"];
+
+/// Some of the effective batch's samples.
+struct Captioned {
+    first: usize,
+    draws: Vec<u64>,
+    captions: Vec<Option<String>>,
+}
+
+impl Captioned {
+    fn new(first: usize, samples: usize) -> Self {
+        let captions = CAPTIONS[first..first + samples].iter().map(|caption| Some((*caption).to_owned()));
+        Self { first, draws: (first..first + samples).map(|i| 40 + i as u64).collect(), captions: captions.collect() }
+    }
+}
+
+impl MicroBatch for Captioned {
+    fn samples(&self) -> usize {
+        self.draws.len()
+    }
+
+    fn images(&self, device: &Device, dtype: DType) -> Tensor<4> {
+        let per_sample = 3 * SIDE * SIDE;
+        let value = |i: usize| {
+            let (sample, pixel) = (self.first + i / per_sample, i % per_sample);
+            (pixel as f64 * (0.13 + 0.029 * sample as f64) + sample as f64).sin() * 0.9
+        };
+        let values: Vec<f64> = (0..self.samples() * per_sample).map(value).collect();
+        Tensor::from_data(TensorData::new(values, [self.samples(), 3, SIDE, SIDE]), (device, dtype))
+    }
+
+    fn draws(&self) -> &[u64] {
+        &self.draws
+    }
+
+    fn captions(&self) -> &[Option<String>] {
+        &self.captions
+    }
+}
+
+fn cut(sizes: &[usize]) -> impl Iterator<Item = Result<Captioned, String>> {
+    let firsts = sizes.iter().scan(0, |next, size| {
+        let first = *next;
+        *next += size;
+        Some(first)
+    });
+    firsts.zip(sizes).map(|(first, size)| Ok(Captioned::new(first, *size))).collect::<Vec<_>>().into_iter()
+}
+
+/// LPIPS with weights by formula; its true ones are too large for a test.
+fn lpips(network: LpipsNetwork, device: &Device, dtype: DType) -> Lpips {
+    let mut weights = StateDict::new();
+    let mut put = |name: String, shape: &[usize], scale: f64, positive: bool| {
+        let seed = name.bytes().map(f64::from).sum::<f64>();
+        let value = |i: usize| {
+            let value = (i as f64 * 0.7310 + seed * 1.37).sin() * scale;
+            if positive { value.abs() as f32 } else { value as f32 }
+        };
+        let values: Vec<f32> = (0..shape.iter().product()).map(value).collect();
+        weights.insert(name, checkpoints::HostTensor::from_f32(shape, &values));
+    };
+    for (index, shape) in network.convolutions() {
+        let fan_in = shape[1..].iter().product::<usize>() as f64;
+        put(format!("features.{index}.weight"), shape, 2.0 * fan_in.powf(-0.5), false);
+        put(format!("features.{index}.bias"), &shape[..1], 0.1, false);
+    }
+    let channels = match network {
+        LpipsNetwork::Vgg16 => [64, 128, 256, 512, 512],
+        LpipsNetwork::AlexNet => [64, 192, 384, 256, 256],
+    };
+    for (slice, channels) in channels.into_iter().enumerate() {
+        put(format!("lin{slice}.weight"), &[1, channels, 1, 1], 0.5, true);
+    }
+    Lpips::read(&WeightReader::frozen(&weights, device, dtype), network).unwrap()
+}
+
+fn fixture() -> std::path::PathBuf {
+    std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/fixtures/clip/transformers")
+}
+
+/// All four CLIP losses on the small CLIP of the fixtures.
+fn guidance(device: &Device, dtype: DType, at_once: usize) -> ClipGuidance {
+    let clip = load_clip(&fixture()).unwrap();
+    let plain = device.clone().without_autodiff();
+    let encoder = ImageEncoder::read(&WeightReader::frozen(&clip.weights, device, dtype), &clip.architecture).unwrap();
+    let text = TextEncoder::read(&WeightReader::frozen(&clip.weights, &plain, dtype), &clip.architecture).unwrap();
+    let tokenizer = ClipTokenizer::open(clip.tokenizer.as_deref().unwrap(), &clip.architecture).unwrap();
+    let captions = CaptionEncoder::new(tokenizer, text, plain);
+    let turn = direction::between(captions.embed(["a photo", "a sketch"].into_iter()).unwrap());
+    let cutouts = CutoutSettings {
+        count: CUTOUTS,
+        power: 1.0,
+        size: clip.architecture.image_size,
+        affine: 0.7,
+        perspective: 0.7,
+        jitter: 0.7,
+        erasing: 0.7,
+        noise: 0.1,
+    };
+    ClipGuidance {
+        encoder,
+        architecture: clip.architecture,
+        captions: Some(captions),
+        views: Views { whole: true, cutouts: Cutouts::new(cutouts), at_once, seed: 3 },
+        image: Some(Weight::constant(1.0)),
+        text: Some((Weight::constant(0.3), TextTarget::Captions)),
+        contrastive: Some((
+            Weight::constant(0.5),
+            ContrastiveTargets { captions: true, originals: true, logit_scale: 10.0 },
+        )),
+        direction: Some((Weight::constant(0.2), turn)),
+    }
+}
+
+fn all_losses(device: &Device, dtype: DType, adaptive: Adaptive, at_once: usize) -> Losses {
+    let image: Vec<(Weight, Box<dyn ImageLoss>)> = vec![
+        (Weight::constant(1.0), Box::new(PixelLoss(PixelNorm::Mix { l1: 0.5 }))),
+        (Weight::constant(0.8), Box::new(PerceptualLoss::new(lpips(LpipsNetwork::Vgg16, device, dtype)))),
+    ];
+    Losses {
+        image,
+        codebook: (Weight::constant(0.7), CodebookLoss { beta: 0.25, legacy: false, entropy: 0.1 }),
+        adversarial: Some(Adversarial {
+            weight: Weight::constant(0.8),
+            kind: GanLoss::Hinge,
+            adaptive,
+            lecam: 0.3,
+            discriminator_start: 0,
+        }),
+        clip: Some(guidance(device, dtype, at_once)),
+    }
+}
+
+fn discriminator(device: &Device, dtype: DType, norm: DiscriminatorNorm) -> PatchGan {
+    let config = PatchGanConfig { channels: 8, layers: 2, norm };
+    // At taming's scale the logits hardly move; larger weights make every gradient count.
+    let weights = PatchGan::random_weights(&config, 5);
+    let larger = |(name, tensor): (String, checkpoints::HostTensor)| {
+        let scale = if tensor.shape.len() == 4 { 8.0 } else { 1.0 };
+        let values: Vec<f32> = tensor.to_f32().iter().map(|v| v * scale).collect();
+        (name, checkpoints::HostTensor::from_f32(&tensor.shape, &values))
+    };
+    let weights: StateDict = weights.into_iter().map(larger).collect();
+    PatchGan::read(&WeightReader::new(&weights, device, dtype), &config).unwrap()
+}
+
+struct Run {
+    vqgan: VqGan,
+    discriminator: PatchGan,
+    device: Device,
+    dtype: DType,
+}
+
+impl Run {
+    fn new(dtype: DType) -> Self {
+        let device = Device::flex().autodiff();
+        let vqgan = model(&tiny_architecture(), dtype);
+        let discriminator = discriminator(&device, dtype, DiscriminatorNorm::Group);
+        Self { vqgan, discriminator, device, dtype }
+    }
+
+    fn gradients(&self, adaptive: Adaptive, sizes: &[usize], at_once: usize, checkpoint: Checkpoint) -> EffectiveBatch {
+        let losses = all_losses(&self.device, self.dtype, adaptive, at_once);
+        let lecam = LeCam { real: 0.4, fake: -0.2, decay: 0.9 };
+        let adversarial = AdversarialState { balance: Some(0.6), lecam };
+        let settings = StepSettings { step: 0, effective: EFFECTIVE, checkpoint, adversarial };
+        let networks = Networks { vqgan: &self.vqgan, discriminator: Some(&self.discriminator) };
+        effective_batch_gradient(networks, &losses, settings, cut(sizes), cut(sizes), |_| {}).unwrap()
+    }
+
+    /// Of the generator's and the discriminator's gradient.
+    fn deviation(&self, a: &EffectiveBatch, b: &EffectiveBatch) -> [f64; 2] {
+        [
+            relative_deviation(&self.vqgan, &a.generator, &b.generator),
+            relative_deviation(&self.discriminator, &a.discriminator, &b.discriminator),
+        ]
+    }
+}
+
+const CUTS: [&[usize]; 3] = [&[3, 3], &[4, 2], &[1, 1, 1, 1, 1, 1]];
+
+#[test]
+fn no_gradient_depends_on_how_batch_and_cutouts_are_cut() {
+    for (dtype, limit) in [(DType::F64, 1e-9), (DType::F32, 1e-5)] {
+        let run = Run::new(dtype);
+        let reference = run.gradients(Adaptive::EffectiveBatch, &[6], 0, Checkpoint::None);
+        assert_eq!(reference.generator.len(), tiny_architecture().parameters().len());
+        for (sizes, at_once) in [(CUTS[0], 0), (CUTS[1], 3), (CUTS[2], 1), (&[6][..], 3)] {
+            let cut = run.gradients(Adaptive::EffectiveBatch, sizes, at_once, Checkpoint::None);
+            let [generator, discriminator] = run.deviation(&cut, &reference);
+            println!("{dtype:?}, {sizes:?}, {at_once} cutouts: {generator:.1e}, discriminator {discriminator:.1e}");
+            assert!(generator <= limit && discriminator <= limit, "{dtype:?} {sizes:?}: {generator} {discriminator}");
+        }
+        let recomputed = run.gradients(Adaptive::EffectiveBatch, CUTS[1], 3, Checkpoint::Blocks);
+        let [generator, discriminator] = run.deviation(&recomputed, &reference);
+        println!("{dtype:?}, recomputed: {generator:.1e}, discriminator {discriminator:.1e}");
+        let limit = limit * 10.0;
+        assert!(generator <= limit && discriminator <= limit, "{dtype:?}: {generator} {discriminator}");
+    }
+}
+
+#[test]
+fn every_figure_is_the_same_for_every_cut() {
+    let run = Run::new(DType::F64);
+    let figures = |sizes: &[usize], at_once| {
+        let batch = run.gradients(Adaptive::EffectiveBatch, sizes, at_once, Checkpoint::None);
+        batch.read(Tensor::zeros([1], &Device::flex()), None).unwrap()
+    };
+    let (whole, pieces) = (figures(&[6], 0), figures(CUTS[1], 3));
+    let names: Vec<&str> = whole.losses.iter().map(|(name, _)| *name).collect();
+    for name in [
+        "pixel", "perceptual", "adversarial", "discriminator", "logits_real", "logits_fake", "adaptive_weight",
+        "clip_image", "clip_text", "clip_contrastive", "clip_direction", "codebook", "entropy",
+    ] {
+        assert!(names.contains(&name), "{name} is not in {names:?}");
+        let (a, b) = (whole.get(name).unwrap(), pieces.get(name).unwrap());
+        println!("{name}: {a}");
+        assert!((a - b).abs() <= 1e-9 * a.abs().max(1.0), "{name}: {a} {b}");
+        assert!(a != 0.0, "{name} is 0");
+    }
+    assert!((whole.total - pieces.total).abs() < 1e-9);
+}
+
+/// The other ways to weight the adversarial loss: one of them is exact too, and the one that other trainers use is not.
+#[test]
+fn an_adaptive_weight_per_micro_batch_is_seen_to_depend_on_it() {
+    let run = Run::new(DType::F64);
+    let deviation = |adaptive| {
+        let gradients = |sizes| run.gradients(adaptive, sizes, 0, Checkpoint::None);
+        run.deviation(&gradients(CUTS[1]), &gradients(&[6]))[0]
+    };
+    assert!(deviation(Adaptive::PreviousStep) < 1e-9);
+    assert!(deviation(Adaptive::Off) < 1e-9);
+    let per_micro_batch = deviation(Adaptive::MicroBatch);
+    println!("adaptive weight per micro-batch: {per_micro_batch:.1e}");
+    assert!(per_micro_batch > 1e-4, "{per_micro_batch}");
+}
+
+/// The whole of the CLIP losses at the image, contrastive coupling included.
+#[test]
+fn the_gradient_of_the_clip_losses_at_the_image_is_that_of_finite_differences() {
+    let device = Device::flex().autodiff();
+    let clip = guidance(&device, DType::F64, 3);
+    let batch = Captioned::new(0, 3);
+    let original = batch.images(&Device::flex(), DType::F64);
+    let values: Vec<f64> = (original.clone() * 0.8 + 0.05).into_data().try_into_vec().unwrap();
+    let seen = |values: Vec<f64>| Seen {
+        step: 0,
+        per_sample: 1.0 / 3.0,
+        original: original.clone(),
+        reconstruction: Tensor::from_data(TensorData::new(values, [3, 3, SIDE, SIDE]), (&Device::flex(), DType::F64)),
+        first: 0,
+        draws: batch.draws(),
+        captions: batch.captions(),
+    };
+    let evaluate = |values: Vec<f64>| {
+        let seen = seen(values);
+        let mut embeddings = Default::default();
+        clip.embed(&seen, &mut embeddings);
+        let coupling = clip.couple(embeddings, 0).unwrap();
+        let read = |value: Tensor<1>| value.into_data().try_into_vec::<f64>().unwrap()[0];
+        let mut total = read(coupling.value.clone()) * coupling.weight;
+        let gradient =
+            clip.gradient(&seen, Some(&coupling), &mut |_, value, weight| total += read(value) * weight).unwrap();
+        (total, gradient.into_data().try_into_vec::<f64>().unwrap())
+    };
+    let (_, gradient) = evaluate(values.clone());
+    for index in [5, 130, 400, 777, 1200, 1700, 2300] {
+        let step = 1e-6;
+        let nudged = |amount: f64| {
+            let mut values = values.clone();
+            values[index] += amount;
+            evaluate(values).0
+        };
+        let difference = (nudged(step) - nudged(-step)) / (2.0 * step);
+        let error = (difference - gradient[index]).abs() / difference.abs().max(1e-4);
+        assert!(error < 1e-5, "[{index}]: {} against {difference}", gradient[index]);
+    }
+}

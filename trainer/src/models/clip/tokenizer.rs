@@ -1,0 +1,238 @@
+//! CLIP's tokenizer: byte pairs (Sennrich et al. 2016, arXiv 1508.07909) over the bytes of lower-case words.
+//!
+//! It does what transformers' `CLIPTokenizer` does. OpenAI's and OpenCLIP's first straighten quotes, ligatures, full-width
+//! letters and broken encodings (ftfy) and resolve HTML entities (`&amp;`); captions without any of these become the same
+//! tokens, but for a capital sigma at the end of a Greek word and for `<|endoftext|>` spelt out.
+
+use std::fs::File;
+use std::io::Read;
+use std::path::{Path, PathBuf};
+
+use checkpoints::ClipArchitecture;
+use serde_json::{Map, Value, json};
+use tokenizers::Tokenizer;
+
+const START: &str = "<|startoftext|>";
+const END: &str = "<|endoftext|>";
+/// Words of a caption, as transformers 5 finds them.
+const WORDS: &str = r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+";
+/// What a tokenizer is called in a model's folder, best first.
+const FILES: [&str; 5] =
+    ["tokenizer.json", "vocab.json", "bpe_simple_vocab_16e6.txt.gz", "bpe_simple_vocab_16e6.txt", "merges.txt"];
+/// Most bytes of a tokenizer's file, unpacked, that anyone reads; the files of CLIP have 3 MB.
+const MAX_FILE: u64 = 64 << 20;
+
+/// Why there is no tokenizer, or no tokens.
+#[derive(Debug, thiserror::Error)]
+pub enum TokenizerError {
+    /// A file cannot be opened or read.
+    #[error("{}: {source}", path.display())]
+    Io {
+        /// The file.
+        path: PathBuf,
+        /// What the system said.
+        source: std::io::Error,
+    },
+    /// A file that is not a tokenizer, or not that of the model.
+    #[error("{} is not the tokenizer of this CLIP: {what}", path.display())]
+    Unsuitable {
+        /// The file or folder.
+        path: PathBuf,
+        /// What is wrong with it.
+        what: String,
+    },
+    /// The library could not split a text.
+    #[error("a caption cannot be split into tokens: {0}")]
+    Text(String),
+}
+
+/// A caption as the text tower reads it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Tokens {
+    /// As many ids as the context is long: start of text, the caption, end of text, then padding.
+    ///
+    /// Padded with the end of text, as transformers does. OpenAI pads with 0; the tower reads up to the first end of
+    /// text and no further, so the embedding is the same.
+    pub ids: Vec<u32>,
+    /// Whether the caption was too long and lost its end.
+    pub truncated: bool,
+}
+
+/// Splits captions into tokens.
+#[derive(Debug)]
+pub struct ClipTokenizer {
+    tokenizer: Tokenizer,
+    context: usize,
+    end_of_text: u32,
+}
+
+impl ClipTokenizer {
+    /// Opens the tokenizer of a model: a `tokenizer.json`, a `vocab.json` with its `merges.txt` beside it, OpenAI's
+    /// `bpe_simple_vocab_16e6.txt` (or `.txt.gz`), or a folder with any of these.
+    ///
+    /// # Errors
+    /// One line that says which file cannot be read, or why it is not a tokenizer of `architecture`.
+    pub fn open(path: &Path, architecture: &ClipArchitecture) -> Result<Self, TokenizerError> {
+        let path = if path.is_dir() { in_folder(path)? } else { path.to_owned() };
+        let unsuitable = |what: String| TokenizerError::Unsuitable { path: path.clone(), what };
+        let json = description(&path, architecture.end_of_text)?;
+        let mut tokenizer = Tokenizer::from_bytes(json).map_err(|error| unsuitable(one_line(&error.to_string())))?;
+        // Those are the model's to say, not the file's.
+        tokenizer.with_padding(None);
+        tokenizer.with_truncation(None).map_err(|error| unsuitable(error.to_string()))?;
+
+        let (context, end_of_text) = (architecture.context_length, architecture.end_of_text);
+        let opened = Self { tokenizer, context, end_of_text };
+        let empty = opened.split("")?;
+        if empty.len() != 2 || empty[0] == end_of_text || empty[1] != end_of_text {
+            return Err(unsuitable(format!("an empty caption is {empty:?}, must be [start of text, {end_of_text}]")));
+        }
+        let largest = opened.tokenizer.get_vocab(true).into_values().max().unwrap_or(0);
+        if largest as usize >= architecture.vocabulary {
+            let vocabulary = architecture.vocabulary;
+            return Err(unsuitable(format!("it has a token {largest}, the model's {vocabulary} end before")));
+        }
+        Ok(opened)
+    }
+
+    /// A caption to tokens. One that is too long loses its last words and keeps the end of text.
+    ///
+    /// # Errors
+    /// If the library cannot split it.
+    pub fn encode(&self, text: &str) -> Result<Tokens, TokenizerError> {
+        let mut ids = self.split(text)?;
+        let truncated = ids.len() > self.context;
+        ids.resize(self.context, self.end_of_text);
+        if let (true, Some(last)) = (truncated, ids.last_mut()) {
+            *last = self.end_of_text;
+        }
+        Ok(Tokens { ids, truncated })
+    }
+
+    /// All of a caption, with start and end.
+    fn split(&self, text: &str) -> Result<Vec<u32>, TokenizerError> {
+        let encoding = self.tokenizer.encode(text, true);
+        Ok(encoding.map_err(|error| TokenizerError::Text(one_line(&error.to_string())))?.get_ids().to_vec())
+    }
+}
+
+fn in_folder(folder: &Path) -> Result<PathBuf, TokenizerError> {
+    let found = FILES.iter().map(|name| folder.join(name)).find(|path| path.is_file());
+    found.ok_or_else(|| TokenizerError::Unsuitable {
+        path: folder.to_owned(),
+        what: format!("the folder has none of {}", FILES.join(", ")),
+    })
+}
+
+/// The tokenizer at `path` as a `tokenizer.json`, whichever way it is kept.
+fn description(path: &Path, end_of_text: u32) -> Result<Vec<u8>, TokenizerError> {
+    let unsuitable = |what: String| TokenizerError::Unsuitable { path: path.to_owned(), what };
+    let bytes = read(path)?;
+    if !bytes.trim_ascii_start().starts_with(b"{") {
+        return merges_only(&bytes, end_of_text).map_err(unsuitable);
+    }
+    let json: Map<String, Value> = serde_json::from_slice(&bytes).map_err(|error| unsuitable(error.to_string()))?;
+    if json.contains_key("model") {
+        return Ok(bytes);
+    }
+    let beside = path.with_file_name("merges.txt");
+    let merges = read(&beside)?;
+    let merges = merge_lines(&merges).map_err(|what| TokenizerError::Unsuitable { path: beside, what })?;
+    clip_description(Value::Object(json), merges, end_of_text).map_err(unsuitable)
+}
+
+/// A file's content, unpacked if it is a gzip.
+fn read(path: &Path) -> Result<Vec<u8>, TokenizerError> {
+    let failed = |source| TokenizerError::Io { path: path.to_owned(), source };
+    let read_all = |from: &mut dyn Read| {
+        let mut bytes = Vec::new();
+        from.take(MAX_FILE + 1).read_to_end(&mut bytes).map(|_| bytes)
+    };
+    let packed = read_all(&mut File::open(path).map_err(failed)?).map_err(failed)?;
+    let gzip = packed.starts_with(&[0x1f, 0x8b]);
+    let bytes =
+        if gzip { read_all(&mut flate2::read::MultiGzDecoder::new(&packed[..])).map_err(failed)? } else { packed };
+    if bytes.len() as u64 > MAX_FILE {
+        let what = format!("it has more than {} MiB", MAX_FILE >> 20);
+        return Err(TokenizerError::Unsuitable { path: path.to_owned(), what });
+    }
+    Ok(bytes)
+}
+
+/// The pairs of a file of merges, best first; its first line is a heading.
+fn merge_lines(bytes: &[u8]) -> Result<Vec<(&str, &str)>, String> {
+    let text = std::str::from_utf8(bytes).map_err(|_| "it is not text".to_owned())?;
+    let (heading, lines) = text.split_once('\n').unwrap_or((text, ""));
+    if !heading.contains("#version") {
+        return Err("it is neither JSON nor a list of merges, which begins with #version".to_owned());
+    }
+    let pair = |line: &'_ str| -> Result<_, String> { Err(format!("no pair of tokens: {}", one_line(line))) };
+    let lines = lines.lines().filter(|line| !line.is_empty());
+    lines.map(|line| line.split_once(' ').map_or_else(|| pair(line), Ok)).collect()
+}
+
+/// OpenAI numbers the bytes, the bytes that end a word, the merges, start and end of text; so the end's number says
+/// how many of the merges count.
+fn merges_only(bytes: &[u8], end_of_text: u32) -> Result<Vec<u8>, String> {
+    let mut merges = merge_lines(bytes)?;
+    let characters = byte_characters();
+    let before = 2 * characters.len() + 1;
+    let wanted = (end_of_text as usize).checked_sub(before);
+    let wanted = wanted.filter(|&wanted| wanted <= merges.len()).ok_or_else(|| {
+        format!("it has {} merges, which cannot give an end of text numbered {end_of_text}", merges.len())
+    })?;
+    merges.truncate(wanted);
+
+    let bytes = characters.iter().map(char::to_string);
+    let last_bytes = characters.iter().map(|character| format!("{character}</w>"));
+    let merged = merges.iter().map(|(left, right)| format!("{left}{right}"));
+    let tokens = bytes.chain(last_bytes).chain(merged).chain([START.to_owned(), END.to_owned()]);
+    let vocabulary: Map<String, Value> = tokens.zip(0u32..).map(|(token, id)| (token, id.into())).collect();
+    clip_description(Value::Object(vocabulary), merges, end_of_text)
+}
+
+/// A printable character for each byte, in the order in which GPT-2 and CLIP number them: first the bytes that are
+/// printable by themselves, then the others.
+fn byte_characters() -> Vec<char> {
+    let printable = |byte: &u8| matches!(byte, b'!'..=b'~' | 0xa1..=0xac | 0xae..=0xff);
+    let by_themselves = (0..=255u8).filter(printable).map(char::from);
+    let others = (0..=255u8).filter(|byte| !printable(byte)).zip(0x100..).filter_map(|(_, code)| char::from_u32(code));
+    by_themselves.chain(others).collect()
+}
+
+/// transformers' `CLIPTokenizer` around a vocabulary and merges, as a `tokenizer.json`.
+fn clip_description(vocabulary: Value, merges: Vec<(&str, &str)>, end_of_text: u32) -> Result<Vec<u8>, String> {
+    let start = vocabulary.get(START).and_then(Value::as_u64).ok_or_else(|| format!("it has no token {START}"))?;
+    let special = |id: u64, content: &str| {
+        json!({"id": id, "content": content, "single_word": false, "lstrip": false, "rstrip": false,
+               "normalized": false, "special": true})
+    };
+    let end = u64::from(end_of_text);
+    if vocabulary.get(END).and_then(Value::as_u64) != Some(end) {
+        return Err(format!("its token {END} is not number {end_of_text}"));
+    }
+    let description = json!({
+        "version": "1.0",
+        "added_tokens": [special(start, START), special(end, END)],
+        "normalizer": {"type": "Sequence", "normalizers": [
+            {"type": "NFC"},
+            {"type": "Replace", "pattern": {"Regex": r"\s+"}, "content": " "},
+            {"type": "Lowercase"},
+        ]},
+        "pre_tokenizer": {"type": "Sequence", "pretokenizers": [
+            {"type": "Split", "pattern": {"Regex": WORDS}, "behavior": "Removed", "invert": true},
+            {"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": true},
+        ]},
+        "post_processor": {"type": "RobertaProcessing", "sep": [END, end], "cls": [START, start],
+                           "trim_offsets": false, "add_prefix_space": false},
+        "model": {"type": "BPE", "unk_token": END, "continuing_subword_prefix": "", "end_of_word_suffix": "</w>",
+                  "fuse_unk": false, "vocab": vocabulary, "merges": merges},
+    });
+    serde_json::to_vec(&description).map_err(|error| error.to_string())
+}
+
+/// Short enough for an error message.
+fn one_line(text: &str) -> String {
+    let line: String = text.split_whitespace().collect::<Vec<_>>().join(" ");
+    line.chars().take(200).collect()
+}
