@@ -14,7 +14,7 @@ mod erasing;
 mod noise;
 mod warp;
 
-use burn::tensor::{DType, Tensor, TensorData};
+use burn::tensor::{Tensor, TensorData};
 use datasets::{Purpose, SampleKey};
 use rand::{Rng, RngExt};
 
@@ -22,7 +22,8 @@ use self::colour::ColourMatrix;
 use self::erasing::Hole;
 use self::noise::Noise;
 use self::warp::Homography;
-use crate::resample::resample_weights;
+use crate::models::clip::preprocess::resample_weights;
+use crate::models::statistics_dtype;
 
 /// How cutouts are drawn.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -141,8 +142,8 @@ impl Cutouts {
     }
 }
 
-/// Each window at `size` x `size`: `[n, C, H, W]` to `[n * k, C, size, size]`, by one matrix product along each axis. A window's
-/// edge is resampled from the pixels around it too.
+/// Each window at `size` x `size`: `[n, C, H, W]` to `[n * k, C, size, size]`, by one matrix product along each axis, in f32 at
+/// least. A window's edge is resampled from the pixels around it too.
 fn crop_and_resize(images: Tensor<4>, plans: &[Vec<Cutout>], size: usize) -> Tensor<4> {
     let [n, c, h, w] = images.dims();
     let k = plans.first().map_or(0, Vec::len);
@@ -150,14 +151,17 @@ fn crop_and_resize(images: Tensor<4>, plans: &[Vec<Cutout>], size: usize) -> Ten
     let weights = |input, start: fn(Window) -> usize| -> Vec<f64> {
         windows().flat_map(|at| resample_weights(input, (start(at) as f64, at.side as f64), size)).collect()
     };
-    let place = (&images.device(), images.dtype());
+    let dtype = images.dtype();
+    let wide = statistics_dtype(dtype);
+    let place = (&images.device(), wide);
     let columns = Tensor::<3>::from_data(TensorData::new(weights(w, |at| at.left), [n, k * size, w]), place);
     let rows = Tensor::<3>::from_data(TensorData::new(weights(h, |at| at.top), [n * k, size, h]), place);
 
     // All cutouts of a sample share one product along the width, so that the image is never repeated.
-    let narrowed = images.reshape([n, c * h, w]).matmul(columns.swap_dims(1, 2)).reshape([n, c, h, k, size]);
+    let rows_of_pixels = images.cast(wide).reshape([n, c * h, w]);
+    let narrowed = rows_of_pixels.matmul(columns.swap_dims(1, 2)).reshape([n, c, h, k, size]);
     let narrowed = narrowed.permute([0, 3, 2, 1, 4]).reshape([n * k, h, c * size]);
-    rows.matmul(narrowed).reshape([n * k, size, c, size]).permute([0, 2, 1, 3])
+    rows.matmul(narrowed).reshape([n * k, size, c, size]).permute([0, 2, 1, 3]).cast(dtype)
 }
 
 /// A uniform number from 0 to `count - 1`.
@@ -168,14 +172,6 @@ fn index_below(rng: &mut impl Rng, count: usize) -> usize {
 /// A uniform number.
 fn uniform(rng: &mut impl Rng, low: f64, high: f64) -> f64 {
     low + rng.random::<f64>() * (high - low)
-}
-
-/// Half precision computes coordinates in f32, wider types in themselves.
-fn wide(dtype: DType) -> DType {
-    match dtype {
-        DType::F16 | DType::BF16 => DType::F32,
-        other => other,
-    }
 }
 
 #[cfg(test)]

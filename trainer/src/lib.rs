@@ -21,7 +21,6 @@ pub mod models;
 pub mod optimizer;
 pub mod pretrained;
 pub mod progress;
-pub mod resample;
 pub mod run_state;
 pub mod samples;
 pub mod training;

@@ -6,7 +6,8 @@
 use burn::tensor::{Tensor, TensorData};
 use rand::{Rng, RngExt};
 
-use super::{uniform, wide};
+use super::uniform;
+use crate::models::statistics_dtype;
 
 /// Largest rotation, in degrees.
 const DEGREES: f64 = 15.0;
@@ -107,7 +108,7 @@ pub(super) fn apply(views: Tensor<4>, homographies: &[Option<&Homography>]) -> T
     }
     let [v, c, side, _] = views.dims();
     let (device, dtype) = (views.device(), views.dtype());
-    let wide = wide(dtype);
+    let wide = statistics_dtype(dtype);
     let pixels = side * side;
 
     // Between pixels' indices the identity is exact: a pixel's coordinates come out whole.

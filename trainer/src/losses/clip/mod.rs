@@ -17,7 +17,9 @@ pub use guidance::{
     CaptionEncoder, ClipEmbeddings, ClipGuidance, ContrastiveCoupling, ContrastiveTargets, TextTarget, Views,
 };
 
-use burn::tensor::{DType, Tensor};
+use burn::tensor::Tensor;
+
+use crate::models::statistics_dtype;
 
 /// Embeddings shorter than this count as this long, so that their gradient is finite, in half precision too. CLIP's own are of
 /// length 1 to 20.
@@ -25,10 +27,8 @@ const SHORTEST: f64 = 1e-3;
 
 /// In f32 at least.
 fn wide<const D: usize>(x: Tensor<D>) -> Tensor<D> {
-    match x.dtype() {
-        DType::F16 | DType::BF16 => x.cast(DType::F32),
-        _ => x,
-    }
+    let dtype = statistics_dtype(x.dtype());
+    x.cast(dtype)
 }
 
 /// Rows of `x`, `[V, E]`, at unit length, in f32 at least.
