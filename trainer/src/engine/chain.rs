@@ -26,8 +26,13 @@ pub(super) struct Chain<'a> {
 }
 
 enum Kept {
-    Graph { input: Tensor<4>, output: Tensor<4> },
+    Graph(Box<Graph>),
     Inputs(Vec<Tensor<4>>),
+}
+
+struct Graph {
+    input: Tensor<4>,
+    output: Tensor<4>,
 }
 
 impl<'a> Chain<'a> {
@@ -52,7 +57,7 @@ impl<'a> Chain<'a> {
             Checkpoint::None => {
                 let input = leaf(input, upstream);
                 let output = forward(&blocks, input.clone());
-                (Kept::Graph { input, output: output.clone() }, output.without_autodiff())
+                (Kept::Graph(Box::new(Graph { input, output: output.clone() })), output.without_autodiff())
             }
             Checkpoint::Blocks => {
                 let (mut inputs, mut at) = (Vec::new(), input);
@@ -75,7 +80,8 @@ impl<'a> Chain<'a> {
     /// something upstream needs it.
     pub(super) fn backward(self, at_output: Tensor<4>, sum: &mut GradientSum) -> Option<Tensor<4>> {
         match self.kept {
-            Kept::Graph { input, output } => {
+            Kept::Graph(graph) => {
+                let Graph { input, output } = *graph;
                 let mut gradients = surrogate(output, at_output).backward();
                 for block in &self.blocks {
                     sum.add(&mut gradients, |taking| block.visit(taking));

@@ -178,7 +178,7 @@ fn clip(config: &Config, device: &Device) -> Result<ClipGuidance, LossError> {
             let prompts = prompts(&losses.clip_text.prompts).map_err(LossError::Setting)?;
             let texts: Vec<&str> = prompts.iter().map(|prompt| prompt.text.as_str()).collect();
             let weights = prompts.iter().map(|prompt| prompt.weight).collect();
-            Some((weight, TextTarget::Prompts(embed(&texts)?, weights)))
+            Some((weight, TextTarget::Prompts(Box::new(embed(&texts)?), weights)))
         }
         None => None,
     };

@@ -57,7 +57,7 @@ pub enum TextTarget {
     /// Each picture's own caption.
     Captions,
     /// The same texts for every picture: embeddings `[P, E]` and their weights.
-    Prompts(Tensor<2>, Vec<f64>),
+    Prompts(Box<Tensor<2>>, Vec<f64>),
 }
 
 /// What `clip_contrastive` tells reconstructions apart by.
@@ -313,7 +313,7 @@ impl ClipGuidance {
         }
         match (active.text, targets.captions) {
             (Some((weight, TextTarget::Prompts(prompts, weights))), _) => {
-                let prompts = prompts.clone().autodiff();
+                let prompts = prompts.as_ref().clone().autodiff();
                 push("clip_text", text::per_view(embeddings.clone(), prompts, weights), weight);
             }
             (Some((weight, TextTarget::Captions)), Some(captions)) => {
