@@ -96,7 +96,8 @@ impl<'a> Chain<'a> {
                     sum.add(&mut gradients, |taking| block.visit(taking));
                     at = input.grad_remove(&mut gradients)?;
                 }
-                Some(at)
+                // Without blocks the chain is not run, and the gradient at its output is that at its input.
+                self.upstream.then_some(at)
             }
         }
     }
