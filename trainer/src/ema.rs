@@ -44,8 +44,9 @@ impl<M: Module> Ema<M> {
         impl ModuleMapper for Blend {
             fn map_float<const D: usize>(&mut self, param: Param<Tensor<D>>) -> Param<Tensor<D>> {
                 let (id, old, mapper) = param.consume();
+                // By the difference, so that a parameter that is frozen stays as it is to the last bit.
                 let blended = match self.0.remove::<D>(id) {
-                    Some(new) => old * self.1 + new * (1.0 - self.1),
+                    Some(new) => old.clone() + (new - old) * (1.0 - self.1),
                     None => old,
                 };
                 Param::from_mapped_value(id, blended, mapper)
@@ -84,5 +85,15 @@ mod tests {
         assert!((value(late.model()) - 1.1).abs() < 1e-6, "{}", value(late.model()));
         let early = Ema::new(&one, 0.9).updated(&two, 0);
         assert!((value(early.model()) - 1.9).abs() < 1e-6, "{}", value(early.model()));
+    }
+
+    #[test]
+    fn what_does_not_move_has_itself_as_its_average() {
+        let layer = LinearConfig::new(1, 1).with_bias(false).init(&Device::flex().autodiff());
+        for frozen in [0.1, -0.3, 1.7, 1e-7] {
+            let layer = constant(&layer, frozen);
+            let average = (0..50).fold(Ema::new(&layer, 0.9), |average, step| average.updated(&layer, step));
+            assert_eq!(value(average.model()), frozen as f32);
+        }
     }
 }
