@@ -262,6 +262,19 @@ mod tests {
         );
     }
 
+    /// `serde_json` reads a number to its last bit or the one beside it.
+    #[test]
+    fn what_the_adversarial_loss_carries_over_survives_to_the_last_bit() {
+        let mut state = AdversarialState::new(0.999);
+        for step in 0..500 {
+            let logit = f64::from((step as f32 * 0.37).sin());
+            state.lecam = state.lecam.updated(logit, -0.7 * logit);
+            state.balance = Some(logit.abs());
+            let text = serde_json::to_string_pretty(&state).unwrap();
+            assert_eq!(serde_json::from_str::<AdversarialState>(&text).unwrap(), state, "{text}");
+        }
+    }
+
     /// A run that was saved before a table existed resumes with the table's defaults.
     #[test]
     fn a_configuration_without_the_newer_tables_is_the_default_one() {
