@@ -19,6 +19,7 @@ use crate::engine::{Checkpoint, EffectiveBatch, Figures, Networks, StepSettings,
 use crate::freezing::{FreezingError, Trainable, freeze};
 use crate::gradients::{clip_by_global_norm, global_norm};
 use crate::losses::Losses;
+use crate::losses::clip::ClipGuidance;
 use crate::losses::load::LossError;
 use crate::lr_schedule::LrSchedule;
 use crate::memory::MemoryMeter;
@@ -227,11 +228,10 @@ impl Training {
         eprintln!("device: {}", device.description);
         let data = data::open(&config)?;
         let start = if options.resume {
-            Start::resume(&config, &store, &folder, &device, &data)?
+            Start::resume(loaded, &store, &folder, &device, &data)?
         } else {
-            Start::fresh(&config, &device)?
+            Start::fresh(loaded, &device)?
         };
-        config.check_against(&start.architecture).map_err(|problem| loaded.locate(problem))?;
         check_captions(&config, &data)?;
         let losses = Losses::load(&config, &start.architecture.quantizer, &device.device.clone().autodiff())?;
         announce(&config, &start, &data, &folder);
@@ -431,6 +431,9 @@ impl Training {
         for warning in self.data.training.take_warnings() {
             self.progress.line(&format!("skipped {warning}"));
         }
+        if let Some(warning) = self.losses.clip.as_ref().and_then(ClipGuidance::take_warning) {
+            self.progress.line(&warning);
+        }
         self.progress.step(shown);
         Ok(())
     }
@@ -626,11 +629,13 @@ fn micro_batches<'a>(
 
 /// The model in training, with what `model.train` leaves out frozen.
 fn build(
-    config: &Config,
+    loaded: &Loaded,
     architecture: &Architecture,
     weights: &StateDict,
     device: &Device,
 ) -> Result<VqGan, TrainError> {
+    let config = &loaded.config;
+    config.check_against(architecture).map_err(|problem| loaded.locate(problem))?;
     let model = VqGan::new(architecture, weights, device, DType::F32)?;
     let names: Vec<&str> = weights.keys().map(String::as_str).collect();
     let trained = Trainable::new(&config.model.train, &names)?;
@@ -638,10 +643,11 @@ fn build(
 }
 
 impl Start {
-    fn fresh(config: &Config, device: &Selected) -> Result<Self, TrainError> {
+    fn fresh(loaded: &Loaded, device: &Selected) -> Result<Self, TrainError> {
+        let config = &loaded.config;
         let initial = pretrained::initial(config)?;
         let autodiff = device.device.clone().autodiff();
-        let model = build(config, &initial.architecture, &initial.weights, &autodiff)?;
+        let model = build(loaded, &initial.architecture, &initial.weights, &autodiff)?;
         let adversary = config.losses.adversarial.weight != 0.0;
         Ok(Self {
             ema: (config.ema.decay > 0.0).then(|| Ema::new(&model, config.ema.decay)),
@@ -657,12 +663,13 @@ impl Start {
     }
 
     fn resume(
-        config: &Config,
+        loaded: &Loaded,
         store: &RunStore,
         folder: &Path,
         device: &Selected,
         data: &Data,
     ) -> Result<Self, TrainError> {
+        let config = &loaded.config;
         let newest = store.newest()?;
         for (path, reason) in &newest.passed_over {
             eprintln!("passed over {}: {reason}", path.display());
@@ -689,7 +696,7 @@ impl Start {
         let average = |weights| VqGan::new(&architecture, weights, &device.device, DType::F32);
         let ema = resumed.ema.as_ref().map(average).transpose()?;
         let autodiff = device.device.clone().autodiff();
-        let model = build(config, &architecture, &resumed.model, &autodiff)?;
+        let model = build(loaded, &architecture, &resumed.model, &autodiff)?;
         let mut optimizer = ModelOptimizer::new(&config.optimizer);
         let state = run_state::read_optimizer(&checkpoint.path).map_err(wrong)?;
         optimizer.load_state_dict(&model, &state)?;

@@ -87,6 +87,8 @@ impl CommandError {
                 WRONG_USAGE
             }
             Self::Train(TrainError::Device(DeviceError::NotBuiltIn { .. })) => WRONG_USAGE,
+            Self::Train(TrainError::Freezing(_)) => WRONG_USAGE,
+            Self::Train(TrainError::Loss(error)) if error.is_wrong_usage() => WRONG_USAGE,
             _ => 1,
         }
     }

@@ -65,7 +65,7 @@ pub enum LossError {
 impl LossError {
     /// Whether the configuration alone is to blame.
     pub fn is_wrong_usage(&self) -> bool {
-        matches!(self, Self::Setting(_))
+        matches!(self, Self::Setting(_) | Self::NoTokenizer(_))
     }
 }
 
@@ -190,8 +190,8 @@ fn clip(config: &Config, device: &Device) -> Result<ClipGuidance, LossError> {
         }
         None => None,
     };
-    if let Some(text) = texts.as_ref().and_then(CaptionEncoder::first_truncated) {
-        eprintln!("longer than the {} tokens of CLIP, the rest is not seen: {text}", clip.architecture.context_length);
+    if let Some(warning) = texts.as_ref().and_then(CaptionEncoder::take_warning) {
+        eprintln!("{warning}");
     }
     let learned = clip.weights.get("logit_scale").and_then(|scale| scale.to_f32().first().copied());
     let learned = learned.map_or(100.0, |scale| f64::from(scale).exp().min(100.0));
@@ -238,7 +238,7 @@ fn caption_encoder(
 
 /// Reads `losses.clip_text.prompts`.
 pub(crate) fn prompts(texts: &[String]) -> Result<Vec<Prompt>, Problem> {
-    let wrong = |error: PromptError| Problem { key: "losses.clip_text.prompts", message: error.to_string() };
+    let wrong = |error: PromptError| Problem { key: "losses.clip_text.prompts", message: format!("is wrong: {error}") };
     texts.iter().map(|text| text.parse().map_err(wrong)).collect()
 }
 

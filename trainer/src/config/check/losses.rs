@@ -4,6 +4,7 @@
 
 use super::{Problem, below_one, location, not_negative, positive, problem, share};
 use crate::config::{Adaptive, ClipConfig, Config, LossesConfig, PixelConfig, PixelNormConfig};
+use crate::losses::load::prompts;
 use crate::models::lpips::Lpips;
 
 /// More views of one picture than that are a slip of the hand.
@@ -172,7 +173,10 @@ fn check_clip_text(losses: &LossesConfig) -> Result<(), Problem> {
             "has an empty text; without any, each picture's own caption is taken",
         );
     }
-    Ok(())
+    match text.weight == 0.0 {
+        true => Ok(()),
+        false => prompts(&text.prompts).map(drop),
+    }
 }
 
 fn check_clip_direction(losses: &LossesConfig) -> Result<(), Problem> {

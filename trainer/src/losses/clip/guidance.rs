@@ -77,13 +77,14 @@ pub struct CaptionEncoder {
     /// From tokens to embeddings, without autodiff.
     encoder: TextEncoder,
     device: Device,
-    truncated: Mutex<Option<String>>,
+    /// What there is to say of the first text that was too long; nothing within once it was said.
+    warning: Mutex<Option<Option<String>>>,
 }
 
 impl CaptionEncoder {
     /// `encoder`'s parameters are on `device`, without autodiff.
     pub fn new(tokenizer: ClipTokenizer, encoder: TextEncoder, device: Device) -> Self {
-        Self { tokenizer, encoder, device, truncated: Mutex::new(None) }
+        Self { tokenizer, encoder, device, warning: Mutex::new(None) }
     }
 
     /// `[texts, E]`, not normalised. Texts that are longer than the context lose their end.
@@ -95,9 +96,9 @@ impl CaptionEncoder {
         for text in texts {
             let tokens = self.tokenizer.encode(text)?;
             if tokens.truncated
-                && let Ok(mut truncated) = self.truncated.lock()
+                && let Ok(mut warning) = self.warning.lock()
             {
-                truncated.get_or_insert_with(|| text.to_owned());
+                warning.get_or_insert_with(|| Some(too_long(text, tokens.ids.len())));
             }
             ids.extend(tokens.ids.iter().map(|&id| i64::from(id)));
             rows += 1;
@@ -107,10 +108,17 @@ impl CaptionEncoder {
         Ok(self.encoder.forward(ids))
     }
 
-    /// The first text so far that was longer than the context.
-    pub fn first_truncated(&self) -> Option<String> {
-        self.truncated.lock().ok().and_then(|text| text.clone())
+    /// Names the first text that was longer than the context, one time.
+    pub fn take_warning(&self) -> Option<String> {
+        self.warning.lock().ok()?.as_mut()?.take()
     }
+}
+
+fn too_long(text: &str, context: usize) -> String {
+    const SHOWN: usize = 80;
+    let shown: String = text.chars().take(SHOWN).collect();
+    let more = if shown.len() < text.len() { "..." } else { "" };
+    format!("longer than the {context} tokens of CLIP, the rest is not seen: {shown}{more}")
 }
 
 /// Embeddings of the whole pictures of an effective batch, collected in the first pass.
@@ -190,6 +198,11 @@ impl ClipGuidance {
             direction: self.direction.as_ref().map(|(w, d)| (at(w), d)).filter(|(w, _)| *w != 0.0),
             contrastive: self.contrastive.as_ref().map_or(0.0, |(w, _)| at(w)),
         }
+    }
+
+    /// What there is to say of captions that is not said yet.
+    pub fn take_warning(&self) -> Option<String> {
+        self.captions.as_ref()?.take_warning()
     }
 
     /// Whether a loss couples the samples in a step.
