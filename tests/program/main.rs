@@ -3,5 +3,6 @@
 mod bad_input;
 mod command;
 mod export;
+mod losses;
 mod parity;
 mod run;

@@ -7,7 +7,8 @@ use serde_json::Value;
 
 use crate::command::{command, finished, run, small};
 
-fn metrics(run: &Path) -> Vec<Value> {
+/// The lines of a run's metrics.
+pub fn metrics(run: &Path) -> Vec<Value> {
     let text = fs::read_to_string(run.join("metrics.jsonl")).unwrap();
     text.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
 }
