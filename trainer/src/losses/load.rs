@@ -190,7 +190,7 @@ fn clip(config: &Config, device: &Device) -> Result<ClipGuidance, LossError> {
         }
         None => None,
     };
-    if let Some(text) = texts.as_ref().and_then(CaptionEncoder::first_truncated) {
+    if let Some(text) = texts.as_ref().and_then(CaptionEncoder::take_truncated) {
         eprintln!("longer than the {} tokens of CLIP, the rest is not seen: {text}", clip.architecture.context_length);
     }
     let learned = clip.weights.get("logit_scale").and_then(|scale| scale.to_f32().first().copied());
