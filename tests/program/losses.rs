@@ -435,9 +435,9 @@ fn captions_that_clip_cannot_read_to_their_end() {
         fs::write(pictures.join(format!("{name}.txt")), format!("{name} {}\n", "photo ".repeat(50))).unwrap();
     }
     let finished = train(&folder, "run", &["data.source=folder", "data.path=pictures"]);
-    let said = finished.stderr.lines().filter(|line| line.contains("longer than the 16 tokens of CLIP"));
+    let said = finished.stderr.lines().filter(|line| line.contains("CLIP does not see the end of captions"));
     let said: Vec<&str> = said.collect();
-    assert!(said.len() == 1 && said[0].ends_with("photo photo ..."), "{}", finished.stderr);
+    assert!(said.len() == 1 && said[0].contains(" photo photo"), "{}", finished.stderr);
 }
 
 #[test]

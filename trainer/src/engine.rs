@@ -196,6 +196,10 @@ impl<'a> Pass<'a> {
         if let Some((loss, discriminator)) = &self.adversarial {
             let (at_image, value) = self.adversarial_gradient(loss, discriminator, seen);
             let balance = self.balance(loss, seen, last_input, [&sum, &at_image], coupling, last_layer);
+            if loss.adaptive != Adaptive::Off {
+                let share = seen.draws.len() as f64 * seen.per_sample;
+                sums.add("adaptive_weight", balance.clone() * share);
+            }
             let weight = balance * loss.weight.at(self.settings.step);
             sums.add("adversarial", value.clone());
             sums.add_to_total(value * weight.clone());
@@ -265,7 +269,6 @@ impl<'a> Pass<'a> {
                 let mut own = LastLayerGradients::default();
                 let samples = gradients[0].dims()[0] as f64;
                 add_to(&mut own, 1.0 / (samples * seen.per_sample));
-                add_to(last_layer, 1.0);
                 own.balance()
             }
             Adaptive::PreviousStep => {
@@ -326,11 +329,8 @@ impl<'a> Pass<'a> {
         if let Some((value, weight)) = coupling.contrastive.as_ref().map(|c| (c.value.clone(), c.weight)) {
             sums.add_loss("clip_contrastive", value, weight);
         }
-        let over_first_pass =
-            self.adversarial.as_ref().is_some_and(|(loss, _)| loss.adaptive == Adaptive::EffectiveBatch);
-        let balance = if over_first_pass { coupling.balance() } else { last_layer.balance() };
-        if let Some(balance) = balance {
-            sums.add("adaptive_weight", balance);
+        if let Some(balance) = last_layer.balance() {
+            sums.set_next_balance(balance);
         }
     }
 }

@@ -18,9 +18,8 @@ use crate::ema::Ema;
 use crate::engine::{Checkpoint, EffectiveBatch, Figures, Networks, StepSettings, effective_batch_gradient};
 use crate::freezing::{FreezingError, Trainable, freeze};
 use crate::gradients::{clip_by_global_norm, global_norm};
-use crate::losses::Losses;
-use crate::losses::clip::ClipGuidance;
 use crate::losses::load::LossError;
+use crate::losses::{ClipGuidance, Losses};
 use crate::lr_schedule::LrSchedule;
 use crate::memory::MemoryMeter;
 use crate::models::VqGan;
@@ -384,7 +383,7 @@ impl Training {
                 adversary.step(step, batch.discriminator, norm, batch.statistics);
             }
             let logits = figures.get("logits_real").zip(figures.get("logits_fake")).map(|(real, fake)| [real, fake]);
-            adversary.remember(logits, figures.get("adaptive_weight"));
+            adversary.remember(logits, figures.next_balance);
             norm.map(|_| adversary.learning_rate(step))
         });
         LearningRates { generator: learning_rate, discriminator }
@@ -431,8 +430,8 @@ impl Training {
         for warning in self.data.training.take_warnings() {
             self.progress.line(&format!("skipped {warning}"));
         }
-        if let Some(warning) = self.losses.clip.as_ref().and_then(ClipGuidance::take_warning) {
-            self.progress.line(&warning);
+        if let Some(caption) = self.losses.clip.as_ref().and_then(ClipGuidance::take_truncated) {
+            self.progress.line(&format!("CLIP does not see the end of captions as long as this one: {caption}"));
         }
         self.progress.step(shown);
         Ok(())

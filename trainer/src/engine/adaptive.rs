@@ -18,19 +18,17 @@ impl LastLayerGradients {
     /// `[n, 3, H, W]`.
     pub(super) fn add(&mut self, layer: &Conv2d, input: &Tensor<4>, at_output: [&Tensor<4>; 2], scale: f64) {
         let weight = layer.weight.val();
-        let [kernel_h, kernel_w] = layer.kernel_size;
-        let padding = [kernel_h / 2, kernel_w / 2];
-        let gradient = |at_output: &Tensor<4>| {
-            let options = ConvOptions::new(layer.stride, padding, layer.dilation, layer.groups);
-            conv2d_weight_backward(input.clone(), weight.clone(), at_output.clone(), options) * scale
-        };
-        let added = at_output.map(gradient);
+        let [outputs, ..] = weight.dims();
+        let padding = layer.kernel_size.map(|size| size / 2);
+        let options = ConvOptions::new(layer.stride, padding, layer.dilation, layer.groups);
+        // As one layer of twice the outputs, so that the input is gone through once.
+        let both = Tensor::cat(at_output.map(Tensor::clone).to_vec(), 1);
+        let weights = Tensor::cat(vec![weight.clone(), weight], 0);
+        let gradients = conv2d_weight_backward(input.clone(), weights, both, options) * scale;
+        let [reconstruction, adversarial] = [0, outputs].map(|first| gradients.clone().narrow(0, first, outputs));
         self.0 = Some(match self.0.take() {
-            Some([a, b]) => {
-                let [c, d] = added;
-                [a + c, b + d]
-            }
-            None => added,
+            Some([a, b]) => [a + reconstruction, b + adversarial],
+            None => [reconstruction, adversarial],
         });
     }
 

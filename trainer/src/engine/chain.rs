@@ -1,7 +1,8 @@
 //! A chain of blocks that runs forward once and backward once.
 //!
 //! With recomputation it keeps no more than each block's input: the backward pass runs a block again, this time with a
-//! graph, and frees that graph before it goes on to the block before (Chen et al. 2016, arXiv 1604.06174).
+//! graph, and frees that graph before it goes on to the block before (Chen et al. 2016, arXiv 1604.06174). A residual block,
+//! the largest of them, is gone through in two halves, so that only half of it has a graph at a time.
 
 use burn::tensor::Tensor;
 
@@ -20,9 +21,16 @@ pub enum Checkpoint {
 
 /// The part of a chain that gradients go through; blocks before it have run and left nothing behind.
 pub(super) struct Chain<'a> {
-    blocks: Vec<Block<'a>>,
+    links: Vec<Link<'a>>,
     kept: Kept,
     upstream: bool,
+}
+
+/// One block, on the autodiff device and without autodiff.
+#[derive(Clone, Copy)]
+struct Link<'a> {
+    tracked: Block<'a>,
+    plain: Block<'a>,
 }
 
 enum Kept {
@@ -40,8 +48,8 @@ impl<'a> Chain<'a> {
     /// autodiff device and `plain` the same blocks without it. `upstream` says whether something before the chain needs
     /// the gradient at its input.
     pub(super) fn forward(
-        tracked: Vec<Block<'a>>,
-        plain: &[Block],
+        tracked: &[Block<'a>],
+        plain: &[Block<'a>],
         input: Tensor<4>,
         upstream: bool,
         checkpoint: Checkpoint,
@@ -49,14 +57,15 @@ impl<'a> Chain<'a> {
         let trained = tracked.iter().position(Block::is_trained).unwrap_or(tracked.len());
         let first = if upstream { 0 } else { trained };
         let input = forward(&plain[..first], input);
-        let blocks = tracked[first..].to_vec();
-        if blocks.is_empty() {
-            return (Self { blocks, kept: Kept::Inputs(Vec::new()), upstream }, input);
+        let pairs = tracked.iter().zip(plain).skip(first);
+        let links: Vec<Link> = pairs.map(|(&tracked, &plain)| Link { tracked, plain }).collect();
+        if links.is_empty() {
+            return (Self { links, kept: Kept::Inputs(Vec::new()), upstream }, input);
         }
         let (kept, output) = match checkpoint {
             Checkpoint::None => {
                 let input = leaf(input, upstream);
-                let output = forward(&blocks, input.clone());
+                let output = forward(&tracked[first..], input.clone());
                 (Kept::Graph(Box::new(Graph { input, output: output.clone() })), output.without_autodiff())
             }
             Checkpoint::Blocks => {
@@ -68,12 +77,12 @@ impl<'a> Chain<'a> {
                 (Kept::Inputs(inputs), at)
             }
         };
-        (Self { blocks, kept, upstream }, output)
+        (Self { links, kept, upstream }, output)
     }
 
     /// Whether [`backward`](Self::backward) needs the gradient at the output.
     pub(super) fn has_gradient(&self) -> bool {
-        !self.blocks.is_empty()
+        !self.links.is_empty()
     }
 
     /// Takes the gradient at the output, adds the parameters' gradients to `sum`, and returns the gradient at the input if
@@ -83,23 +92,66 @@ impl<'a> Chain<'a> {
             Kept::Graph(graph) => {
                 let Graph { input, output } = *graph;
                 let mut gradients = surrogate(output, at_output).backward();
-                for block in &self.blocks {
-                    sum.add(&mut gradients, |taking| block.visit(taking));
+                for link in &self.links {
+                    sum.add(&mut gradients, |taking| link.tracked.visit(taking));
                 }
                 input.grad_remove(&mut gradients)
             }
             Kept::Inputs(mut inputs) => {
                 let mut at = at_output;
-                for (index, block) in self.blocks.iter().enumerate().rev() {
-                    let input = leaf(inputs.pop()?, self.upstream || index > 0);
-                    let mut gradients = surrogate(block.forward(input.clone()), at).backward();
-                    sum.add(&mut gradients, |taking| block.visit(taking));
-                    at = input.grad_remove(&mut gradients)?;
+                for (index, link) in self.links.iter().enumerate().rev() {
+                    at = link.backward(inputs.pop()?, at, self.upstream || index > 0, sum)?;
                 }
-                // Without blocks the chain is not run, and the gradient at its output is that at its input.
                 self.upstream.then_some(at)
             }
         }
+    }
+}
+
+impl Link<'_> {
+    /// Runs the block again from its input, with a graph, and goes back through it. Returns the gradient at the input if
+    /// `upstream` asks for it.
+    fn backward(
+        &self,
+        input: Tensor<4>,
+        at_output: Tensor<4>,
+        upstream: bool,
+        sum: &mut GradientSum,
+    ) -> Option<Tensor<4>> {
+        let (Block::Resnet(tracked), Block::Resnet(plain)) = (self.tracked, self.plain) else {
+            return self.part(|x| self.tracked.forward(x), input, at_output, upstream, sum);
+        };
+        let middle = plain.first_half(input.clone());
+        let at_middle = self.part(|h| tracked.second_half(h), middle, at_output.clone(), true, sum)?;
+        let through_first = |x: Tensor<4>| {
+            let around = surrogate(tracked.shortcut(x.clone()), at_output);
+            surrogate(tracked.first_half(x), at_middle) + around
+        };
+        let input = leaf(input, upstream);
+        self.take(through_first(input.clone()), input, sum)
+    }
+
+    /// One stretch of the block with a graph of its own.
+    fn part(
+        &self,
+        run: impl FnOnce(Tensor<4>) -> Tensor<4>,
+        input: Tensor<4>,
+        at_output: Tensor<4>,
+        upstream: bool,
+        sum: &mut GradientSum,
+    ) -> Option<Tensor<4>> {
+        let input = leaf(input, upstream);
+        self.take(surrogate(run(input.clone()), at_output), input, sum)
+    }
+
+    /// Goes back from `scalar`, where that has a graph.
+    fn take(&self, scalar: Tensor<1>, input: Tensor<4>, sum: &mut GradientSum) -> Option<Tensor<4>> {
+        if !scalar.is_tracked() {
+            return None;
+        }
+        let mut gradients = scalar.backward();
+        sum.add(&mut gradients, |taking| self.tracked.visit(taking));
+        input.grad_remove(&mut gradients)
     }
 }
 

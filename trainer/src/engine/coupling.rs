@@ -29,7 +29,7 @@ impl Pass<'_> {
         let (losses, settings) = (self.losses, &self.settings);
         let adversarial = self.adversarial.as_ref().filter(|(loss, _)| loss.needs_first_pass(&settings.adversarial));
         let clip = losses.clip.as_ref().filter(|clip| clip.is_coupled(settings.step));
-        let entropy = losses.codebook.1.is_coupled();
+        let entropy = losses.entropy_couples(settings.step);
         let quantizer = self.plain.quantizer();
         let (encoder, decoder) = (self.plain.encoder_blocks(), self.plain.decoder_blocks());
         let (last, decoder) = decoder.split_last().map_or((None, &decoder[..]), |(last, rest)| (Some(last), rest));

@@ -9,6 +9,7 @@ use crate::models::quantizer::{Quantized, count_codes};
 pub(super) struct Sums {
     values: Vec<(&'static str, Tensor<1>)>,
     total: Option<Tensor<1>>,
+    next_balance: Option<Tensor<1>>,
     code_counts: Option<Tensor<1>>,
 }
 
@@ -39,6 +40,11 @@ impl Sums {
         add(&mut self.total, value);
     }
 
+    /// Keeps the balance of this step's gradients, `[1]`, for the next step.
+    pub(super) fn set_next_balance(&mut self, balance: Tensor<1>) {
+        self.next_balance = Some(balance);
+    }
+
     /// Counts a micro-batch's codes.
     pub(super) fn add_codes(&mut self, quantized: &Quantized, codes: usize) {
         add(&mut self.code_counts, count_codes(quantized.codes.clone(), codes));
@@ -51,18 +57,20 @@ impl Sums {
         let mut transaction = Transaction::default()
             .register(optional(&self.total))
             .register(generator.clone())
-            .register(optional(&discriminator));
+            .register(optional(&discriminator))
+            .register(optional(&self.next_balance));
         for (_, value) in &self.values {
             transaction = transaction.register(value.clone());
         }
         let data = transaction.register(optional(&self.code_counts)).try_execute().map_err(|e| e.to_string())?;
         let mut data = data.into_iter().map(|d| d.convert::<f64>().try_into_vec::<f64>().unwrap_or_default());
         let mut scalar = || data.next().and_then(|v| v.first().copied()).unwrap_or(f64::NAN);
-        let (total, grad_norm, discriminator) = (scalar(), scalar(), scalar());
+        let (total, grad_norm, discriminator, balance) = (scalar(), scalar(), scalar(), scalar());
         let losses = self.values.iter().map(|(name, _)| (*name, scalar())).collect();
         let code_counts = data.next().unwrap_or_default().into_iter().map(|count| count as f32).collect();
         let discriminator_grad_norm = has_discriminator.then_some(discriminator);
-        Ok(Figures { losses, total, grad_norm, discriminator_grad_norm, code_counts })
+        let next_balance = self.next_balance.as_ref().map(|_| balance);
+        Ok(Figures { losses, total, grad_norm, discriminator_grad_norm, next_balance, code_counts })
     }
 }
 
@@ -77,6 +85,8 @@ pub struct Figures {
     pub grad_norm: f64,
     /// The discriminator's, in a step in which it learns.
     pub discriminator_grad_norm: Option<f64>,
+    /// The balance that the adversarial loss gets in the next step, where that is this step's.
+    pub next_balance: Option<f64>,
     /// How often each code was chosen.
     pub code_counts: Vec<f32>,
 }

@@ -24,22 +24,24 @@ impl<'a> Reconstruct<'a> {
     /// as `model`, without autodiff.
     pub(super) fn forward(
         model: &'a VqGan,
-        plain: &VqGan,
+        plain: &'a VqGan,
         images: Tensor<4>,
         checkpoint: Checkpoint,
     ) -> (Self, Tensor<4>) {
         let (encoder, latent) =
-            Chain::forward(model.encoder_blocks(), &plain.encoder_blocks(), images, false, checkpoint);
+            Chain::forward(&model.encoder_blocks(), &plain.encoder_blocks(), images, false, checkpoint);
         let latent = latent.autodiff();
         let latent = if encoder.has_gradient() { latent.require_grad() } else { latent };
         let quantized = model.quantize(latent.clone());
 
-        let (mut tracked, mut plain) = (model.decoder_blocks(), plain.decoder_blocks());
-        let (last, plain_last) = (tracked.split_off(tracked.len() - 1), plain.split_off(plain.len() - 1));
+        let (tracked, plain) = (model.decoder_blocks(), plain.decoder_blocks());
+        let last = tracked.len() - 1;
         let input = quantized.latent.clone().without_autodiff();
-        let (decoder, last_input) = Chain::forward(tracked, &plain, input, encoder.has_gradient(), checkpoint);
+        let (decoder, last_input) =
+            Chain::forward(&tracked[..last], &plain[..last], input, encoder.has_gradient(), checkpoint);
+        let upstream = decoder.has_gradient();
         let (last_layer, reconstruction) =
-            Chain::forward(last, &plain_last, last_input.clone(), decoder.has_gradient(), checkpoint);
+            Chain::forward(&tracked[last..], &plain[last..], last_input.clone(), upstream, checkpoint);
         (Self { model, encoder, latent, quantized, decoder, last_input, last_layer }, reconstruction)
     }
 

@@ -190,8 +190,8 @@ fn clip(config: &Config, device: &Device) -> Result<ClipGuidance, LossError> {
         }
         None => None,
     };
-    if let Some(warning) = texts.as_ref().and_then(CaptionEncoder::take_warning) {
-        eprintln!("{warning}");
+    if let Some(text) = texts.as_ref().and_then(CaptionEncoder::take_truncated) {
+        eprintln!("longer than the {} tokens of CLIP, the rest is not seen: {text}", clip.architecture.context_length);
     }
     let learned = clip.weights.get("logit_scale").and_then(|scale| scale.to_f32().first().copied());
     let learned = learned.map_or(100.0, |scale| f64::from(scale).exp().min(100.0));

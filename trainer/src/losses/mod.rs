@@ -88,10 +88,16 @@ pub struct Losses {
 }
 
 impl Losses {
+    /// Whether the entropy term counts in a step.
+    pub fn entropy_couples(&self, step: u64) -> bool {
+        let (weight, loss) = &self.codebook;
+        weight.at(step) != 0.0 && loss.is_coupled()
+    }
+
     /// Whether a loss couples the samples of an effective batch in this step, so that it needs two passes.
     pub fn are_coupled(&self, settings: &StepSettings) -> bool {
         let adversarial = self.adversarial.as_ref().filter(|loss| loss.weight.at(settings.step) != 0.0);
-        self.codebook.1.is_coupled()
+        self.entropy_couples(settings.step)
             || adversarial.is_some_and(|loss| loss.needs_first_pass(&settings.adversarial))
             || self.clip.as_ref().is_some_and(|clip| clip.is_coupled(settings.step))
     }

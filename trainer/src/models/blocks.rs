@@ -18,8 +18,7 @@ const EPSILON: f64 = 1e-6;
 
 /// Group normalisation (Wu and He 2018, arXiv 1803.08494) whose statistics are taken in f32 at least.
 ///
-/// It is folded into one scale and one shift per sample and channel, so that the only full-size tensors that a
-/// backward pass keeps are the input and its centred copy.
+/// The only full-size tensor that a backward pass keeps is the centred input.
 #[derive(Module, Debug)]
 pub struct GroupNorm {
     /// Scale, `[C]`.
@@ -39,17 +38,15 @@ impl GroupNorm {
         let [n, c, h, w] = x.dims();
         let dtype = x.dtype();
         let wide = statistics_dtype(dtype);
-        let per_group = x.clone().cast(wide).reshape([n, self.groups, c / self.groups * h * w]);
-        let mean = per_group.clone().mean_dim(2);
-        let variance = (per_group - mean.clone()).square().mean_dim(2);
-        let deviation = (variance + EPSILON).sqrt();
+        let per_group = x.cast(wide).reshape([n, self.groups, c / self.groups * h * w]);
+        let centred = per_group.clone() - per_group.mean_dim(2);
+        let deviation = (centred.clone().square().mean_dim(2) + EPSILON).sqrt();
 
-        let per_channel = |t: Tensor<3>| t.expand([n, self.groups, c / self.groups]).reshape([n, c, 1]);
-        let scale = self.weight.val().cast(wide).reshape([1, c, 1]) / per_channel(deviation);
-        let shift = self.bias.val().cast(wide).reshape([1, c, 1]) - per_channel(mean) * scale.clone();
+        let per_channel = deviation.expand([n, self.groups, c / self.groups]).reshape([n, c, 1]);
+        let scale = self.weight.val().cast(wide).reshape([1, c, 1]) / per_channel;
+        let shift = self.bias.val().cast(wide).reshape([1, c, 1]);
         // One flat axis for the pixels: the gradients of scale and shift are then sums along contiguous memory.
-        let flat = x.reshape([n, c, h * w]);
-        (flat * scale.cast(dtype) + shift.cast(dtype)).reshape([n, c, h, w])
+        (centred.reshape([n, c, h * w]) * scale + shift).cast(dtype).reshape([n, c, h, w])
     }
 }
 
@@ -107,11 +104,25 @@ impl ResnetBlock {
 
     /// `[N, C, H, W]` to `[N, C', H, W]`.
     pub fn forward(&self, x: Tensor<4>) -> Tensor<4> {
-        let h = self.conv1.forward(silu(self.norm1.forward(x.clone())));
-        let h = self.conv2.forward(silu(self.norm2.forward(h)));
+        let h = self.second_half(self.first_half(x.clone()));
+        self.shortcut(x) + h
+    }
+
+    /// What comes before the second normalisation, `[N, C, H, W]` to `[N, C', H, W]`.
+    pub fn first_half(&self, x: Tensor<4>) -> Tensor<4> {
+        self.conv1.forward(silu(self.norm1.forward(x)))
+    }
+
+    /// From there to what is added to the shortcut, `[N, C', H, W]` to the same.
+    pub fn second_half(&self, h: Tensor<4>) -> Tensor<4> {
+        self.conv2.forward(silu(self.norm2.forward(h)))
+    }
+
+    /// The way around both, `[N, C, H, W]` to `[N, C', H, W]`.
+    pub fn shortcut(&self, x: Tensor<4>) -> Tensor<4> {
         match &self.nin_shortcut {
-            Some(shortcut) => shortcut.forward(x) + h,
-            None => x + h,
+            Some(shortcut) => shortcut.forward(x),
+            None => x,
         }
     }
 }

@@ -1,15 +1,17 @@
 //! The exactness contract with every loss on at once, those that couple samples included.
 
+use burn::module::ParamId;
 use checkpoints::{LpipsNetwork, load_clip};
 
 use super::*;
 use crate::cutouts::{CutoutSettings, Cutouts};
+use crate::freezing::{Trainable, freeze};
 use crate::losses::clip::{CaptionEncoder, ClipGuidance, ContrastiveTargets, TextTarget, Views, direction};
 use crate::losses::{GanLoss, ImageLoss, LeCam, PerceptualLoss, Seen};
 use crate::models::clip::{ClipTokenizer, ImageEncoder, TextEncoder};
 use crate::models::discriminator::{DiscriminatorNorm, PatchGanConfig};
 use crate::models::lpips::Lpips;
-use crate::models::weights::{StateDict, WeightReader};
+use crate::models::weights::{ParameterVisitor, StateDict, WeightReader, visit_parameters};
 
 const SIDE: usize = 16;
 const EFFECTIVE: usize = 6;
@@ -210,10 +212,11 @@ fn no_gradient_depends_on_how_batch_and_cutouts_are_cut() {
             println!("{dtype:?}, {sizes:?}, {at_once} cutouts: {generator:.1e}, discriminator {discriminator:.1e}");
             assert!(generator <= limit && discriminator <= limit, "{dtype:?} {sizes:?}: {generator} {discriminator}");
         }
+        // The same cut: recomputation changes the order of sums, which is all that f32 has room for beside another cut.
+        let kept = run.gradients(Adaptive::EffectiveBatch, CUTS[1], 3, Checkpoint::None);
         let recomputed = run.gradients(Adaptive::EffectiveBatch, CUTS[1], 3, Checkpoint::Blocks);
-        let [generator, discriminator] = run.deviation(&recomputed, &reference);
+        let [generator, discriminator] = run.deviation(&recomputed, &kept);
         println!("{dtype:?}, recomputed: {generator:.1e}, discriminator {discriminator:.1e}");
-        let limit = limit * 10.0;
         assert!(generator <= limit && discriminator <= limit, "{dtype:?}: {generator} {discriminator}");
     }
 }
@@ -306,4 +309,49 @@ fn the_gradient_of_the_clip_losses_at_the_image_is_that_of_finite_differences() 
         let error = (difference - gradient[index]).abs() / difference.abs().max(1e-4);
         assert!(error < 1e-5, "[{index}]: {} against {difference}", gradient[index]);
     }
+}
+
+/// A frozen part has no gradient, and what is trained has the gradient that it has when all is trained.
+#[test]
+fn freezing_changes_no_gradient_of_what_is_trained() {
+    let whole = Run::new(DType::F64);
+    let reference = whole.gradients(Adaptive::EffectiveBatch, &[6], 0, Checkpoint::None);
+    for patterns in [
+        &["quantize"][..],
+        &["encoder"],
+        &["decoder"],
+        &["decoder.conv_out"],
+        &["decoder.up.0"],
+        &["encoder.conv_in"],
+        &["decoder.up.1.block.0.conv2.*", "quant_conv"],
+    ] {
+        let patterns: Vec<String> = patterns.iter().map(|pattern| (*pattern).to_owned()).collect();
+        let parameters = tiny_architecture().parameters();
+        let names: Vec<&str> = parameters.iter().map(|(name, _)| name.as_str()).collect();
+        let trained = Trainable::new(&patterns, &names).unwrap();
+        let count = names.iter().filter(|name| trained.is_trained(name)).count();
+        let mut run = Run::new(DType::F64);
+        run.vqgan = freeze(run.vqgan, &trained);
+        for (sizes, checkpoint) in [(&[6][..], Checkpoint::None), (CUTS[1], Checkpoint::Blocks)] {
+            let found = run.gradients(Adaptive::EffectiveBatch, sizes, 0, checkpoint);
+            assert_eq!(found.generator.len(), count, "{patterns:?}");
+            let deviation = deviation_of_trained(&run.vqgan, &found.generator, &reference.generator);
+            assert!(deviation <= 1e-9, "{patterns:?} {checkpoint:?}: {deviation}");
+        }
+    }
+}
+
+/// As [`relative_deviation`], over the parameters that have a gradient in `a`.
+fn deviation_of_trained(model: &VqGan, a: &GradientsParams, b: &GradientsParams) -> f64 {
+    struct Keep<'a>(&'a GradientsParams, &'a GradientsParams, GradientsParams);
+    impl ParameterVisitor for Keep<'_> {
+        fn parameter<const D: usize>(&mut self, _name: &str, id: ParamId, _value: Tensor<D>) {
+            if let (Some(_), Some(b)) = (self.0.get::<D>(id), self.1.get::<D>(id)) {
+                self.2.register(id, b);
+            }
+        }
+    }
+    let mut keep = Keep(a, b, GradientsParams::new());
+    visit_parameters(model, &mut keep);
+    relative_deviation(model, a, &keep.2)
 }

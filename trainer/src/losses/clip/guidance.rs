@@ -3,8 +3,9 @@
 //! A picture is seen as views: the whole of it, and random cutouts. Each loss is a mean over the views of each sample, so that
 //! any number of them can be worked on at a time. Only the contrastive loss couples samples; it sees whole pictures.
 
+use std::collections::HashMap;
 use std::ops::Range;
-use std::sync::Mutex;
+use std::sync::{Mutex, PoisonError};
 
 use burn::module::Module;
 use burn::tensor::{Device, Int, Tensor, TensorData};
@@ -77,14 +78,13 @@ pub struct CaptionEncoder {
     /// From tokens to embeddings, without autodiff.
     encoder: TextEncoder,
     device: Device,
-    /// What there is to say of the first text that was too long; nothing within once it was said.
-    warning: Mutex<Option<Option<String>>>,
+    truncated: Mutex<Truncated>,
 }
 
 impl CaptionEncoder {
     /// `encoder`'s parameters are on `device`, without autodiff.
     pub fn new(tokenizer: ClipTokenizer, encoder: TextEncoder, device: Device) -> Self {
-        Self { tokenizer, encoder, device, warning: Mutex::new(None) }
+        Self { tokenizer, encoder, device, truncated: Mutex::default() }
     }
 
     /// `[texts, E]`, not normalised. Texts that are longer than the context lose their end.
@@ -95,10 +95,8 @@ impl CaptionEncoder {
         let (mut ids, mut rows) = (Vec::new(), 0);
         for text in texts {
             let tokens = self.tokenizer.encode(text)?;
-            if tokens.truncated
-                && let Ok(mut warning) = self.warning.lock()
-            {
-                warning.get_or_insert_with(|| Some(too_long(text, tokens.ids.len())));
+            if tokens.truncated {
+                self.note_truncated(text);
             }
             ids.extend(tokens.ids.iter().map(|&id| i64::from(id)));
             rows += 1;
@@ -108,17 +106,34 @@ impl CaptionEncoder {
         Ok(self.encoder.forward(ids))
     }
 
-    /// Names the first text that was longer than the context, one time.
-    pub fn take_warning(&self) -> Option<String> {
-        self.warning.lock().ok()?.as_mut()?.take()
+    fn note_truncated(&self, text: &str) {
+        let mut truncated = self.truncated.lock().unwrap_or_else(PoisonError::into_inner);
+        if *truncated == Truncated::None {
+            *truncated = Truncated::Unsaid(text.to_owned());
+        }
+    }
+
+    /// The first text that was longer than the context, once.
+    pub fn take_truncated(&self) -> Option<String> {
+        let mut truncated = self.truncated.lock().unwrap_or_else(PoisonError::into_inner);
+        match std::mem::replace(&mut *truncated, Truncated::Said) {
+            Truncated::Unsaid(text) => Some(text),
+            Truncated::Said => None,
+            Truncated::None => {
+                *truncated = Truncated::None;
+                None
+            }
+        }
     }
 }
 
-fn too_long(text: &str, context: usize) -> String {
-    const SHOWN: usize = 80;
-    let shown: String = text.chars().take(SHOWN).collect();
-    let more = if shown.len() < text.len() { "..." } else { "" };
-    format!("longer than the {context} tokens of CLIP, the rest is not seen: {shown}{more}")
+/// What is to be said of texts that are too long.
+#[derive(Debug, Default, PartialEq)]
+enum Truncated {
+    #[default]
+    None,
+    Unsaid(String),
+    Said,
 }
 
 /// Embeddings of the whole pictures of an effective batch, collected in the first pass.
@@ -138,6 +153,10 @@ pub struct ContrastiveCoupling {
     pub weight: f64,
     /// Its gradient with respect to each reconstruction's embedding, `[N, E]`, unweighted.
     gradient: Tensor<2>,
+    /// The originals' embeddings, `[N, E]`, if it is against them.
+    originals: Option<Tensor<2>>,
+    /// The captions' embeddings, `[N, E]`, if it is against them.
+    captions: Option<Tensor<2>>,
 }
 
 /// Views that are embedded together.
@@ -179,6 +198,11 @@ impl ContrastiveCoupling {
     }
 }
 
+/// The rows of a micro-batch of `samples`, of which the first has the index `first` in the effective batch.
+fn rows(all: &Tensor<2>, first: usize, samples: usize) -> Tensor<2> {
+    all.clone().narrow(0, first, samples)
+}
+
 impl Active<'_> {
     fn needs_views(&self) -> bool {
         self.image != 0.0 || self.text.is_some() || self.direction.is_some()
@@ -198,11 +222,6 @@ impl ClipGuidance {
             direction: self.direction.as_ref().map(|(w, d)| (at(w), d)).filter(|(w, _)| *w != 0.0),
             contrastive: self.contrastive.as_ref().map_or(0.0, |(w, _)| at(w)),
         }
-    }
-
-    /// What there is to say of captions that is not said yet.
-    pub fn take_warning(&self) -> Option<String> {
-        self.captions.as_ref()?.take_warning()
     }
 
     /// Whether a loss couples the samples in a step.
@@ -237,15 +256,18 @@ impl ClipGuidance {
         if reconstructions.is_empty() {
             return None;
         }
-        let reconstructions = Tensor::cat(reconstructions, 0);
+        let joined = |parts: Vec<Tensor<2>>| (!parts.is_empty()).then(|| Tensor::cat(parts, 0));
+        let (reconstructions, originals, captions) =
+            (Tensor::cat(reconstructions, 0), joined(originals), joined(captions));
+        let mut seen = HashMap::new();
         let groups: Vec<usize> =
-            texts.iter().map(|text| texts.iter().position(|other| other == text).unwrap_or_default()).collect();
-        let against = [(captions, Some(&groups[..])), (originals, None)];
+            texts.into_iter().enumerate().map(|(index, text)| *seen.entry(text).or_insert(index)).collect();
+        let against = [(&captions, Some(&groups[..])), (&originals, None)];
         let results: Vec<Contrastive> = against
             .into_iter()
-            .filter(|(others, _)| !others.is_empty())
-            .map(|(others, groups)| {
-                Contrastive::new(reconstructions.clone(), Tensor::cat(others, 0), targets.logit_scale, groups)
+            .filter_map(|(others, groups)| {
+                let others = others.clone()?;
+                Some(Contrastive::new(reconstructions.clone(), others, targets.logit_scale, groups))
             })
             .collect();
         let share = 1.0 / results.len().max(1) as f64;
@@ -254,7 +276,14 @@ impl ClipGuidance {
             value: value * share,
             gradient: gradient * share,
             weight: weight.at(step),
+            originals,
+            captions,
         })
+    }
+
+    /// See [`CaptionEncoder::take_truncated`].
+    pub fn take_truncated(&self) -> Option<String> {
+        self.captions.as_ref()?.take_truncated()
     }
 
     /// Gradient at the reconstruction of the weighted sum of the losses of a step, `[n, 3, H, W]`; `None` if none counts.
@@ -266,13 +295,16 @@ impl ClipGuidance {
         record: &mut dyn FnMut(&'static str, Tensor<1>, f64),
     ) -> Option<Tensor<4>> {
         let active = self.active(seen.step);
-        let captions = match active.text {
-            Some((_, TextTarget::Captions)) => self.embed_captions(seen),
+        let samples = seen.draws.len();
+        // What the first pass has embedded is not embedded again.
+        let captions = match (active.text, coupling.and_then(|coupling| coupling.captions.as_ref())) {
+            (Some((_, TextTarget::Captions)), Some(all)) => Some(rows(all, seen.first, samples)),
+            (Some((_, TextTarget::Captions)), None) => self.embed_captions(seen),
             _ => None,
         };
         let ClipArchitecture { mean, deviation, .. } = &self.architecture;
         let plain = self.encoder.valid();
-        let plans = self.plans(seen);
+        let plans = if active.needs_views() { self.plans(seen) } else { Vec::new() };
         let mut sum: Option<Tensor<4>> = None;
         for group in self.groups(&active) {
             let see = |images: Tensor<4>| match &group {
@@ -283,7 +315,11 @@ impl ClipGuidance {
                 }
             };
             let is_view = self.views.whole || !matches!(group, Group::Whole);
-            let originals = (is_view && active.needs_originals()).then(|| plain.forward(see(seen.original.clone())));
+            let known = coupling.and_then(|coupling| coupling.originals.as_ref());
+            let originals = (is_view && active.needs_originals()).then(|| match (&group, known) {
+                (Group::Whole, Some(all)) => rows(all, seen.first, samples),
+                _ => plain.forward(see(seen.original.clone())),
+            });
             let at_image = gradient_at(&seen.reconstruction, |leaf| {
                 let embeddings = self.encoder.forward(see(leaf));
                 let mut terms = Vec::new();
