@@ -35,7 +35,8 @@ struct Link<'a> {
 
 enum Kept {
     Graph(Box<Graph>),
-    Inputs(Vec<Tensor<4>>),
+    /// `None` where an input is computed again from the one before.
+    Inputs(Vec<Option<Tensor<4>>>),
 }
 
 struct Graph {
@@ -72,7 +73,7 @@ impl<'a> Chain<'a> {
                 let (mut inputs, mut at) = (Vec::new(), input);
                 for block in &plain[first..] {
                     let output = block.forward(at.clone());
-                    inputs.push(std::mem::replace(&mut at, output));
+                    inputs.push(Some(std::mem::replace(&mut at, output)));
                 }
                 (Kept::Inputs(inputs), at)
             }
@@ -83,6 +84,24 @@ impl<'a> Chain<'a> {
     /// Whether [`backward`](Self::backward) needs the gradient at the output.
     pub(super) fn has_gradient(&self) -> bool {
         !self.links.is_empty()
+    }
+
+    /// Lets go of the largest of the blocks' inputs, for a chain whose backward pass is far off. They are computed again when
+    /// it comes, from the chain's first input.
+    pub(super) fn let_go_of_largest(&mut self) {
+        let Kept::Inputs(inputs) = &mut self.kept else { return };
+        let size = |input: &Option<Tensor<4>>| input.as_ref().map_or(0, |input| input.shape().num_elements());
+        let largest = inputs.iter().map(size).max().unwrap_or(0);
+        inputs.iter_mut().skip(1).filter(|input| size(input) == largest).for_each(|input| *input = None);
+    }
+
+    /// Computes again what [`let_go_of_largest`](Self::let_go_of_largest) dropped up to block `index`, and takes its input.
+    fn take_input(links: &[Link], inputs: &mut [Option<Tensor<4>>], index: usize) -> Option<Tensor<4>> {
+        let known = inputs[..=index].iter().rposition(Option::is_some)?;
+        for at in known..index {
+            inputs[at + 1] = inputs[at].clone().map(|input| links[at].plain.forward(input));
+        }
+        inputs[index].take()
     }
 
     /// Takes the gradient at the output, adds the parameters' gradients to `sum`, and returns the gradient at the input if
@@ -100,7 +119,8 @@ impl<'a> Chain<'a> {
             Kept::Inputs(mut inputs) => {
                 let mut at = at_output;
                 for (index, link) in self.links.iter().enumerate().rev() {
-                    at = link.backward(inputs.pop()?, at, self.upstream || index > 0, sum)?;
+                    let input = Self::take_input(&self.links, &mut inputs, index)?;
+                    at = link.backward(input, at, self.upstream || index > 0, sum)?;
                 }
                 self.upstream.then_some(at)
             }

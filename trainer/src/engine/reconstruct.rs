@@ -28,8 +28,10 @@ impl<'a> Reconstruct<'a> {
         images: Tensor<4>,
         checkpoint: Checkpoint,
     ) -> (Self, Tensor<4>) {
-        let (encoder, latent) =
+        let (mut encoder, latent) =
             Chain::forward(&model.encoder_blocks(), &plain.encoder_blocks(), images, false, checkpoint);
+        // Its backward pass comes last, after all losses and the decoder's.
+        encoder.let_go_of_largest();
         let latent = latent.autodiff();
         let latent = if encoder.has_gradient() { latent.require_grad() } else { latent };
         let quantized = model.quantize(latent.clone());
