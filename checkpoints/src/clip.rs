@@ -104,6 +104,19 @@ pub struct Clip {
 /// One line: what the file is instead, or what of configuration and tensors contradict each other.
 /// [`WeightsError::Mismatch`] names all tensors that are missing, unexpected or different, by the file's own names.
 pub fn load_clip(path: &Path) -> Result<Clip, WeightsError> {
+    load(path, |_| true)
+}
+
+/// As [`load_clip`], without the weights of the text tower: what `text_model.` and `text_projection.` begin is checked and
+/// not read.
+///
+/// # Errors
+/// As [`load_clip`].
+pub fn load_clip_images(path: &Path) -> Result<Clip, WeightsError> {
+    load(path, |name| !names::is_of_texts(name))
+}
+
+fn load(path: &Path, is_wanted: impl Fn(&str) -> bool) -> Result<Clip, WeightsError> {
     let is_folder = std::fs::metadata(path).is_ok_and(|metadata| metadata.is_dir());
     let file = WeightsFile::open(if is_folder { in_folder(path)? } else { path.to_owned() })?;
     let tensors = Tensors::of(&file)?;
@@ -116,7 +129,7 @@ pub fn load_clip(path: &Path) -> Result<Clip, WeightsError> {
         }
         None => tensors.infer()?,
     };
-    let weights = tensors.read(&architecture)?;
+    let weights = tensors.read(&architecture, is_wanted)?;
     Ok(Clip { architecture, weights, tokenizer: tokenizer_beside(file.path()) })
 }
 
@@ -335,8 +348,12 @@ impl<'a> Tensors<'a> {
         })
     }
 
-    /// Reads everything, once all of it is known to be there.
-    fn read(&self, architecture: &ClipArchitecture) -> Result<BTreeMap<String, HostTensor>, WeightsError> {
+    /// Reads the parameters that are wanted by their canonical names, once all are known to be there.
+    fn read(
+        &self,
+        architecture: &ClipArchitecture,
+        is_wanted: impl Fn(&str) -> bool,
+    ) -> Result<BTreeMap<String, HostTensor>, WeightsError> {
         let mut left: BTreeSet<&str> = self.names.keys().copied().collect();
         let (mut missing, mut different) = (BTreeSet::new(), BTreeSet::new());
         let mut found = Vec::new();
@@ -369,7 +386,7 @@ impl<'a> Tensors<'a> {
             return Err(WeightsError::Mismatch { path, missing, unexpected, different });
         }
         let mut weights = BTreeMap::new();
-        for (canonical, shape, in_file, form) in found {
+        for (canonical, shape, in_file, form) in found.into_iter().filter(|(canonical, ..)| is_wanted(canonical)) {
             let tensor = form.canonical(self.file.read(in_file)?);
             let tensor =
                 tensor.reshape(shape).map_err(|source| WeightsError::Tensor { name: in_file.to_owned(), source })?;

@@ -95,28 +95,26 @@ fn linear_names(layer: usize) -> [String; 5] {
     ]
 }
 
-/// Reads the weights of LPIPS: `features.N.weight`, `features.N.bias` for the convolutions, by torchvision's numbers,
-/// and `lin0.weight` to `lin4.weight`, each `[1, channels, 1, 1]`.
+/// Reads the convolutions of LPIPS: `features.N.weight`, `features.N.bias` by torchvision's numbers.
 ///
-/// `backbone` is a classifier of torchvision or timm, or something that has an LPIPS in it: the state dict of
-/// `lpips.LPIPS`, or a checkpoint of taming, whose loss it is part of. `linear` is the small file of linear layers;
-/// without it they are taken from `backbone`. Classifiers' heads and all else are left alone.
+/// `path` is a classifier of torchvision or timm, or something that has an LPIPS in it: the state dict of `lpips.LPIPS`, or
+/// a checkpoint of taming, whose loss it is part of. Classifiers' heads and all else are left alone.
 ///
 /// # Errors
-/// One line when a file has not what it should have, or is of another network. [`WeightsError::Mismatch`] names all
+/// One line when the file has not what it should have, or is of another network. [`WeightsError::Mismatch`] names all
 /// tensors that are missing or different, by the file's own names.
-pub fn load_lpips(
-    network: LpipsNetwork,
-    backbone: &Path,
-    linear: Option<&Path>,
-) -> Result<BTreeMap<String, HostTensor>, WeightsError> {
-    let file = WeightsFile::open(backbone)?;
-    let mut weights = convolutions(network, &file)?;
-    match linear {
-        Some(path) => weights.extend(linear_layers(network, &WeightsFile::open(path)?, false)?),
-        None => weights.extend(linear_layers(network, &file, true)?),
-    }
-    Ok(weights)
+pub fn load_lpips_backbone(network: LpipsNetwork, path: &Path) -> Result<BTreeMap<String, HostTensor>, WeightsError> {
+    convolutions(network, &WeightsFile::open(path)?)
+}
+
+/// Reads the linear layers of LPIPS: `lin0.weight` to `lin4.weight`, each `[1, channels, 1, 1]`.
+///
+/// `path` is the small file of linear layers, or something that has an LPIPS in it.
+///
+/// # Errors
+/// As [`load_lpips_backbone`]; [`WeightsError::Unsupported`] where there are no linear layers at all.
+pub fn load_lpips_linear(network: LpipsNetwork, path: &Path) -> Result<BTreeMap<String, HostTensor>, WeightsError> {
+    linear_layers(network, &WeightsFile::open(path)?)
 }
 
 fn convolutions(network: LpipsNetwork, file: &WeightsFile) -> Result<BTreeMap<String, HostTensor>, WeightsError> {
@@ -164,16 +162,11 @@ fn convolutions(network: LpipsNetwork, file: &WeightsFile) -> Result<BTreeMap<St
     read(file, wanted)
 }
 
-fn linear_layers(
-    network: LpipsNetwork,
-    file: &WeightsFile,
-    is_backbone: bool,
-) -> Result<BTreeMap<String, HostTensor>, WeightsError> {
+fn linear_layers(network: LpipsNetwork, file: &WeightsFile) -> Result<BTreeMap<String, HostTensor>, WeightsError> {
     let names = linear_names(0);
     let Some((style, prefix)) = names.iter().enumerate().find_map(|(style, name)| Some((style, file.prefix_of(name)?)))
     else {
-        let advice = if is_backbone { "; name the file that has them" } else { "" };
-        let what = format!("it has no linear layers of LPIPS ({}){advice}", names[0]);
+        let what = format!("it has no linear layers of LPIPS ({})", names[0]);
         return Err(WeightsError::Unsupported { path: file.path().to_owned(), what });
     };
     let wanted = network.channels().into_iter().enumerate().map(|(layer, channels)| Wanted {

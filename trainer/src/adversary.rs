@@ -10,7 +10,7 @@ use crate::gradients::{clip_by_global_norm, global_norm};
 use crate::losses::AdversarialState;
 use crate::losses::load::{LossError, fetch};
 use crate::lr_schedule::LrSchedule;
-use crate::models::discriminator::{BatchStatistics, PatchGan, PatchGanConfig};
+use crate::models::discriminator::{BatchStatistics, DiscriminatorNorm, PatchGan, PatchGanConfig};
 use crate::models::weights::{ModelError, StateDict, WeightReader};
 use crate::optimizer::ModelOptimizer;
 
@@ -29,7 +29,7 @@ impl Adversary {
     /// The discriminator of `config`: a pretrained one, or one with random weights.
     ///
     /// # Errors
-    /// If the pretrained one cannot be fetched or read.
+    /// If the pretrained one cannot be fetched or read, or needs larger pictures.
     pub fn fresh(config: &Config, device: &Device) -> Result<Self, LossError> {
         const KEY: &str = "discriminator.pretrained";
         let settings = &config.discriminator;
@@ -50,7 +50,7 @@ impl Adversary {
     /// A discriminator that was saved, with its optimizer's state.
     ///
     /// # Errors
-    /// If the tensors do not make a discriminator.
+    /// If the tensors do not make a discriminator, or one that needs larger pictures.
     pub fn resumed(
         config: &Config,
         weights: &StateDict,
@@ -68,11 +68,19 @@ impl Adversary {
 
     fn new(config: &Config, weights: &StateDict, device: &Device) -> Result<Self, ModelError> {
         let architecture = PatchGanConfig::of(weights)?;
+        let (smallest, resolution) = (architecture.smallest_input(), config.data.resolution);
+        if (resolution as usize) < smallest {
+            return Err(ModelError::ImagesTooSmall { smallest, resolution });
+        }
+        if architecture.norm == DiscriminatorNorm::Batch {
+            eprintln!("discriminator: it has BatchNorm, so what a step computes depends on batch.micro");
+        }
         let model = PatchGan::read(&WeightReader::new(weights, device, DType::F32), &architecture)?;
         let optimizer = config.discriminator_optimizer();
         Ok(Self {
             model: Some(model),
-            schedule: LrSchedule::new(&config.discriminator_schedule(), &optimizer, config.run.steps),
+            schedule: LrSchedule::new(&config.discriminator_schedule(), &optimizer, config.run.steps)
+                .starting_at(config.discriminator_start()),
             clip_norm: optimizer.clip_norm,
             optimizer: ModelOptimizer::new(&optimizer),
             state: AdversarialState::new(config.losses.adversarial.lecam_decay),
@@ -116,5 +124,60 @@ impl Adversary {
             self.state.lecam = self.state.lecam.updated(real, fake);
         }
         self.state.balance = balance.or(self.state.balance);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use checkpoints::write_safetensors;
+
+    use super::*;
+
+    fn config(layers: usize, resolution: u32) -> Config {
+        let mut config = Config::default();
+        config.losses.adversarial.weight = 1.0;
+        config.discriminator.channels = 4;
+        config.discriminator.layers = layers;
+        config.data.resolution = resolution;
+        config
+    }
+
+    /// The file of an import is what says how large pictures have to be.
+    #[test]
+    fn an_imported_discriminator_has_to_fit_the_pictures() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("discriminator.safetensors");
+        for (norm, layers, smallest) in [(DiscriminatorNorm::Batch, 3, 24), (DiscriminatorNorm::Group, 2, 12)] {
+            let architecture = PatchGanConfig { channels: 4, layers, norm };
+            write_safetensors(&path, &PatchGan::random_weights(&architecture, 0), None).unwrap();
+            let fresh = |resolution: u32| {
+                let mut config = config(1, resolution);
+                config.discriminator.pretrained = Some(path.display().to_string());
+                Adversary::fresh(&config, &Device::flex().autodiff()).map(drop).map_err(|error| error.to_string())
+            };
+            assert_eq!(fresh(smallest), Ok(()));
+            let error = fresh(smallest - 1).unwrap_err();
+            let words = format!(
+                "`discriminator.pretrained`: the discriminator needs images of at least {smallest} pixels, but \
+                 data.resolution is {}",
+                smallest - 1
+            );
+            assert_eq!(error, words);
+        }
+    }
+
+    #[test]
+    fn its_schedule_counts_from_the_step_at_which_it_starts_to_learn() {
+        let mut config = config(1, 16);
+        config.optimizer.learning_rate = 1.0;
+        config.schedule.warmup = 3;
+        config.losses.adversarial.start = 100;
+        let rates = |config: &Config| {
+            let adversary = Adversary::fresh(config, &Device::flex().autodiff()).unwrap();
+            [50, 51, 52, 53, 100, 101, 102, 103].map(|step| adversary.learning_rate(step))
+        };
+        assert_eq!(rates(&config)[4..], [0.25, 0.5, 0.75, 1.0]);
+        config.discriminator.start = Some(50);
+        assert_eq!(rates(&config), [0.25, 0.5, 0.75, 1.0, 1.0, 1.0, 1.0, 1.0]);
     }
 }

@@ -9,6 +9,7 @@ pub struct LrSchedule {
     kind: ScheduleKind,
     warmup: u64,
     last: f64,
+    first: u64,
     steps: u64,
 }
 
@@ -20,18 +21,27 @@ impl LrSchedule {
             kind: schedule.kind,
             warmup: schedule.warmup,
             last: schedule.last,
+            first: 0,
             steps,
         }
+    }
+
+    /// The same for a network that learns from the optimizer step `first` on: the warm-up is then, and the last step of the
+    /// run has the last rate.
+    #[must_use]
+    pub fn starting_at(self, first: u64) -> Self {
+        Self { first, ..self }
     }
 
     /// Learning rate of an optimizer step, counted from 0. The warm-up is linear and ends at the highest rate; the last step
     /// of a run has the last rate.
     pub fn at(&self, step: u64) -> f64 {
-        if step < self.warmup {
-            return self.highest * (step + 1) as f64 / (self.warmup + 1) as f64;
+        let since = step.saturating_sub(self.first);
+        if since < self.warmup {
+            return self.highest * (since + 1) as f64 / (self.warmup + 1) as f64;
         }
-        let length = (self.steps - 1).saturating_sub(self.warmup).max(1);
-        let progress = ((step - self.warmup) as f64 / length as f64).min(1.0);
+        let length = (self.steps - 1).saturating_sub(self.first.saturating_add(self.warmup)).max(1);
+        let progress = ((since - self.warmup) as f64 / length as f64).min(1.0);
         let share = match self.kind {
             ScheduleKind::Constant => 1.0,
             ScheduleKind::Linear => 1.0 - progress * (1.0 - self.last),
@@ -57,6 +67,20 @@ mod tests {
         let schedule = schedule(ScheduleKind::Constant, 3, 0.0);
         let rates: Vec<f64> = (0..5).map(|step| schedule.at(step)).collect();
         assert_eq!(rates, [0.25, 0.5, 0.75, 1.0, 1.0]);
+    }
+
+    #[test]
+    fn one_that_starts_late_warms_up_then_and_ends_with_the_run() {
+        for kind in [ScheduleKind::Linear, ScheduleKind::Cosine] {
+            let late = schedule(kind, 3, 0.2).starting_at(3);
+            let rates: Vec<f64> = (3..7).map(|step| late.at(step)).collect();
+            assert_eq!(rates, [0.25, 0.5, 0.75, 1.0], "{kind:?}");
+            assert!((late.at(8) - 0.6).abs() < 1e-12, "{kind:?}");
+            assert!((late.at(10) - 0.2).abs() < 1e-12, "{kind:?}");
+        }
+        // A start behind the end, and a warm-up that goes on beyond it.
+        assert_eq!(schedule(ScheduleKind::Linear, 0, 0.2).starting_at(99).at(99), 1.0);
+        assert_eq!(schedule(ScheduleKind::Linear, 3, 0.2).starting_at(9).at(10), 0.5);
     }
 
     #[test]

@@ -11,7 +11,7 @@ use checkpoints::{Architecture, WeightsFile, write_safetensors};
 use serde::{Deserialize, Serialize};
 
 use crate::adversary::Adversary;
-use crate::config::Config;
+use crate::config::{Adaptive, Config};
 use crate::data::Pictures;
 use crate::losses::AdversarialState;
 use crate::models::VqGan;
@@ -80,6 +80,8 @@ pub struct Resumed {
     pub model: StateDict,
     /// Their average, if the run keeps one.
     pub ema: Option<StateDict>,
+    /// Whether there is a discriminator with BatchNorm, so that a step depends on the micro-batches.
+    pub batch_norm: bool,
 }
 
 /// Writes all files of a checkpoint into `folder`.
@@ -126,7 +128,7 @@ pub fn read(folder: &Path) -> Result<Resumed, StateError> {
     let json = std::fs::read(folder.join(STATE)).map_err(|e| file(STATE)(&e))?;
     let state = serde_json::from_slice(&json).map_err(|e| file(STATE)(&e))?;
     let ema = folder.join(EMA).exists().then(|| tensors(folder, EMA)).transpose()?;
-    Ok(Resumed { state, model: tensors(folder, MODEL)?, ema })
+    Ok(Resumed { state, model: tensors(folder, MODEL)?, ema, batch_norm: has_batch_norm(folder)? })
 }
 
 fn tensors(folder: &Path, name: &'static str) -> Result<StateDict, StateError> {
@@ -151,14 +153,22 @@ pub fn read_discriminator(folder: &Path) -> Result<(StateDict, StateDict), State
     Ok((tensors(folder, DISCRIMINATOR)?, tensors(folder, DISCRIMINATOR_OPTIMIZER)?))
 }
 
+fn has_batch_norm(folder: &Path) -> Result<bool, StateError> {
+    if !folder.join(DISCRIMINATOR).exists() {
+        return Ok(false);
+    }
+    let weights = WeightsFile::open(folder.join(DISCRIMINATOR)).map_err(|e| file(DISCRIMINATOR)(&e))?;
+    Ok(weights.names().any(|name| name.ends_with(".running_mean")))
+}
+
 /// Whether `folder` looks like a run's checkpoint.
 pub fn is_checkpoint(folder: &Path) -> bool {
     folder.join(STATE).is_file() && folder.join(MODEL).is_file()
 }
 
 /// Keys that may change between the parts of a run. They change neither what a step computes nor in which order, but for
-/// `run.steps`, which a schedule other than the constant one follows.
-const FREE: [&str; 15] = [
+/// `run.steps`, which a schedule other than the constant one follows, and `batch.micro` where a step depends on it.
+const FREE: [&str; 16] = [
     "run.name",
     "run.steps",
     "run.device",
@@ -168,6 +178,7 @@ const FREE: [&str; 15] = [
     "data.prefetch",
     "data.max_bad",
     "model.pretrained",
+    "discriminator.pretrained",
     "clip.cutouts_at_once",
     "checkpoints.every_steps",
     "checkpoints.keep_last",
@@ -181,8 +192,12 @@ fn is_free(key: &str) -> bool {
     FREE.contains(&key) || key.starts_with("memory.")
 }
 
-/// The keys outside the free ones in which `now` differs from `then`, as `key: then -> now`.
-pub fn unsound_changes(then: &Config, now: &Config) -> Vec<String> {
+/// The keys outside the free ones in which `now` differs from `then`, as `key: then -> now`; `batch_norm` says whether the
+/// run has a discriminator with BatchNorm.
+pub fn unsound_changes(then: &Config, now: &Config, batch_norm: bool) -> Vec<String> {
+    let adversarial = &then.losses.adversarial;
+    let fixed_micro = adversarial.weight != 0.0 && (batch_norm || adversarial.adaptive == Adaptive::MicroBatch);
+    let is_free = |key: &str| is_free(key) && !(fixed_micro && key == "batch.micro");
     let flat = |config: &Config| {
         let mut keys = std::collections::BTreeMap::new();
         if let Ok(value) = toml::Value::try_from(config) {
@@ -216,7 +231,13 @@ fn flatten(path: &str, value: &toml::Value, into: &mut std::collections::BTreeMa
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::{Against, Recompute};
+    use burn::tensor::{DType, Device};
+
+    use crate::config::{Against, DiscriminatorConfig, Recompute};
+    use crate::losses::LeCam;
+    use crate::models::discriminator::DiscriminatorNorm;
+    use crate::models::initialize::random_weights;
+    use crate::models::tests::tiny_architecture;
 
     #[test]
     fn a_resumed_run_may_change_how_it_computes_and_not_what() {
@@ -226,11 +247,12 @@ mod tests {
         now.run.steps = 7;
         now.memory.checkpoint = Recompute::Blocks;
         now.clip.cutouts_at_once = 2;
-        assert!(unsound_changes(&then, &now).is_empty());
+        now.discriminator.pretrained = Some("model.ckpt".into());
+        assert!(unsound_changes(&then, &now, false).is_empty());
         now.optimizer.learning_rate = 1.0;
         now.losses.codebook.beta = Some(0.5);
         assert_eq!(
-            unsound_changes(&then, &now),
+            unsound_changes(&then, &now, false),
             ["losses.codebook.beta: unset -> 0.5", "optimizer.learning_rate: 0.000072 -> 1.0"]
         );
     }
@@ -244,16 +266,14 @@ mod tests {
         now.losses.clip_contrastive.against.push(Against::Originals);
         now.losses.clip_direction.to = Some("sketch".into());
         now.discriminator.optimizer.learning_rate = Some(1e-4);
-        now.discriminator.pretrained = Some("model.ckpt".into());
         now.clip.cutouts = 4;
         now.clip.pretrained = Some("clip".into());
         assert_eq!(
-            unsound_changes(&then, &now),
+            unsound_changes(&then, &now, false),
             [
                 "clip.cutouts: 8 -> 4",
                 "clip.pretrained: unset -> \"clip\"",
                 "discriminator.optimizer.learning_rate: unset -> 0.0001",
-                "discriminator.pretrained: unset -> \"model.ckpt\"",
                 "losses.clip_contrastive.against: [\"captions\"] -> [\"captions\", \"originals\"]",
                 "losses.clip_direction.to: unset -> \"sketch\"",
                 "losses.perceptual.weight: 0.0 -> 1.0",
@@ -275,6 +295,69 @@ mod tests {
         }
     }
 
+    #[test]
+    fn the_micro_batch_may_not_change_where_a_step_depends_on_it() {
+        let change = |adaptive, weight, batch_norm| {
+            let mut then = Config::default();
+            then.losses.adversarial.adaptive = adaptive;
+            then.losses.adversarial.weight = weight;
+            let mut now = then.clone();
+            now.batch.micro = 1;
+            now.discriminator.pretrained = Some("model.ckpt".into());
+            unsound_changes(&then, &now, batch_norm)
+        };
+        assert_eq!(change(Adaptive::MicroBatch, 0.8, false), ["batch.micro: 4 -> 1"]);
+        assert_eq!(change(Adaptive::EffectiveBatch, 0.8, true), ["batch.micro: 4 -> 1"]);
+        for adaptive in [Adaptive::EffectiveBatch, Adaptive::PreviousStep, Adaptive::Off] {
+            assert!(change(adaptive, 0.8, false).is_empty(), "{adaptive:?}");
+        }
+        assert!(change(Adaptive::MicroBatch, 0.0, false).is_empty());
+    }
+
+    /// Saves a run with an adversarial loss, and reads it back.
+    fn saved(state: &State, norm: DiscriminatorNorm) -> Resumed {
+        let (device, mut config) = (Device::flex().autodiff(), state.config.clone());
+        config.discriminator = DiscriminatorConfig { norm, channels: 4, layers: 2, ..Default::default() };
+        let weights = random_weights(&state.architecture, 0);
+        let model = VqGan::new(&state.architecture, &weights, &device, DType::F32).unwrap();
+        let adversary = Adversary::fresh(&config, &device).unwrap();
+        let optimizer = ModelOptimizer::new(&config.optimizer);
+        let folder = tempfile::tempdir().unwrap();
+        write(folder.path(), state, &model, None, &optimizer, Some(&adversary)).unwrap();
+        read(folder.path()).unwrap()
+    }
+
+    fn state() -> State {
+        // Decimals that are read as a neighbour by a reader that rounds as it goes.
+        let lecam = LeCam { real: 0.49953704122816117, fake: 0.49640886271421963, decay: 0.999 };
+        State {
+            step: 3,
+            architecture: tiny_architecture(),
+            config: Config::default(),
+            before: None,
+            pictures: Pictures { count: 1, names: String::new() },
+            adversarial: Some(AdversarialState { balance: Some(0.49077241870406396), lecam }),
+        }
+    }
+
+    #[test]
+    fn numbers_come_back_to_the_last_bit() {
+        let state = state();
+        let back = saved(&state, DiscriminatorNorm::Group).state;
+        assert_eq!(back, state);
+        let bits = |state: &State| {
+            let AdversarialState { balance, lecam } = state.adversarial.unwrap();
+            [balance.unwrap(), lecam.real, lecam.fake].map(f64::to_bits)
+        };
+        assert_eq!(bits(&back), bits(&state));
+    }
+
+    #[test]
+    fn a_checkpoint_tells_the_discriminators_norm() {
+        assert!(saved(&state(), DiscriminatorNorm::Batch).batch_norm);
+        assert!(!saved(&state(), DiscriminatorNorm::Group).batch_norm);
+    }
+
     /// A run that was saved before a table existed resumes with the table's defaults.
     #[test]
     fn a_configuration_without_the_newer_tables_is_the_default_one() {
@@ -283,6 +366,6 @@ mod tests {
             assert!(saved.as_object_mut().unwrap().remove(table).is_some(), "{table}");
         }
         let then: Config = serde_json::from_value(saved).unwrap();
-        assert!(unsound_changes(&then, &Config::default()).is_empty());
+        assert!(unsound_changes(&then, &Config::default(), false).is_empty());
     }
 }

@@ -676,7 +676,7 @@ impl Start {
         let checkpoint = newest.checkpoint.ok_or_else(|| TrainError::NothingToResume(folder.to_owned()))?;
         let wrong = |source| TrainError::State { path: checkpoint.path.clone(), source };
         let resumed = run_state::read(&checkpoint.path).map_err(wrong)?;
-        let mut changed = run_state::unsound_changes(&resumed.state.config, config);
+        let mut changed = run_state::unsound_changes(&resumed.state.config, config, resumed.batch_norm);
         if resumed.state.pictures != data.pictures {
             changed.push(format!("the pictures: {} -> {}", resumed.state.pictures, data.pictures));
         }
@@ -692,13 +692,14 @@ impl Start {
             return Err(TrainError::Finished { step, steps });
         }
         let architecture = resumed.state.architecture;
-        let average = |weights| VqGan::new(&architecture, weights, &device.device, DType::F32);
-        let ema = resumed.ema.as_ref().map(average).transpose()?;
+        // Weights on the host are dropped as soon as they are on the device.
+        let average = |weights: StateDict| VqGan::new(&architecture, &weights, &device.device, DType::F32);
+        let ema = resumed.ema.map(average).transpose()?;
         let autodiff = device.device.clone().autodiff();
         let model = build(loaded, &architecture, &resumed.model, &autodiff)?;
+        drop(resumed.model);
         let mut optimizer = ModelOptimizer::new(&config.optimizer);
-        let state = run_state::read_optimizer(&checkpoint.path).map_err(wrong)?;
-        optimizer.load_state_dict(&model, &state)?;
+        optimizer.load_state_dict(&model, &run_state::read_optimizer(&checkpoint.path).map_err(wrong)?)?;
         let adversary = match resumed.state.adversarial {
             Some(state) => {
                 let (weights, optimizer) = run_state::read_discriminator(&checkpoint.path).map_err(wrong)?;

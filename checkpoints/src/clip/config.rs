@@ -97,8 +97,8 @@ impl Source {
             }
         }
         let ClipArchitecture { image_size, patch_size, .. } = architecture;
-        if image_size < patch_size {
-            return refuse(format!("image_size {image_size} is smaller than patch_size {patch_size}"));
+        if !image_size.is_multiple_of(patch_size) {
+            return refuse(format!("image_size {image_size} is no multiple of patch_size {patch_size}"));
         }
         Ok(architecture)
     }

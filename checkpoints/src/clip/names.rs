@@ -47,6 +47,11 @@ impl ClipArchitecture {
     }
 }
 
+/// Whether a canonical parameter is of use to texts alone.
+pub(super) fn is_of_texts(canonical: &str) -> bool {
+    canonical.starts_with("text_model.") || canonical.starts_with("text_projection.")
+}
+
 /// A layer's weight and bias.
 fn affine(name: &str, weight: Vec<usize>) -> [(String, Vec<usize>); 2] {
     let bias = vec![weight[0]];

@@ -108,6 +108,21 @@ fn every_format_gives_the_same_weights() {
 }
 
 #[test]
+fn the_text_tower_can_be_left_unread_and_is_still_checked() {
+    for name in ["transformers", "open_clip", "openai/state-dict.pt"] {
+        let mut whole = load_clip(&fixture(name)).unwrap();
+        let images = load_clip_images(&fixture(name)).unwrap();
+        let all = whole.weights.len();
+        whole.weights.retain(|name, _| !name.starts_with("text_"));
+        assert!(whole.weights.len() < all && whole.weights.contains_key("logit_scale"), "{name}");
+        assert_eq!(images, whole, "{name}");
+    }
+    let folder = changed(TRANSFORMERS, |all| drop(all.remove("text_model.final_layer_norm.bias")), |_| {});
+    let error = load_clip_images(folder.path()).unwrap_err().to_string();
+    assert!(error.contains("1 missing (text_model.final_layer_norm.bias)"), "{error}");
+}
+
+#[test]
 fn wrappers_and_buffers_are_left_out() {
     let expected = load_clip(&fixture("transformers")).unwrap();
     let ids = HostTensor { dtype: Dtype::I64, shape: vec![1], bytes: vec![0; 8] };
@@ -252,7 +267,9 @@ fn settings_that_cannot_be_are_named() {
     for (pointer, value, words) in [
         ("/vision_config/num_attention_heads", json!(3), "the image tower is 64 wide, which 3 heads cannot share"),
         ("/text_config/num_attention_heads", json!(3), "the text tower is 64 wide, which 3 heads cannot share"),
-        ("/vision_config/image_size", json!(4), "image_size 4 is smaller than patch_size 8"),
+        ("/vision_config/image_size", json!(4), "image_size 4 is no multiple of patch_size 8"),
+        // Its whole patches are as many as the position embedding has.
+        ("/vision_config/image_size", json!(33), "image_size 33 is no multiple of patch_size 8"),
         (
             "/vision_config/image_size",
             json!(0),
@@ -273,6 +290,7 @@ fn settings_that_cannot_be_are_named() {
         ("/model_cfg/vision_cfg/head_width", json!(60), "vision_cfg.width 64 is no multiple of head_width 60"),
         ("/model_cfg/vision_cfg/pool_type", json!("avg"), "vision_cfg.pool_type is \"avg\" in open_clip_config.json"),
         ("/model_cfg/text_cfg/pool_type", json!("last"), "text_cfg.pool_type is \"last\""),
+        ("/model_cfg/vision_cfg/image_size", json!(39), "image_size 39 is no multiple of patch_size 8"),
         ("/model_cfg/text_cfg/no_causal_mask", json!(true), "text_cfg.no_causal_mask is true"),
         ("/model_cfg/vision_cfg/act_kwargs", json!({"approximate": "tanh"}), "vision_cfg.act_kwargs is {"),
         ("/model_cfg/vision_cfg/norm_kwargs", json!({"eps": 1e-6}), "norm_kwargs.eps is 1e-6 in the image tower"),

@@ -23,6 +23,17 @@ fn without_linear(mut all: Shapes) -> Shapes {
     all
 }
 
+/// What trainers do: the linear layers are the backbone's own where no other file is named.
+fn load_lpips(
+    network: LpipsNetwork,
+    backbone: &Path,
+    linear: Option<&Path>,
+) -> Result<BTreeMap<String, HostTensor>, WeightsError> {
+    let mut weights = load_lpips_backbone(network, backbone)?;
+    weights.extend(load_lpips_linear(network, linear.unwrap_or(backbone))?);
+    Ok(weights)
+}
+
 fn load(network: LpipsNetwork, backbone: &Shapes, linear: Option<&Shapes>) -> Result<Shapes, String> {
     let folder = tempfile::tempdir().unwrap();
     let backbone = place(folder.path(), "backbone.safetensors", backbone);
@@ -129,7 +140,7 @@ fn what_is_missing_or_different_is_named() {
     let network = LpipsNetwork::AlexNet;
     let whole = published("lpips-alexnet.txt");
     let error = load(network, &without_linear(canonical(network)), None).unwrap_err();
-    let words = "it has no linear layers of LPIPS (lin0.model.1.weight); name the file that has them";
+    let words = "backbone.safetensors: it has no linear layers of LPIPS (lin0.model.1.weight)";
     assert!(error.ends_with(words), "{error}");
     let error = load(network, &whole, Some(&without_linear(canonical(network)))).unwrap_err();
     assert!(error.ends_with("linear.safetensors: it has no linear layers of LPIPS (lin0.model.1.weight)"), "{error}");

@@ -207,7 +207,7 @@ pub enum Adaptive {
     EffectiveBatch,
     /// Those of each micro-batch, as other trainers do. The step then depends on `batch.micro`.
     MicroBatch,
-    /// Those of the effective batch one step earlier, without another pass.
+    /// Those of the effective batch one step earlier, without another pass but in the first step that needs them.
     PreviousStep,
     /// The weight is not multiplied.
     Off,

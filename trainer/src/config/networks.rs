@@ -25,7 +25,7 @@ pub struct DiscriminatorConfig {
     pub start: Option<u64>,
     /// `[discriminator.optimizer]`
     pub optimizer: PartialOptimizerConfig,
-    /// `[discriminator.schedule]`
+    /// `[discriminator.schedule]`, which counts from the step at which it starts to learn.
     pub schedule: PartialScheduleConfig,
 }
 
@@ -61,9 +61,9 @@ pub struct ClipConfig {
     /// Exponent of the evenly drawn share of the way from the smallest square to the largest, above 0; over 1 favours
     /// small ones.
     pub cutout_power: f64,
-    /// Cutouts in memory at a time; 0 for all of a sample. It does not change what a step computes.
+    /// Cutouts of each sample of a micro-batch in memory at a time; 0 for all. It does not change what a step computes.
     pub cutouts_at_once: usize,
-    /// Probability, 0..1, that a cutout is turned, shifted and scaled.
+    /// Probability, 0..1, that a cutout is turned and shifted.
     pub affine: f64,
     /// Probability, 0..1, that a cutout is seen from aside.
     pub perspective: f64,

@@ -2,8 +2,6 @@
 //!
 //! Logits are `[N, 1, h, w]`, one per patch. A value is one per sample, `[N]`, the mean over its patches, in f32 at least.
 
-mod as_text;
-
 use burn::tensor::Tensor;
 use burn::tensor::activation::{relu, softplus};
 use serde::{Deserialize, Serialize};
@@ -64,10 +62,8 @@ impl GanLoss {
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub struct LeCam {
     /// Moving average of the logits of real images.
-    #[serde(with = "as_text")]
     pub real: f64,
     /// Moving average of the logits of generated images.
-    #[serde(with = "as_text")]
     pub fake: f64,
     /// Share of an average that one step leaves; 0.99 in the authors' code.
     pub decay: f64,
@@ -173,7 +169,6 @@ impl Adversarial {
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub struct AdversarialState {
     /// The adaptive weight of the newest step that had one.
-    #[serde(with = "as_text::optional")]
     pub balance: Option<f64>,
     /// Moving averages of the logits.
     pub lecam: LeCam,

@@ -4,17 +4,23 @@ use std::path::PathBuf;
 
 use burn::tensor::{DType, Device, Tensor};
 use checkpoints::hub::{self, FileChoice, HubError, HubSettings, Location};
-use checkpoints::{Clip, Quantizer, WeightsError, load_clip, load_lpips};
+use checkpoints::{
+    Clip, ClipArchitecture, Quantizer, WeightsError, load_clip, load_clip_images, load_lpips_backbone,
+    load_lpips_linear,
+};
 
 use super::clip::text::{Prompt, PromptError};
 use super::clip::{CaptionEncoder, ClipGuidance, ContrastiveTargets, TextTarget, Views, direction};
 use super::{Adversarial, CodebookLoss, ImageLoss, Losses, PerceptualLoss, PixelLoss, PixelNorm, Weight};
-use crate::config::{Against, ClipConfig, Config, PixelConfig, PixelNormConfig, Problem};
+use crate::config::{
+    Against, ClipConfig, ClipContrastiveConfig, ClipDirectionConfig, ClipTextConfig, Config, LossesConfig,
+    PerceptualConfig, PixelConfig, PixelNormConfig, Problem,
+};
 use crate::cutouts::{CutoutSettings, Cutouts};
 use crate::download::DownloadBar;
 use crate::models::clip::{ClipTokenizer, ImageEncoder, TextEncoder, TokenizerError};
 use crate::models::lpips::Lpips;
-use crate::models::weights::{ModelError, WeightReader};
+use crate::models::weights::{ModelError, StateDict, WeightReader};
 
 /// Why a loss cannot be had.
 #[derive(Debug, thiserror::Error)]
@@ -134,86 +140,88 @@ fn adversarial(config: &Config) -> Adversarial {
     }
 }
 
+const BACKBONE: &str = "losses.perceptual.backbone";
+
 fn perceptual(config: &Config, device: &Device) -> Result<PerceptualLoss, LossError> {
-    const BACKBONE: &str = "losses.perceptual.backbone";
     let loss = &config.losses.perceptual;
-    let unnamed = || Problem { key: BACKBONE, message: "is not set, and alexnet has no default".into() };
-    let backbone = loss.backbone_location().ok_or_else(|| LossError::Setting(unnamed()))?;
-    let backbone = fetch(BACKBONE, backbone, FileChoice::Any)?;
-    let linear = fetch("losses.perceptual.linear", loss.linear_location(), FileChoice::Any)?;
-    let weights = load_lpips(loss.network, &backbone, Some(&linear))
-        .map_err(|source| LossError::Weights { key: BACKBONE, source })?;
+    let weights = lpips_weights(loss)?;
     let network = Lpips::read(&WeightReader::frozen(&weights, device, DType::F32), loss.network)
         .map_err(|source| LossError::Model { key: BACKBONE, source })?;
     Ok(PerceptualLoss::new(network))
 }
 
+fn lpips_weights(loss: &PerceptualConfig) -> Result<StateDict, LossError> {
+    const LINEAR: &str = "losses.perceptual.linear";
+    let wrong = |key| move |source| LossError::Weights { key, source };
+    let unnamed = || Problem { key: BACKBONE, message: "is not set, and alexnet has no default".into() };
+    let backbone = loss.backbone_location().ok_or_else(|| LossError::Setting(unnamed()))?;
+    let backbone = fetch(BACKBONE, backbone, FileChoice::Any)?;
+    let mut weights = load_lpips_backbone(loss.network, &backbone).map_err(wrong(BACKBONE))?;
+    // A whole LPIPS given as the backbone has its linear layers with it: nothing else has to be fetched.
+    if loss.backbone.is_some() && loss.linear.is_none() {
+        match load_lpips_linear(loss.network, &backbone) {
+            Err(WeightsError::Unsupported { .. }) => {}
+            own => {
+                weights.extend(own.map_err(wrong(BACKBONE))?);
+                return Ok(weights);
+            }
+        }
+    }
+    let linear = fetch(LINEAR, loss.linear_location(), FileChoice::Any)?;
+    weights.extend(load_lpips_linear(loss.network, &linear).map_err(wrong(LINEAR))?);
+    Ok(weights)
+}
+
 const CLIP: &str = "clip.pretrained";
 
 fn clip(config: &Config, device: &Device) -> Result<ClipGuidance, LossError> {
-    let (losses, settings) = (&config.losses, &config.clip);
-    let path = fetch(CLIP, settings.location(), FileChoice::Clip)?;
-    let clip = load_clip(&path).map_err(|source| LossError::Weights { key: CLIP, source })?;
-    let model = |source| LossError::Model { key: CLIP, source };
-    let reader = WeightReader::frozen(&clip.weights, device, DType::F32);
-    let encoder = ImageEncoder::read(&reader, &clip.architecture).map_err(model)?;
-
-    let weight = |value: f64, start, ramp| (value != 0.0).then_some(Weight { value, start, ramp });
-    let text = weight(losses.clip_text.weight, losses.clip_text.start, losses.clip_text.ramp);
-    let contrastive =
-        weight(losses.clip_contrastive.weight, losses.clip_contrastive.start, losses.clip_contrastive.ramp);
-    let turn = weight(losses.clip_direction.weight, losses.clip_direction.start, losses.clip_direction.ramp);
-    let against = |what| losses.clip_contrastive.against.contains(&what);
-    let texts = match losses.needs_captions() || text.is_some() || turn.is_some() {
-        true => Some(caption_encoder(settings, &clip, path, device)?),
-        false => None,
-    };
-    let embed = |texts_to_embed: &[&str]| -> Result<Tensor<2>, LossError> {
-        let encoder = texts.as_ref().ok_or_else(|| LossError::NoTokenizer(PathBuf::new()))?;
-        Ok(encoder.embed(texts_to_embed.iter().copied())?)
-    };
-    let text = match text {
-        Some(weight) if losses.clip_text.prompts.is_empty() => Some((weight, TextTarget::Captions)),
-        Some(weight) => {
-            let prompts = prompts(&losses.clip_text.prompts).map_err(LossError::Setting)?;
-            let texts: Vec<&str> = prompts.iter().map(|prompt| prompt.text.as_str()).collect();
-            let weights = prompts.iter().map(|prompt| prompt.weight).collect();
-            Some((weight, TextTarget::Prompts(Box::new(embed(&texts)?), weights)))
-        }
-        None => None,
-    };
-    let turn = match turn {
-        Some(weight) => {
-            let (from, to) = (losses.clip_direction.from.as_deref(), losses.clip_direction.to.as_deref());
-            let ends = embed(&[from.unwrap_or_default(), to.unwrap_or_default()])?;
-            Some((weight, direction::between(ends)))
-        }
-        None => None,
+    let losses = &config.losses;
+    let ClipNetworks { architecture, encoder, texts, logit_scale } = clip_networks(config, device)?;
+    let (text, direction) = match &texts {
+        Some(texts) => (clip_text(&losses.clip_text, texts)?, clip_direction(&losses.clip_direction, texts)?),
+        None => (None, None),
     };
     if let Some(text) = texts.as_ref().and_then(CaptionEncoder::take_truncated) {
-        eprintln!("longer than the {} tokens of CLIP, the rest is not seen: {text}", clip.architecture.context_length);
+        eprintln!("longer than the {} tokens of CLIP, the rest is not seen: {text}", architecture.context_length);
     }
-    let learned = clip.weights.get("logit_scale").and_then(|scale| scale.to_f32().first().copied());
-    let learned = learned.map_or(100.0, |scale| f64::from(scale).exp().min(100.0));
-    let views = views(config, clip.architecture.image_size);
+    let image = &losses.clip_image;
     Ok(ClipGuidance {
         encoder,
-        architecture: clip.architecture,
         captions: texts.filter(|_| losses.needs_captions()),
-        views,
-        image: weight(losses.clip_image.weight, losses.clip_image.start, losses.clip_image.ramp),
+        views: views(config, architecture.image_size),
+        architecture,
+        image: weight(image.weight, image.start, image.ramp),
         text,
-        contrastive: contrastive.map(|weight| {
-            let logit_scale = losses.clip_contrastive.temperature.map_or(learned, |temperature| 1.0 / temperature);
-            let targets = ContrastiveTargets {
-                captions: against(Against::Captions),
-                originals: against(Against::Originals),
-                logit_scale,
-            };
-            (weight, targets)
-        }),
-        direction: turn,
+        contrastive: clip_contrastive(&losses.clip_contrastive, logit_scale),
+        direction,
     })
+}
+
+/// What is read from a CLIP's files.
+struct ClipNetworks {
+    architecture: ClipArchitecture,
+    encoder: ImageEncoder,
+    /// Only if a loss needs texts.
+    texts: Option<CaptionEncoder>,
+    /// What its cosines are multiplied with.
+    logit_scale: f64,
+}
+
+fn clip_networks(config: &Config, device: &Device) -> Result<ClipNetworks, LossError> {
+    let LossesConfig { clip_text, clip_direction, .. } = &config.losses;
+    let needs_texts = config.losses.needs_captions() || clip_text.weight != 0.0 || clip_direction.weight != 0.0;
+    let path = fetch(CLIP, config.clip.location(), FileChoice::Clip)?;
+    let read = if needs_texts { load_clip(&path) } else { load_clip_images(&path) };
+    let mut clip = read.map_err(|source| LossError::Weights { key: CLIP, source })?;
+    let texts = needs_texts.then(|| caption_encoder(&config.clip, &clip, path, device)).transpose()?;
+    // The text tower is as large as the other one, and is on the device now.
+    clip.weights.retain(|name, _| !name.starts_with("text_"));
+    let reader = WeightReader::frozen(&clip.weights, device, DType::F32);
+    let encoder =
+        ImageEncoder::read(&reader, &clip.architecture).map_err(|source| LossError::Model { key: CLIP, source })?;
+    let learned = clip.weights.get("logit_scale").and_then(|scale| scale.to_f32().first().copied());
+    let logit_scale = learned.map_or(100.0, |scale| f64::from(scale).exp().min(100.0));
+    Ok(ClipNetworks { architecture: clip.architecture, encoder, texts, logit_scale })
 }
 
 /// On the device without autodiff: texts are only compared with.
@@ -236,6 +244,41 @@ fn caption_encoder(
     Ok(CaptionEncoder::new(tokenizer, encoder, device))
 }
 
+/// `None` for a loss that is off.
+fn weight(value: f64, start: u64, ramp: u64) -> Option<Weight> {
+    (value != 0.0).then_some(Weight { value, start, ramp })
+}
+
+fn clip_text(loss: &ClipTextConfig, texts: &CaptionEncoder) -> Result<Option<(Weight, TextTarget)>, LossError> {
+    let Some(weight) = weight(loss.weight, loss.start, loss.ramp) else { return Ok(None) };
+    if loss.prompts.is_empty() {
+        return Ok(Some((weight, TextTarget::Captions)));
+    }
+    let prompts = prompts(&loss.prompts).map_err(LossError::Setting)?;
+    let embeddings = texts.embed(prompts.iter().map(|prompt| prompt.text.as_str()))?;
+    let weights = prompts.iter().map(|prompt| prompt.weight).collect();
+    Ok(Some((weight, TextTarget::Prompts(Box::new(embeddings), weights))))
+}
+
+fn clip_direction(
+    loss: &ClipDirectionConfig,
+    texts: &CaptionEncoder,
+) -> Result<Option<(Weight, Tensor<1>)>, LossError> {
+    let Some(weight) = weight(loss.weight, loss.start, loss.ramp) else { return Ok(None) };
+    let ends = [&loss.from, &loss.to].map(|text| text.as_deref().unwrap_or_default());
+    Ok(Some((weight, direction::between(texts.embed(ends.into_iter())?))))
+}
+
+/// `learned` is the checkpoint's own scale.
+fn clip_contrastive(loss: &ClipContrastiveConfig, learned: f64) -> Option<(Weight, ContrastiveTargets)> {
+    let targets = ContrastiveTargets {
+        captions: loss.against.contains(&Against::Captions),
+        originals: loss.against.contains(&Against::Originals),
+        logit_scale: loss.temperature.map_or(learned, |temperature| 1.0 / temperature),
+    };
+    Some((weight(loss.weight, loss.start, loss.ramp)?, targets))
+}
+
 /// Reads `losses.clip_text.prompts`.
 pub(crate) fn prompts(texts: &[String]) -> Result<Vec<Prompt>, Problem> {
     let wrong = |error: PromptError| Problem { key: "losses.clip_text.prompts", message: format!("is wrong: {error}") };
@@ -256,3 +299,6 @@ fn views(config: &Config, size: usize) -> Views {
     };
     Views { whole: clip.whole, cutouts: Cutouts::new(cutouts), at_once: clip.cutouts_at_once, seed: config.run.seed }
 }
+
+#[cfg(test)]
+mod tests;

@@ -36,6 +36,14 @@ pub enum ModelError {
         /// What was found, and what is needed.
         shapes: String,
     },
+    /// The discriminator makes no logit of images as small as these.
+    #[error("the discriminator needs images of at least {smallest} pixels, but data.resolution is {resolution}")]
+    ImagesTooSmall {
+        /// The least height and width, in pixels.
+        smallest: usize,
+        /// That of the run's pictures.
+        resolution: u32,
+    },
     /// The device could not hand a tensor back.
     #[error("the device failed while a weight was read back: {0}")]
     Device(String),

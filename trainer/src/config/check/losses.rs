@@ -3,8 +3,9 @@
 //! What is set for a loss that is off has to be in its range, and nothing more.
 
 use super::{Problem, below_one, location, not_negative, positive, problem, share};
-use crate::config::{Adaptive, ClipConfig, Config, LossesConfig, PixelConfig, PixelNormConfig};
+use crate::config::{Adaptive, Config, DiscriminatorConfig, LossesConfig, PixelConfig, PixelNormConfig};
 use crate::losses::load::prompts;
+use crate::models::discriminator::PatchGanConfig;
 use crate::models::lpips::Lpips;
 
 /// More views of one picture than that are a slip of the hand.
@@ -99,6 +100,7 @@ impl Config {
             }
         }
         location("discriminator.pretrained", discriminator.pretrained.as_deref())?;
+        // A pretrained one knows something already, and its own file says how large pictures have to be.
         if losses.adversarial.weight == 0.0 || discriminator.pretrained.is_some() {
             return Ok(());
         }
@@ -110,15 +112,12 @@ impl Config {
             );
             return problem("discriminator.start", message);
         }
-        // Each layer halves the side, rounding down; two more convolutions take 1 off it each, and one patch has to be
-        // left.
-        let side = data.resolution >> discriminator.layers;
-        if side < 3 {
+        let DiscriminatorConfig { channels, layers, norm, .. } = *discriminator;
+        let smallest = PatchGanConfig { channels, layers, norm }.smallest_input();
+        if (data.resolution as usize) < smallest {
             let message = format!(
-                "is {}, too many for data.resolution = {}, which must be {} or more",
-                discriminator.layers,
-                data.resolution,
-                3 << discriminator.layers
+                "is {layers}, too many for data.resolution = {}, which must be {smallest} or more",
+                data.resolution
             );
             return problem("discriminator.layers", message);
         }
@@ -133,7 +132,10 @@ impl Config {
         if clip.cutouts > MOST_CUTOUTS {
             return problem("clip.cutouts", format!("is {}, must be at most {MOST_CUTOUTS}", clip.cutouts));
         }
-        if clip.cutouts == 0 && !clip.whole && ClipConfig::is_needed(&self.losses) {
+        let LossesConfig { clip_image, clip_text, clip_direction, .. } = &self.losses;
+        // `clip_contrastive` sees whole pictures in any case.
+        let of_views = [clip_image.weight, clip_text.weight, clip_direction.weight];
+        if clip.cutouts == 0 && !clip.whole && of_views.iter().any(|weight| *weight != 0.0) {
             let message = "is 0 and clip.whole is false: CLIP would see nothing of a picture";
             return problem("clip.cutouts", message);
         }
@@ -156,11 +158,23 @@ fn check_adversarial(losses: &LossesConfig) -> Result<(), Problem> {
             false => problem("losses.adversarial.lecam", "has no effect: it needs losses.adversarial.weight above 0"),
         };
     }
-    let has_reference = losses.pixel.weight != 0.0 || losses.perceptual.weight != 0.0;
-    if adversarial.adaptive != Adaptive::Off && !has_reference {
+    if adversarial.adaptive == Adaptive::Off {
+        return Ok(());
+    }
+    let (pixel, perceptual) = (&losses.pixel, &losses.perceptual);
+    let references = [(pixel.weight, pixel.start), (perceptual.weight, perceptual.start)];
+    let Some(first) = references.iter().filter(|(weight, _)| *weight != 0.0).map(|(_, start)| *start).min() else {
         let message = "must be \"off\" where losses.pixel.weight and losses.perceptual.weight are 0: it is the ratio of \
                        their gradient to the adversarial one";
         return problem("losses.adversarial.adaptive", message);
+    };
+    if adversarial.start < first {
+        let message = format!(
+            "is {}, must be at least {first}, where losses.pixel or losses.perceptual starts: until then its adaptive \
+             weight, the ratio of their gradient to its own, is 0",
+            adversarial.start
+        );
+        return problem("losses.adversarial.start", message);
     }
     Ok(())
 }

@@ -232,6 +232,31 @@ fn an_adversarial_loss_needs_what_its_weight_adapts_to() {
 }
 
 #[test]
+fn an_adversarial_loss_does_not_start_before_what_its_weight_adapts_to() {
+    let starts = |adversarial: u64, pixel: u64, perceptual: Option<u64>| {
+        let perceptual = perceptual.map(|start| format!("[losses.perceptual]\nweight = 1.0\nstart = {start}\n"));
+        format!(
+            "[losses.adversarial]\nweight = 0.8\nstart = {adversarial}\n[losses.pixel]\nstart = {pixel}\n{}",
+            perceptual.unwrap_or_default()
+        )
+    };
+    for (adversarial, pixel, perceptual) in [(5, 5, None), (5, 6, Some(5)), (5, 0, Some(9))] {
+        sound(&starts(adversarial, pixel, perceptual));
+    }
+    for (adversarial, pixel, perceptual) in [(5, 6, None), (5, 6, Some(7)), (0, 6, None)] {
+        let text = starts(adversarial, pixel, perceptual);
+        let error = error(&text);
+        let words = format!("mine.toml:3: `losses.adversarial.start` is {adversarial}, must be at least 6");
+        assert!(error.starts_with(&words), "{error}");
+        sound(&text.replace("[losses.pixel]", "adaptive = \"off\"\n[losses.pixel]"));
+    }
+    // A loss that is off is no reference, wherever it starts.
+    let error =
+        error("[losses.adversarial]\nweight = 0.8\n[losses.pixel]\nstart = 6\n[losses.perceptual]\nstart = 0\n");
+    assert!(error.contains("`losses.adversarial.start` is 0, must be at least 6"), "{error}");
+}
+
+#[test]
 fn a_discriminator_has_to_fit_the_pictures_and_the_start_of_its_loss() {
     refused(
         "discriminator",
@@ -283,12 +308,17 @@ fn clip_has_to_see_something() {
     );
     let blind = "[clip]\ncutouts = 0\nwhole = false\n";
     sound(blind);
-    for loss in ["clip_image", "clip_text", "clip_contrastive", "clip_direction"] {
+    // It sees whole pictures, views or not.
+    let contrastive = "[losses.clip_contrastive]\nweight = 0.1\n";
+    assert!(ClipConfig::is_needed(&sound(&format!("{blind}{contrastive}")).losses));
+    let error = error(&format!("{blind}{contrastive}[losses.clip_image]\nweight = 0.1\n"));
+    assert!(error.starts_with("mine.toml:2: `clip.cutouts` is 0 and clip.whole is false"), "{error}");
+    for loss in ["clip_image", "clip_text", "clip_direction"] {
         let on = format!(
             "[losses.{loss}]\nweight = 0.1\n{}",
             if loss == "clip_direction" { "from = \"a\"\nto = \"b\"\n" } else { "" }
         );
-        let error = error(&format!("{blind}{on}"));
+        let error = self::error(&format!("{blind}{on}"));
         assert!(error.starts_with("mine.toml:2: `clip.cutouts` is 0 and clip.whole is false"), "{loss}: {error}");
         let config = sound(&on);
         assert!(ClipConfig::is_needed(&config.losses), "{loss}");
