@@ -431,7 +431,8 @@ impl Training {
             self.progress.line(&format!("skipped {warning}"));
         }
         if let Some(caption) = self.losses.clip.as_ref().and_then(ClipGuidance::take_truncated) {
-            self.progress.line(&format!("CLIP does not see the end of captions as long as this one: {caption}"));
+            let beginning: String = caption.chars().take(80).collect();
+            self.progress.line(&format!("CLIP does not see the end of captions as long as this one: {beginning}"));
         }
         self.progress.step(shown);
         Ok(())
