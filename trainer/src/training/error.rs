@@ -1,0 +1,128 @@
+//! Why a run ends early.
+
+use std::path::PathBuf;
+
+use checkpoints::run::{RunError, SaveError};
+use datasets::DataError;
+
+use crate::config::ConfigError;
+use crate::device::DeviceError;
+use crate::freezing::FreezingError;
+use crate::losses::load::LossError;
+use crate::models::weights::ModelError;
+use crate::pretrained::PretrainedError;
+use crate::run_state::StateError;
+use crate::validation::ValidationError;
+
+/// Why a run ended before its last step.
+#[derive(Debug, thiserror::Error)]
+pub enum TrainError {
+    /// The configuration.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    /// The device.
+    #[error("`run.device`: {0}")]
+    Device(#[from] DeviceError),
+    /// The pretrained weights.
+    #[error("`model.pretrained`: {0}")]
+    Pretrained(PretrainedError),
+    /// The architecture of a model with random weights.
+    #[error(transparent)]
+    Architecture(PretrainedError),
+    /// A loss's network.
+    #[error(transparent)]
+    Loss(#[from] LossError),
+    /// What `model.train` says.
+    #[error("`model.train`: {0}")]
+    Freezing(#[from] FreezingError),
+    /// The pictures.
+    #[error(transparent)]
+    Data(#[from] DataError),
+    /// A loss needs captions.
+    #[error("{name} has no caption, which {loss} needs: put one into a .txt file of the same name")]
+    NoCaption {
+        /// The first picture without one.
+        name: String,
+        /// The loss's key.
+        loss: &'static str,
+    },
+    /// The run's folder.
+    #[error(transparent)]
+    Run(#[from] RunError),
+    /// A checkpoint could not be written.
+    #[error(transparent)]
+    Save(#[from] SaveError<StateError>),
+    /// A checkpoint that verifies holds something unexpected.
+    #[error("{}: {source}", path.display())]
+    State {
+        /// The checkpoint.
+        path: PathBuf,
+        /// What is wrong.
+        source: StateError,
+    },
+    /// The weights do not make a model.
+    #[error(transparent)]
+    Model(#[from] ModelError),
+    /// Validation.
+    #[error(transparent)]
+    Validation(#[from] ValidationError),
+    /// A sample grid could not be encoded.
+    #[error("cannot encode the sample grid: {0}")]
+    Samples(#[from] image::ImageError),
+    /// The run's folder holds a run, and `--resume` was not given.
+    #[error(
+        "{} already holds a run: go on with it by --resume, or choose another folder by --run-dir",
+        .0.display()
+    )]
+    Occupied(PathBuf),
+    /// `--resume` without anything to resume.
+    #[error("{} holds no checkpoint to resume", .0.display())]
+    NothingToResume(PathBuf),
+    /// The configuration of a resumed run differs where that would make it another run.
+    #[error("the run to resume was started with another configuration: {}", .0.join(", "))]
+    Changed(Vec<String>),
+    /// The checkpoint is past the end of the run.
+    #[error("the run is at step {step} and run.steps is {steps}: it is finished; raise run.steps to go on")]
+    Finished {
+        /// Steps done.
+        step: u64,
+        /// Steps asked for.
+        steps: u64,
+    },
+    /// Something is not a number any more. Nothing of that step was kept.
+    #[error("{what} is not finite at step {step}; a lower optimizer.learning_rate often helps; {saved}")]
+    NotFinite {
+        /// A loss or the gradient.
+        what: String,
+        /// The optimizer step, counted from 1.
+        step: u64,
+        /// The last checkpoint.
+        saved: String,
+    },
+    /// The device failed.
+    #[error("the device failed at step {step}: {message}; {saved}")]
+    DeviceFailed {
+        /// The optimizer step, counted from 1.
+        step: u64,
+        /// What the device said.
+        message: String,
+        /// The last checkpoint.
+        saved: String,
+    },
+}
+
+impl TrainError {
+    /// Whether the weights are still those of the last whole step, so that they are worth saving.
+    pub(super) fn leaves_the_run_sound(&self) -> bool {
+        !matches!(self, Self::DeviceFailed { .. } | Self::NotFinite { .. } | Self::Save(_))
+    }
+}
+
+impl From<PretrainedError> for TrainError {
+    fn from(error: PretrainedError) -> Self {
+        match error {
+            PretrainedError::Architecture(_) => Self::Architecture(error),
+            _ => Self::Pretrained(error),
+        }
+    }
+}

@@ -1,0 +1,55 @@
+//! Where the samples of each pass over an effective batch come from.
+
+use burn_train::Interrupter;
+use datasets::{Batch, Loader};
+
+use super::step::StepError;
+use super::{TrainError, Training};
+use crate::config::Config;
+
+/// One for each pass over an effective batch: the second pass reads the samples again, so that they need not be kept.
+pub(super) struct Loaders {
+    /// Only in steps in which a loss couples samples.
+    pub(super) first_pass: Option<Loader>,
+    pub(super) second_pass: Loader,
+}
+
+impl Loaders {
+    /// How long steps have waited for samples so far, in seconds.
+    pub(super) fn wait_seconds(&self) -> f64 {
+        self.first_pass.iter().chain([&self.second_pass]).map(Loader::wait_seconds).sum()
+    }
+}
+
+impl Training {
+    pub(super) fn start_loaders(&self) -> Result<Loaders, TrainError> {
+        Ok(Loaders { first_pass: None, second_pass: self.start_loader()? })
+    }
+
+    pub(super) fn start_loader(&self) -> Result<Loader, TrainError> {
+        let Config { batch, data, run, .. } = &self.config;
+        let (first, last) = (self.step * batch.effective as u64, run.steps * batch.effective as u64);
+        let stream = self.data.training.clone();
+        Ok(Loader::start(stream, first, Some(last - first), data.workers, data.prefetch)?)
+    }
+}
+
+/// The micro-batches of one effective batch; the last may be smaller. A request to stop ends it between two of them.
+pub(super) fn micro_batches<'a>(
+    loader: &'a mut Loader,
+    config: &Config,
+    interrupter: &'a Interrupter,
+) -> impl Iterator<Item = Result<Batch, StepError>> + 'a {
+    let (mut left, micro) = (config.batch.effective, config.batch.micro);
+    std::iter::from_fn(move || {
+        if left == 0 {
+            return None;
+        }
+        if interrupter.should_stop() {
+            return Some(Err(StepError::Interrupted));
+        }
+        let count = micro.min(left);
+        left -= count;
+        Some(loader.next_batch(count).map_err(StepError::from))
+    })
+}
