@@ -6,7 +6,7 @@ use std::path::Path;
 use burn::tensor::{DType, Device, Tensor, TensorData};
 use checkpoints::{WeightsFile, family_name};
 use trainer::engine::{Checkpoint, MicroBatch, Networks, StepSettings, effective_batch_gradient};
-use trainer::losses::{AdversarialState, CodebookLoss, Losses, PixelLoss, PixelNorm, Weight};
+use trainer::losses::{CodebookLoss, Losses, PixelLoss, PixelNorm, Weight};
 use trainer::models::VqGan;
 use trainer::models::weights::param_id;
 use trainer::pretrained::{Initial, pretrained};
@@ -110,12 +110,7 @@ fn check_initial(initial: &Initial, expected: &WeightsFile, legacy: Option<bool>
     };
     let samples = input.dims()[0];
     let batches = || input.clone().chunk(samples, 0).into_iter().map(|image| Ok::<_, Infallible>(Fixed(image)));
-    let settings = StepSettings {
-        step: 0,
-        effective: samples,
-        checkpoint: Checkpoint::Blocks,
-        adversarial: AdversarialState::default(),
-    };
+    let settings = StepSettings { effective: samples, checkpoint: Checkpoint::Blocks, ..StepSettings::default() };
     let networks = Networks { vqgan: &model, discriminator: None };
     let batch = effective_batch_gradient(networks, &losses, settings, batches(), batches(), |_| {}).unwrap();
     let figures = batch.read(Tensor::zeros([1], &device), None).unwrap();

@@ -1,4 +1,4 @@
-//! The discriminator with all that belongs to its training: its own optimizer, schedule and clipping.
+//! The discriminator with all that belongs to its training: its own optimizer, schedule, clipping and loss scale.
 
 use burn::optim::GradientsParams;
 use burn::tensor::{DType, Device, Tensor};
@@ -6,13 +6,14 @@ use checkpoints::hub::FileChoice;
 use checkpoints::load_discriminator;
 
 use crate::config::Config;
-use crate::gradients::{clip_by_global_norm, global_norm};
+use crate::gradients::{global_norm, unscale_and_clip};
 use crate::losses::AdversarialState;
 use crate::losses::load::{LossError, fetch};
 use crate::lr_schedule::LrSchedule;
 use crate::models::discriminator::{BatchStatistics, DiscriminatorNorm, PatchGan, PatchGanConfig};
 use crate::models::weights::{ModelError, StateDict, WeightReader};
 use crate::optimizer::ModelOptimizer;
+use crate::precision::{LossScaler, ScalerState};
 
 /// A discriminator in training.
 pub struct Adversary {
@@ -21,6 +22,7 @@ pub struct Adversary {
     optimizer: ModelOptimizer,
     schedule: LrSchedule,
     clip_norm: f64,
+    scaler: LossScaler,
     /// What its losses carry over from step to step.
     pub state: AdversarialState,
 }
@@ -56,9 +58,13 @@ impl Adversary {
         weights: &StateDict,
         optimizer: &StateDict,
         state: AdversarialState,
+        scaler: Option<ScalerState>,
         device: &Device,
     ) -> Result<Self, ModelError> {
         let mut adversary = Self { state, ..Self::new(config, weights, device)? };
+        if let Some(scaler) = scaler {
+            adversary.scaler = LossScaler::resumed(&config.precision, scaler);
+        }
         let Self { model, optimizer: own, .. } = &mut adversary;
         if let Some(model) = model {
             own.load_state_dict(model, optimizer)?;
@@ -82,6 +88,7 @@ impl Adversary {
             schedule: LrSchedule::new(&config.discriminator_schedule(), &optimizer, config.run.steps)
                 .starting_at(config.discriminator_start()),
             clip_norm: optimizer.clip_norm,
+            scaler: LossScaler::new(&config.precision),
             optimizer: ModelOptimizer::new(&optimizer),
             state: AdversarialState::new(config.losses.adversarial.lecam_decay),
         })
@@ -102,28 +109,43 @@ impl Adversary {
         global_norm(self.model(), gradients)
     }
 
-    /// Its learning rate at an optimizer step.
+    /// Its loss scale.
+    pub fn scaler(&self) -> &LossScaler {
+        &self.scaler
+    }
+
+    /// Its learning rate at a step, of which it has not taken those that it has skipped.
     pub fn learning_rate(&self, step: u64) -> f64 {
-        self.schedule.at(step)
+        self.schedule.at(self.scaler.taken(step))
     }
 
-    /// Takes an optimizer step, counted from 0, with gradients of the global norm `norm`, and moves the running statistics.
-    pub fn step(&mut self, step: u64, gradients: GradientsParams, norm: f64, statistics: Vec<BatchStatistics>) {
-        let gradients = match self.clip_norm > 0.0 {
-            true => clip_by_global_norm(self.model(), gradients, norm, self.clip_norm),
-            false => gradients,
-        };
-        let learning_rate = self.schedule.at(step);
-        let stepped = self.model.take().map(|model| self.optimizer.step(learning_rate, model, gradients));
-        self.model = stepped.map(|model| statistics.into_iter().fold(model, PatchGan::with_statistics));
-    }
-
-    /// Carries over what a step's figures say: the mean logits of both halves, and the balance of the gradients.
-    pub fn remember(&mut self, logits: Option<[f64; 2]>, balance: Option<f64>) {
-        if let Some([real, fake]) = logits {
+    /// Takes the run's step `step`, counted from 0, with gradients of the global norm `norm`, and moves the running
+    /// statistics; `logits` are the mean logits of both halves. If something is not finite nothing moves but the loss scale.
+    /// Returns whether it was.
+    pub fn step(
+        &mut self,
+        step: u64,
+        gradients: GradientsParams,
+        norm: f64,
+        logits: Option<[f64; 2]>,
+        statistics: Vec<BatchStatistics>,
+    ) -> bool {
+        let logits = logits.filter(|logits| logits.iter().all(|logit| logit.is_finite()));
+        let finite = norm.is_finite() && logits.is_some();
+        if let Some([real, fake]) = logits.filter(|_| finite) {
+            let gradients = unscale_and_clip(self.model(), gradients, self.scaler.scale(), norm, self.clip_norm);
+            let learning_rate = self.learning_rate(step);
+            let stepped = self.model.take().map(|model| self.optimizer.step(learning_rate, model, gradients));
+            self.model = stepped.map(|model| statistics.into_iter().fold(model, PatchGan::with_statistics));
             self.state.lecam = self.state.lecam.updated(real, fake);
         }
-        self.state.balance = balance.or(self.state.balance);
+        self.scaler.update(finite);
+        finite
+    }
+
+    /// Carries over the balance of a step's gradients, if that step had one.
+    pub fn remember(&mut self, balance: Option<f64>) {
+        self.state.balance = balance.filter(|balance| balance.is_finite()).or(self.state.balance);
     }
 }
 

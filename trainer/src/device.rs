@@ -4,6 +4,9 @@ use std::fmt;
 use std::str::FromStr;
 
 use burn::tensor::Device;
+use serde::Serialize;
+
+use crate::config::Compute;
 
 /// What `[run] device` or `--device` asks for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -82,6 +85,31 @@ pub struct Selected {
     pub description: String,
 }
 
+/// The memory that a device computes in, in bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+pub struct DeviceMemory {
+    /// What nobody uses at present.
+    pub free: u64,
+    /// All of it.
+    pub total: u64,
+}
+
+impl Selected {
+    /// Free and total memory, where somebody knows: of the GPU on CUDA, of the machine or of the container on the CPU.
+    pub fn memory(&self) -> Option<DeviceMemory> {
+        match self.choice {
+            Choice::Cuda(index) => cuda::memory(index),
+            Choice::Cpu => Some(host_memory()),
+            Choice::Auto | Choice::Wgpu(_) | Choice::WgpuCpu => None,
+        }
+    }
+
+    /// Whether the device computes in a precision.
+    pub fn supports(&self, compute: Compute) -> bool {
+        self.device.supports_dtype(compute.dtype())
+    }
+}
+
 impl Choice {
     /// Opens the device.
     ///
@@ -124,6 +152,18 @@ fn auto() -> Selected {
     selected
 }
 
+fn host_memory() -> DeviceMemory {
+    let mut system = sysinfo::System::new();
+    system.refresh_memory();
+    let machine = DeviceMemory { free: system.available_memory(), total: system.total_memory() };
+    match system.cgroup_limits() {
+        Some(limits) => {
+            DeviceMemory { free: machine.free.min(limits.free_memory), total: machine.total.min(limits.total_memory) }
+        }
+        None => machine,
+    }
+}
+
 fn cpu_description() -> String {
     let threads = std::thread::available_parallelism().map_or(1, usize::from);
     format!("cpu, {threads} thread{}", if threads == 1 { "" } else { "s" })
@@ -131,10 +171,14 @@ fn cpu_description() -> String {
 
 #[cfg(not(feature = "cuda"))]
 mod cuda {
-    use super::{DeviceError, Selected};
+    use super::{DeviceError, DeviceMemory, Selected};
 
     pub fn open(_index: usize) -> Result<Selected, DeviceError> {
         Err(DeviceError::NotBuiltIn { name: "cuda" })
+    }
+
+    pub fn memory(_index: usize) -> Option<DeviceMemory> {
+        None
     }
 }
 
@@ -142,7 +186,13 @@ mod cuda {
 mod cuda {
     use burn::tensor::{Device, DeviceType};
 
-    use super::{Choice, DeviceError, Selected, describe};
+    use super::{Choice, DeviceError, DeviceMemory, Selected, describe};
+
+    /// What the driver says, which counts all processes.
+    pub fn memory(index: usize) -> Option<DeviceMemory> {
+        let (free, total) = cudarc::driver::CudaContext::new(index).ok()?.mem_get_info().ok()?;
+        Some(DeviceMemory { free: free as u64, total: total as u64 })
+    }
 
     /// Enumerating asks for the driver first: opening a device without one would panic.
     pub fn open(index: usize) -> Result<Selected, DeviceError> {
@@ -214,6 +264,14 @@ mod tests {
         for name in ["", "gpu", "cuda:x", "cpu:1", "cuda:-1"] {
             assert!(name.parse::<Choice>().is_err(), "{name}");
         }
+    }
+
+    #[test]
+    fn the_cpu_has_memory_and_all_precisions() {
+        let cpu = Choice::Cpu.open().unwrap();
+        assert!(Compute::ALL.into_iter().all(|compute| cpu.supports(compute)));
+        let DeviceMemory { free, total } = cpu.memory().unwrap();
+        assert!(0 < free && free <= total);
     }
 
     #[cfg(not(feature = "cuda"))]

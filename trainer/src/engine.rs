@@ -20,19 +20,20 @@ pub use self::figures::Figures;
 use self::figures::Sums;
 use self::reconstruct::Reconstruct;
 use crate::config::Adaptive;
-use crate::gradients::GradientSum;
+use crate::gradients::{GradientSum, global_norm};
 use crate::losses::{Adversarial, AdversarialState, Half, Losses, Seen, mean_logits};
 use crate::models::VqGan;
 use crate::models::blocks::statistics_dtype;
 use crate::models::discriminator::{BatchStatistics, PatchGan};
 use crate::models::quantizer::Quantized;
+use crate::precision::{self, Probe, compute_copy};
 
 /// Some samples of an effective batch, still on the host.
 pub trait MicroBatch {
     /// Number of samples.
     fn samples(&self) -> usize;
 
-    /// The images on `device`, `[samples, 3, H, W]` in -1..1, without autodiff.
+    /// The images on `device`, `[samples, 3, H, W]` in -1..1, without autodiff; `dtype` is f32 at least.
     fn images(&self, device: &Device, dtype: DType) -> Tensor<4>;
 
     /// Each sample's position in the training stream: the key of all its randomness.
@@ -52,8 +53,8 @@ pub struct Networks<'a> {
 }
 
 /// How a step is computed.
-#[derive(Debug, Clone, Copy)]
-pub struct StepSettings {
+#[derive(Clone, Copy)]
+pub struct StepSettings<'a> {
     /// The optimizer step, counted from 0.
     pub step: u64,
     /// Number of samples in the effective batch.
@@ -62,16 +63,58 @@ pub struct StepSettings {
     pub checkpoint: Checkpoint,
     /// What the adversarial loss carries over from earlier steps.
     pub adversarial: AdversarialState,
+    /// The type that copies of the networks compute in; `None` for the networks themselves.
+    pub compute: Option<DType>,
+    /// What the losses are multiplied with before the backward passes.
+    pub loss_scales: LossScales,
+    /// Whether to look for an overflow after each micro-batch, and then to leave out what is of no use any more. For a device
+    /// that is not waited for by looking.
+    pub stop_early: bool,
+    /// Looks for the first value that is not finite, which makes a step slow.
+    pub probe: Option<&'a Probe>,
+}
+
+impl Default for StepSettings<'_> {
+    /// The first step, of one sample, in the networks' own type.
+    fn default() -> Self {
+        Self {
+            step: 0,
+            effective: 1,
+            checkpoint: Checkpoint::None,
+            adversarial: AdversarialState::default(),
+            compute: None,
+            loss_scales: LossScales::default(),
+            stop_early: false,
+            probe: None,
+        }
+    }
+}
+
+/// The loss scale of each optimizer.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct LossScales {
+    /// Of the generator's losses.
+    pub generator: f64,
+    /// Of the discriminator's loss.
+    pub discriminator: f64,
+}
+
+impl Default for LossScales {
+    fn default() -> Self {
+        Self { generator: 1.0, discriminator: 1.0 }
+    }
 }
 
 /// What one effective batch says about the networks.
 pub struct EffectiveBatch {
-    /// Gradient of the generator's weighted losses, mean over the samples.
+    /// Gradient of the generator's weighted losses, mean over the samples, times its loss scale; in f32 at least.
     pub generator: GradientsParams,
-    /// Gradient of the discriminator's loss, mean over the samples; empty in a step in which it does not learn.
+    /// Gradient of the discriminator's loss, mean over the samples, times its loss scale; empty in a step in which it does not
+    /// learn.
     pub discriminator: GradientsParams,
     /// What the discriminator's norms saw, in order.
     pub statistics: Vec<BatchStatistics>,
+    loss_scales: LossScales,
     sums: Sums,
 }
 
@@ -98,8 +141,12 @@ pub fn effective_batch_gradient<B: MicroBatch, E>(
     second_pass: impl Iterator<Item = Result<B, E>>,
     progress: impl Fn(usize),
 ) -> Result<EffectiveBatch, E> {
-    let plain = networks.vqgan.valid();
-    let pass = Pass::new(networks, &plain, losses, settings);
+    // Once per step, and not per micro-batch.
+    let copy = settings.compute.map(|dtype| compute_copy(networks.vqgan, dtype));
+    let vqgan = copy.as_ref().unwrap_or(networks.vqgan);
+    let plain = vqgan.valid();
+    let pass = Pass::new(networks.discriminator, &plain, losses, settings);
+    let probe = settings.probe;
     let mut sums = Sums::default();
     let (mut generator, mut learned) = (GradientSum::default(), Learned::default());
 
@@ -108,24 +155,75 @@ pub fn effective_batch_gradient<B: MicroBatch, E>(
         false => Coupling::default(),
     };
     let (mut last_layer, mut first) = (LastLayerGradients::default(), 0);
+    let mut overflow = Overflow { generator: false, discriminator: pass.discriminator.is_none() };
     for batch in second_pass {
         let batch = batch?;
-        let original = pass.images(&batch);
-        let (through_model, reconstruction) =
-            Reconstruct::forward(networks.vqgan, &plain, original.clone(), settings.checkpoint);
-        let seen = pass.seen(&batch, first, original, reconstruction);
+        if overflow.generator {
+            // The discriminator's step is another one, for which reconstructions are enough.
+            if !overflow.discriminator {
+                let original = pass.images(&batch);
+                let (reconstruction, _) = plain.reconstruct(original.clone());
+                pass.discriminator_gradient(
+                    &pass.seen(&batch, first, original, reconstruction),
+                    &mut learned,
+                    &mut sums,
+                );
+            }
+        } else {
+            let original = pass.images(&batch);
+            let (through_model, reconstruction) =
+                Reconstruct::forward(vqgan, &plain, original.clone(), settings.checkpoint, probe);
+            let seen = pass.seen(&batch, first, original, reconstruction);
 
-        let at_image = pass.at_image(&seen, through_model.last_input(), &coupling, &mut last_layer, &mut sums);
-        pass.discriminator_gradient(&seen, &mut learned, &mut sums);
-        let codebook = pass.codebook_surrogate(through_model.quantized(), &coupling, &mut sums);
-        through_model.backward(at_image, codebook, &mut generator);
-
+            let at_image = pass.at_image(&seen, through_model.last_input(), &coupling, &mut last_layer, &mut sums);
+            if !overflow.discriminator {
+                pass.discriminator_gradient(&seen, &mut learned, &mut sums);
+            }
+            let codebook = pass.codebook_surrogate(through_model.quantized(), &coupling, &mut sums);
+            through_model.backward(at_image, codebook, &mut generator, probe);
+        }
         first += batch.samples();
         progress(batch.samples());
+        if settings.stop_early && first < settings.effective {
+            overflow.look(networks, &generator, &learned.gradients);
+        }
     }
     pass.finish(&coupling, &last_layer, &mut sums);
+    overflow.leave_out(&mut sums);
     let Learned { gradients, statistics } = learned;
-    Ok(EffectiveBatch { generator: generator.into_inner(), discriminator: gradients.into_inner(), statistics, sums })
+    let (generator, discriminator) = (generator.into_inner(), gradients.into_inner());
+    Ok(EffectiveBatch { generator, discriminator, statistics, loss_scales: settings.loss_scales, sums })
+}
+
+/// Which gradients of a step are known not to be finite, so that the rest of them is of no use; of a discriminator that does
+/// not learn there is none that is.
+struct Overflow {
+    generator: bool,
+    discriminator: bool,
+}
+
+impl Overflow {
+    /// Once found, an overflow stays.
+    fn look(&mut self, networks: Networks, generator: &GradientSum, discriminator: &GradientSum) {
+        fn is_finite<M: Module>(module: &M, gradients: &GradientSum) -> bool {
+            global_norm(module, gradients.so_far()).is_none_or(|norm| precision::is_finite(&norm))
+        }
+        self.generator = self.generator || !is_finite(networks.vqgan, generator);
+        let learns = networks.discriminator.filter(|_| !self.discriminator);
+        self.discriminator |= learns.is_some_and(|module| !is_finite(module, discriminator));
+    }
+
+    /// Leaves out figures that are not of the whole step.
+    fn leave_out(&self, sums: &mut Sums) {
+        const OF_DISCRIMINATOR: [&str; 3] = ["discriminator", "logits_real", "logits_fake"];
+        if self.generator {
+            sums.leave_out(|name| !OF_DISCRIMINATOR.contains(&name));
+            sums.leave_out_total();
+        }
+        if self.discriminator {
+            sums.leave_out(|name| OF_DISCRIMINATOR.contains(&name));
+        }
+    }
 }
 
 /// What stays the same throughout one effective batch.
@@ -133,35 +231,41 @@ struct Pass<'a> {
     /// The generator without autodiff.
     plain: &'a VqGan,
     losses: &'a Losses,
-    settings: StepSettings,
+    settings: StepSettings<'a>,
     device: Device,
-    dtype: DType,
+    /// Of images and losses: f32 at least.
+    wide: DType,
     /// Only in a step in which the adversarial loss counts, with its adversary, through which gradients go and to which they
     /// do not.
     adversarial: Option<(&'a Adversarial, PatchGan)>,
     /// Only in a step in which it learns.
-    discriminator: Option<(&'a Adversarial, &'a PatchGan)>,
+    discriminator: Option<(&'a Adversarial, PatchGan)>,
 }
 
 impl<'a> Pass<'a> {
-    fn new(networks: Networks<'a>, plain: &'a VqGan, losses: &'a Losses, settings: StepSettings) -> Self {
+    fn new(discriminator: Option<&PatchGan>, plain: &'a VqGan, losses: &'a Losses, settings: StepSettings<'a>) -> Self {
         let (device, dtype) = plain.place();
-        let both = losses.adversarial.as_ref().zip(networks.discriminator);
+        let copy = |discriminator: &PatchGan| match settings.compute {
+            Some(dtype) => compute_copy(discriminator, dtype),
+            None => discriminator.clone(),
+        };
+        let both = losses.adversarial.as_ref().zip(discriminator.map(copy));
         Self {
             plain,
             losses,
             settings,
             device,
-            dtype,
+            wide: statistics_dtype(dtype),
             adversarial: both
+                .clone()
                 .filter(|(loss, _)| loss.weight.at(settings.step) != 0.0)
-                .map(|(loss, discriminator)| (loss, discriminator.clone().no_grad())),
+                .map(|(loss, discriminator)| (loss, discriminator.no_grad())),
             discriminator: both.filter(|(loss, _)| settings.step >= loss.discriminator_start),
         }
     }
 
     fn images(&self, batch: &impl MicroBatch) -> Tensor<4> {
-        batch.images(&self.device, self.dtype)
+        batch.images(&self.device, self.wide)
     }
 
     fn seen<'b>(
@@ -174,6 +278,7 @@ impl<'a> Pass<'a> {
         Seen {
             step: self.settings.step,
             per_sample: 1.0 / self.settings.effective as f64,
+            loss_scale: self.settings.loss_scales.generator,
             original,
             reconstruction,
             first,
@@ -182,8 +287,9 @@ impl<'a> Pass<'a> {
         }
     }
 
-    /// Gradient of the weighted sum of all image losses at the reconstruction, `[n, 3, H, W]`. Each loss network has a graph
-    /// of its own, which is gone before the next one runs: the memory is that of the largest and not of their sum.
+    /// Gradient of the weighted sum of all image losses, times the loss scale, at the reconstruction, `[n, 3, H, W]`. Each loss
+    /// network has a graph of its own, which is gone before the next one runs: the memory is that of the largest and not of
+    /// their sum.
     fn at_image(
         &self,
         seen: &Seen,
@@ -203,15 +309,28 @@ impl<'a> Pass<'a> {
             let weight = balance * loss.weight.at(self.settings.step);
             sums.add("adversarial", value.clone());
             sums.add_to_total(value * weight.clone());
-            sum = sum + at_image * weight.cast(self.dtype).reshape([1, 1, 1, 1]);
+            sum = sum + at_image * weight.reshape([1, 1, 1, 1]);
         }
         if let Some(clip) = &self.losses.clip {
             let record = &mut |name, value: Tensor<1>, weight| sums.add_loss(name, value, weight);
             if let Some(at_image) = clip.gradient(seen, coupling.contrastive.as_ref(), record) {
+                self.probe_gradient("the loss clip", &at_image);
                 sum = sum + at_image;
             }
         }
         sum
+    }
+
+    fn probe_value(&self, place: &str, value: &Tensor<1>) {
+        if let Some(probe) = self.settings.probe {
+            probe.forward(|| place.to_owned(), value);
+        }
+    }
+
+    fn probe_gradient(&self, place: &str, at_image: &Tensor<4>) {
+        if let Some(probe) = self.settings.probe {
+            probe.backward(|| place.to_owned(), at_image);
+        }
     }
 
     /// Gradient at the reconstruction of the losses that compare it with the original, `[n, 3, H, W]`.
@@ -224,15 +343,18 @@ impl<'a> Pass<'a> {
             }
             let at_image = gradient_at(&seen.reconstruction, |leaf| {
                 let value = loss.per_sample(seen.original.clone().autodiff(), leaf).sum() * seen.per_sample;
-                sums.add_loss(loss.name(), value.clone().without_autodiff(), weight);
-                value * weight
+                let plain = value.clone().without_autodiff();
+                self.probe_value(&format!("the loss {}", loss.name()), &plain);
+                sums.add_loss(loss.name(), plain, weight);
+                value * (weight * seen.loss_scale)
             });
+            self.probe_gradient(&format!("the loss {}", loss.name()), &at_image);
             sum = sum + at_image;
         }
         sum
     }
 
-    /// Gradient of the unweighted adversarial loss at the reconstruction, and the loss, `[1]`.
+    /// Gradient of the unweighted adversarial loss, times the loss scale, at the reconstruction, and the loss, `[1]`.
     fn adversarial_gradient(
         &self,
         loss: &Adversarial,
@@ -243,9 +365,12 @@ impl<'a> Pass<'a> {
         let at_image = gradient_at(&seen.reconstruction, |leaf| {
             let loss = loss.generator(discriminator.forward(leaf)).sum() * seen.per_sample;
             value = Some(loss.clone().without_autodiff());
-            loss
+            loss * seen.loss_scale
         });
-        (at_image, value.unwrap_or_else(|| self.scalar(0.0)))
+        let value = value.unwrap_or_else(|| self.scalar(0.0));
+        self.probe_value("the loss adversarial", &value);
+        self.probe_gradient("the loss adversarial", &at_image);
+        (at_image, value)
     }
 
     /// What the adversarial loss's weight is multiplied by so that its pull on the last layer is that of the reconstruction
@@ -260,7 +385,7 @@ impl<'a> Pass<'a> {
         last_layer: &mut LastLayerGradients,
     ) -> Tensor<1> {
         let add_to = |last_layer: &mut LastLayerGradients, scale: f64| {
-            last_layer.add(self.plain.last_layer(), last_input, gradients, scale);
+            last_layer.add(self.plain.last_layer(), last_input, gradients, scale / seen.loss_scale);
         };
         let balance = match loss.adaptive {
             Adaptive::Off => None,
@@ -281,14 +406,14 @@ impl<'a> Pass<'a> {
 
     /// `[1]`, in the type of losses.
     fn scalar(&self, value: f64) -> Tensor<1> {
-        Tensor::full([1], value, (&self.device, statistics_dtype(self.dtype)))
+        Tensor::full([1], value, (&self.device, self.wide))
     }
 
     /// Adds the gradient of the discriminator's loss, on the same reconstructions as the generator's. Originals and
     /// reconstructions have a graph each, one after the other.
     fn discriminator_gradient(&self, seen: &Seen, learned: &mut Learned, sums: &mut Sums) {
-        let Some((loss, discriminator)) = self.discriminator else { return };
-        let lecam = &self.settings.adversarial.lecam;
+        let Some((loss, discriminator)) = &self.discriminator else { return };
+        let StepSettings { adversarial: AdversarialState { lecam, .. }, probe, loss_scales, .. } = &self.settings;
         for (half, name, images) in
             [(Half::Real, "logits_real", &seen.original), (Half::Fake, "logits_fake", &seen.reconstruction)]
         {
@@ -297,18 +422,23 @@ impl<'a> Pass<'a> {
             sums.add(name, mean_logits(logits.clone().without_autodiff()).sum() * seen.per_sample);
             let value = loss.discriminator(half, logits, lecam).sum() * seen.per_sample;
             sums.add("discriminator", value.clone().without_autodiff());
-            learned.gradients.add_module(&mut value.backward(), discriminator);
+            self.probe_value("the discriminator", &value);
+            let mut gradients = (value * loss_scales.discriminator).backward();
+            learned.gradients.add_module(&mut gradients, discriminator);
+            if let Some(probe) = probe {
+                probe.module("the discriminator", discriminator, learned.gradients.so_far());
+            }
         }
     }
 
-    /// A scalar whose gradient is that of the weighted codebook loss.
+    /// A scalar whose gradient is that of the weighted codebook loss, times the loss scale.
     fn codebook_surrogate(&self, quantized: &Quantized, coupling: &Coupling, sums: &mut Sums) -> Tensor<1> {
         sums.add_codes(quantized, self.plain.quantizer().codes());
         let (weight, loss) = &self.losses.codebook;
-        let weight = weight.at(self.settings.step);
+        let (weight, loss_scale) = (weight.at(self.settings.step), self.settings.loss_scales.generator);
         let value = loss.per_sample(quantized).sum() / self.settings.effective as f64;
         sums.add_loss("codebook", value.clone().without_autodiff(), weight);
-        let Some(coupling) = &coupling.entropy else { return value * weight };
+        let Some(coupling) = &coupling.entropy else { return value * (weight * loss_scale) };
 
         let Quantized { vectors, codebook_vectors, .. } = quantized;
         let entropy =
@@ -316,7 +446,7 @@ impl<'a> Pass<'a> {
         sums.add_loss("entropy", entropy.sample_entropy, weight * loss.entropy);
         let surrogate = (vectors.clone() * entropy.vectors.autodiff()).sum()
             + (codebook_vectors.clone() * entropy.codebook.autodiff()).sum();
-        (value + surrogate * loss.entropy) * weight
+        (value + surrogate * loss.entropy) * (weight * loss_scale)
     }
 
     /// What belongs to the effective batch as a whole.
@@ -344,12 +474,16 @@ pub(crate) fn gradient_at(image: &Tensor<4>, loss: impl FnOnce(Tensor<4>) -> Ten
 
 impl EffectiveBatch {
     /// Waits for the device and reads all figures in one transfer, with the global norms of the generator's gradient and, in
-    /// a step in which it learns, of the discriminator's, `[1]` each.
+    /// a step in which it learns, of the discriminator's, `[1]` each, out of which it takes the loss scales.
     ///
     /// # Errors
     /// What the device says, if it failed anywhere in the step.
     pub fn read(&self, generator: Tensor<1>, discriminator: Option<Tensor<1>>) -> Result<Figures, String> {
-        self.sums.read(generator, discriminator)
+        let mut figures = self.sums.read(generator, discriminator)?;
+        figures.grad_norm /= self.loss_scales.generator;
+        figures.discriminator_grad_norm =
+            figures.discriminator_grad_norm.map(|norm| norm / self.loss_scales.discriminator);
+        Ok(figures)
     }
 }
 

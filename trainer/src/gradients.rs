@@ -4,9 +4,10 @@ use burn::module::{Module, ModuleVisitor, Param, ParamId};
 use burn::optim::GradientsParams;
 use burn::tensor::{DType, Gradients, Tensor};
 
+use crate::models::statistics_dtype;
 use crate::models::weights::{ParameterVisitor, visit_parameters};
 
-/// Gradients that add up over backward passes, each of which may cover a part of a model only.
+/// Gradients that add up over backward passes, each of which may cover a part of a model only; in f32 at least.
 #[derive(Default)]
 pub struct GradientSum(GradientsParams);
 
@@ -19,6 +20,11 @@ impl GradientSum {
     /// Takes the gradients of `module`'s parameters out of `gradients`.
     pub fn add_module<M: Module>(&mut self, gradients: &mut Gradients, module: &M) {
         self.add(gradients, |taking| module.visit(taking));
+    }
+
+    /// The sums by parameter so far.
+    pub fn so_far(&self) -> &GradientsParams {
+        &self.0
     }
 
     /// The sums by parameter.
@@ -36,6 +42,8 @@ pub struct Taking<'a> {
 impl ModuleVisitor for Taking<'_> {
     fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
         let Some(gradient) = param.val().grad_remove(self.gradients) else { return };
+        let wide = statistics_dtype(gradient.dtype());
+        let gradient = gradient.cast(wide);
         let sum = match self.sum.remove::<D>(param.id) {
             Some(sum) => sum + gradient,
             None => gradient,
@@ -63,9 +71,16 @@ pub fn global_norm<M: Module>(model: &M, gradients: &GradientsParams) -> Option<
     sum.1.map(Tensor::sqrt)
 }
 
-/// Scales all gradients so that their global norm, known to be `norm`, is at most `limit` (Pascanu et al. 2013,
-/// arXiv 1211.5063; PyTorch's `clip_grad_norm_`).
-pub fn clip_by_global_norm<M: Module>(model: &M, gradients: GradientsParams, norm: f64, limit: f64) -> GradientsParams {
+/// Takes the loss scale out of all gradients, and then scales them so that their global norm, known to be `norm` without
+/// the loss scale, is at most `limit` (Pascanu et al. 2013, arXiv 1211.5063; PyTorch's `clip_grad_norm_`); a limit of 0 is
+/// none.
+pub fn unscale_and_clip<M: Module>(
+    model: &M,
+    gradients: GradientsParams,
+    loss_scale: f64,
+    norm: f64,
+    limit: f64,
+) -> GradientsParams {
     struct Scale(GradientsParams, GradientsParams, f64);
     impl ParameterVisitor for Scale {
         fn parameter<const D: usize>(&mut self, _name: &str, id: ParamId, _value: Tensor<D>) {
@@ -74,8 +89,9 @@ pub fn clip_by_global_norm<M: Module>(model: &M, gradients: GradientsParams, nor
             }
         }
     }
-    let factor = limit / (norm + 1e-6);
-    if factor >= 1.0 {
+    let clip = if limit > 0.0 { (limit / (norm + 1e-6)).min(1.0) } else { 1.0 };
+    let factor = clip / loss_scale;
+    if factor == 1.0 {
         return gradients;
     }
     let mut scale = Scale(gradients, GradientsParams::new(), factor);

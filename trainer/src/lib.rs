@@ -19,6 +19,7 @@ pub mod lr_schedule;
 pub mod memory;
 pub mod models;
 pub mod optimizer;
+pub mod precision;
 pub mod pretrained;
 pub mod progress;
 pub mod run_state;

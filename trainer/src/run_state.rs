@@ -17,6 +17,7 @@ use crate::losses::AdversarialState;
 use crate::models::VqGan;
 use crate::models::weights::{ModelError, StateDict, state_dict};
 use crate::optimizer::ModelOptimizer;
+use crate::precision::ScalerState;
 use crate::validation::Scores;
 
 const MODEL: &str = "model.safetensors";
@@ -70,6 +71,12 @@ pub struct State {
     /// What the adversarial loss carries over from step to step, if there is one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub adversarial: Option<AdversarialState>,
+    /// The generator's loss scale.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub loss_scale: Option<ScalerState>,
+    /// The discriminator's, if there is one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub discriminator_loss_scale: Option<ScalerState>,
 }
 
 /// A run's state without the optimizer's, read back.
@@ -168,11 +175,12 @@ pub fn is_checkpoint(folder: &Path) -> bool {
 
 /// Keys that may change between the parts of a run. They change neither what a step computes nor in which order, but for
 /// `run.steps`, which a schedule other than the constant one follows, and `batch.micro` where a step depends on it.
-const FREE: [&str; 16] = [
+const FREE: [&str; 17] = [
     "run.name",
     "run.steps",
     "run.device",
     "batch.micro",
+    "precision.max_skips",
     "data.path",
     "data.workers",
     "data.prefetch",
@@ -337,6 +345,8 @@ mod tests {
             before: None,
             pictures: Pictures { count: 1, names: String::new() },
             adversarial: Some(AdversarialState { balance: Some(0.49077241870406396), lecam }),
+            loss_scale: Some(ScalerState { scale: 4096.0, since_change: 7, skipped: 4, in_a_row: 0 }),
+            discriminator_loss_scale: None,
         }
     }
 

@@ -7,14 +7,15 @@ mod step;
 
 use std::path::{Path, PathBuf};
 
+use burn::tensor::DType;
 use burn_train::Interrupter;
 use checkpoints::Architecture;
 use checkpoints::run::{MetricsLog, RunError, RunLock, RunStore, atomic_write};
 
-use self::start::{Start, check_captions, open_folder};
+use self::start::{Start, check_captions, check_precision, open_folder};
 use self::step::StepError;
 use crate::adversary::Adversary;
-use crate::config::{Config, Loaded};
+use crate::config::{Compute, Config, Loaded};
 use crate::data::{self, Data};
 use crate::device::{Choice, Selected};
 use crate::ema::Ema;
@@ -23,6 +24,7 @@ use crate::lr_schedule::LrSchedule;
 use crate::memory::MemoryMeter;
 use crate::models::VqGan;
 use crate::optimizer::ModelOptimizer;
+use crate::precision::{LossScaler, Probe, compute_copy};
 use crate::progress::Progress;
 use crate::run_state::{self, State};
 use crate::samples::grid_png;
@@ -37,6 +39,8 @@ pub struct Options {
     pub resume: bool,
     /// The run's folder.
     pub folder: PathBuf,
+    /// Look for values that are not finite, and say where the first one of a step is.
+    pub debug_numerics: bool,
 }
 
 /// How a run ended.
@@ -80,6 +84,9 @@ struct Training {
     ema: Option<Ema<VqGan>>,
     optimizer: ModelOptimizer,
     adversary: Option<Adversary>,
+    scaler: LossScaler,
+    /// Only while faults are looked for.
+    probe: Option<Probe>,
     memory: MemoryMeter,
     progress: Progress,
     step: u64,
@@ -97,6 +104,7 @@ impl Training {
         let choice: Choice = config.run.device.parse()?;
         let device = choice.open()?;
         eprintln!("device: {}", device.description);
+        check_precision(loaded, &device)?;
         let data = data::open(&config)?;
         let start = if options.resume {
             Start::resume(loaded, &store, &folder, &device, &data)?
@@ -105,6 +113,7 @@ impl Training {
         };
         check_captions(&config, &data)?;
         let losses = Losses::load(&config, &start.architecture.quantizer, &device.device.clone().autodiff())?;
+        let probe = options.debug_numerics.then(|| Probe::new(&start.model));
         announce(&config, &start, &data, &folder);
 
         let log = MetricsLog::open(&folder.join("metrics.jsonl"), start.step)?;
@@ -120,6 +129,8 @@ impl Training {
             ema: start.ema,
             optimizer: start.optimizer,
             adversary: start.adversary,
+            scaler: start.scaler,
+            probe,
             step: start.step,
             saved: start.checkpoint.map(|path| (start.step, path)),
             before: start.before,
@@ -180,6 +191,14 @@ impl Training {
         self.model.as_ref().expect("the optimizer gives the model back before the step goes on")
     }
 
+    /// The type of the copies that compute; `None` where the networks compute themselves.
+    fn compute(&self) -> Option<DType> {
+        match self.config.precision.compute {
+            Compute::Fp32 => None,
+            half => Some(half.dtype()),
+        }
+    }
+
     fn validate(&mut self) -> Result<Option<Scores>, TrainError> {
         let settings = &self.config.validation;
         if self.data.validation.is_empty() || settings.images == 0 {
@@ -193,6 +212,9 @@ impl Training {
                 &plain
             }
         };
+        // In the type that steps compute in: their peak of memory is not to be topped by a validation.
+        let copy = self.compute().map(|dtype| compute_copy(model, dtype));
+        let model = copy.as_ref().unwrap_or(model);
         let micro = self.config.batch.micro;
         let validated = validate(model, &self.data.validation, settings.images, micro, settings.samples)?;
         for warning in self.data.validation.take_warnings() {
@@ -225,6 +247,8 @@ impl Training {
             before: self.before,
             pictures: self.data.pictures.clone(),
             adversarial: self.adversary.as_ref().map(|adversary| adversary.state),
+            loss_scale: Some(self.scaler.state()),
+            discriminator_loss_scale: self.adversary.as_ref().map(|adversary| adversary.scaler().state()),
         };
         let ema = self.ema.as_ref().map(Ema::model);
         let path = self.store.save(self.step, &mut |folder: &Path| {
@@ -242,6 +266,16 @@ fn announce(config: &Config, start: &Start, data: &Data, folder: &Path) {
     let Config { batch, .. } = config;
     eprintln!("model: {}", start.description);
     eprintln!("data: {training} pictures to train on, {validation} to validate on");
+    let Config { precision, .. } = config;
+    let scale = match precision.scaling() {
+        Ok(rule) => format!("dynamic from {}", rule.init),
+        Err(fixed) => fixed.to_string(),
+    };
+    eprintln!(
+        "precision: {}, frozen networks in {}; weights and sums in fp32; loss scale {scale}",
+        precision.compute.name(),
+        precision.frozen().name()
+    );
     eprintln!("batch: {} at a time, {} together; run folder: {}", batch.micro, batch.effective, folder.display());
 }
 

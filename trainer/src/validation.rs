@@ -9,6 +9,7 @@ use crate::data::to_pixels;
 use crate::engine::MicroBatch;
 use crate::models::VqGan;
 use crate::models::quantizer::{CodebookUse, count_codes};
+use crate::models::statistics_dtype;
 
 /// Figures of one validation.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
@@ -67,7 +68,7 @@ pub fn validate(
         if batch.is_empty() {
             break;
         }
-        let original = batch.images(&device, dtype);
+        let original = batch.images(&device, statistics_dtype(dtype));
         let (reconstruction, quantized) = model.reconstruct(original.clone());
         let reconstruction = reconstruction.clamp(-1.0, 1.0);
         sums.add(&original, &reconstruction).map_err(ValidationError::Device)?;

@@ -2,12 +2,13 @@
 
 use std::process::ExitCode;
 
-use burn::tensor::DType;
 use clap::Args;
 use serde_json::json;
 
 use super::{CommandError, Json, print_json, print_line};
-use crate::device::{Choice, DeviceError};
+use crate::config::Compute;
+use crate::device::{Choice, DeviceError, DeviceMemory};
+use crate::memory::readable;
 
 #[derive(Debug, Args)]
 pub(super) struct DevicesArgs {
@@ -20,27 +21,23 @@ pub(super) fn run(args: &DevicesArgs) -> Result<ExitCode, CommandError> {
     for choice in Choice::all() {
         match choice.open() {
             Ok(selected) => {
-                let types = [("f32", DType::F32), ("f16", DType::F16), ("bf16", DType::BF16)];
-                let types: Vec<&str> = types
-                    .into_iter()
-                    .filter(|(_, dtype)| selected.device.supports_dtype(*dtype))
-                    .map(|(name, _)| name)
-                    .collect();
-                rows.push((choice, selected.description, types));
+                let types = Compute::ALL.into_iter().filter(|compute| selected.supports(*compute));
+                let types: Vec<&str> = types.map(Compute::name).collect();
+                let memory = selected.memory();
+                rows.push((choice, selected.description, types, memory));
             }
             Err(error @ DeviceError::NotBuiltIn { .. }) => eprintln!("{choice}: {error}"),
             Err(error) => eprintln!("{error}"),
         }
     }
     if args.json.json {
-        let devices: Vec<_> = rows
-            .iter()
-            .map(|(choice, name, types)| json!({ "device": choice.to_string(), "name": name, "types": types }))
-            .collect();
-        print_json(&json!({ "devices": devices }));
+        let device = |(choice, name, types, memory): &(Choice, String, Vec<&str>, Option<DeviceMemory>)| json!({ "device": choice.to_string(), "name": name, "precisions": types, "memory": memory });
+        print_json(&json!({ "devices": rows.iter().map(device).collect::<Vec<_>>() }));
     } else {
-        for (_, name, types) in rows {
-            print_line(&format!("{name}; {}", types.join(", ")));
+        for (_, name, types, memory) in rows {
+            let memory =
+                memory.map(|DeviceMemory { free, total }| format!("; {} of {} free", readable(free), readable(total)));
+            print_line(&format!("{name}; {}{}", types.join(", "), memory.unwrap_or_default()));
         }
     }
     Ok(ExitCode::SUCCESS)

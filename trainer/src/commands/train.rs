@@ -29,6 +29,9 @@ pub(super) struct TrainArgs {
     /// Go on with the newest checkpoint of the run's folder
     #[arg(long)]
     resume: bool,
+    /// Look for values that are not finite after every block and loss, and name the first; slow
+    #[arg(long)]
+    debug_numerics: bool,
     /// The run's folder [default: runs/<name>]
     #[arg(long, value_name = "DIR")]
     run_dir: Option<PathBuf>,
@@ -46,7 +49,8 @@ pub(super) fn run(args: &TrainArgs) -> Result<ExitCode, CommandError> {
     let loaded = config::load(&name, &overrides)?;
     let folder = args.run_dir.clone().unwrap_or_else(|| PathBuf::from("runs").join(&loaded.config.run.name));
     let interrupter = stop_on_signals()?;
-    let outcome = train(&loaded, &Options { resume: args.resume, folder: folder.clone() }, &interrupter)?;
+    let options = Options { resume: args.resume, folder: folder.clone(), debug_numerics: args.debug_numerics };
+    let outcome = train(&loaded, &options, &interrupter)?;
     if args.json.json {
         print_json(&json!({
             "step": outcome.step,

@@ -7,7 +7,10 @@ mod tests;
 use checkpoints::Architecture;
 use checkpoints::hub::Location;
 
-use super::{BatchConfig, Config, DataConfig, DataSource, ModelConfig, OptimizerConfig, RunConfig, ScheduleConfig};
+use super::{
+    BatchConfig, Config, DataConfig, DataSource, LossScaleConfig, ModelConfig, OptimizerConfig, PrecisionConfig,
+    RunConfig, ScheduleConfig,
+};
 use crate::device::Choice;
 use crate::freezing::{Trainable, check_pattern};
 
@@ -68,9 +71,10 @@ impl Config {
     /// # Errors
     /// The first problem, in the order of the file's tables.
     pub fn check(&self) -> Result<(), Problem> {
-        let Self { run, batch, model, data, optimizer, schedule, ema, checkpoints, .. } = self;
+        let Self { run, batch, precision, model, data, optimizer, schedule, ema, checkpoints, .. } = self;
         check_run(run)?;
         check_batch(batch)?;
+        check_precision(precision)?;
         check_model(model)?;
         check_data(data)?;
         self.check_losses()?;
@@ -150,6 +154,33 @@ fn check_batch(batch: &BatchConfig) -> Result<(), Problem> {
     if batch.micro > batch.effective {
         let message = format!("is {}, must be at most batch.effective = {}", batch.micro, batch.effective);
         return problem("batch.micro", message);
+    }
+    Ok(())
+}
+
+fn check_precision(precision: &PrecisionConfig) -> Result<(), Problem> {
+    let PrecisionConfig { loss_scale, max_skips, scaler, .. } = precision;
+    if let Some(LossScaleConfig::Fixed(scale)) = loss_scale {
+        positive("precision.loss_scale", *scale)?;
+    }
+    if *max_skips == 0 {
+        return problem("precision.max_skips", "is 0, must be at least 1");
+    }
+    positive("precision.scaler.init", scaler.init)?;
+    positive("precision.scaler.min", scaler.min)?;
+    if scaler.min > scaler.init {
+        let message = format!("is {}, must be at most precision.scaler.init = {}", scaler.min, scaler.init);
+        return problem("precision.scaler.min", message);
+    }
+    if !(scaler.growth_factor > 1.0 && scaler.growth_factor.is_finite()) {
+        return problem("precision.scaler.growth_factor", format!("is {}, must be above 1", scaler.growth_factor));
+    }
+    if !(scaler.backoff_factor > 0.0 && scaler.backoff_factor < 1.0) {
+        let message = format!("is {}, must lie between 0 and 1", scaler.backoff_factor);
+        return problem("precision.scaler.backoff_factor", message);
+    }
+    if scaler.growth_interval == 0 {
+        return problem("precision.scaler.growth_interval", "is 0, must be at least 1");
     }
     Ok(())
 }

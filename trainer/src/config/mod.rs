@@ -5,6 +5,7 @@ mod losses;
 mod model;
 mod networks;
 mod optimizer;
+mod precision;
 mod read;
 
 use std::path::PathBuf;
@@ -21,6 +22,7 @@ pub use networks::{ClipConfig, DiscriminatorConfig};
 pub use optimizer::{
     OptimizerConfig, OptimizerName, PartialOptimizerConfig, PartialScheduleConfig, ScheduleConfig, ScheduleKind,
 };
+pub use precision::{Compute, LossScaleConfig, PrecisionConfig, ScalerConfig};
 pub(crate) use read::nearest;
 pub use read::{BUILT_IN, ConfigError, Loaded, Origin, Override, load};
 
@@ -109,23 +111,6 @@ impl Default for BatchConfig {
     fn default() -> Self {
         Self { effective: 32, micro: 4 }
     }
-}
-
-/// `[precision]`
-#[derive(Debug, Clone, Default, PartialEq, Deserialize, Serialize)]
-#[serde(deny_unknown_fields, default)]
-pub struct PrecisionConfig {
-    /// What the networks compute in.
-    pub compute: Compute,
-}
-
-/// A precision to compute in.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize, Serialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Compute {
-    /// 32-bit floating point.
-    #[default]
-    Fp32,
 }
 
 /// `[memory]`: what is given for a smaller peak. None of it changes what a step computes.

@@ -9,6 +9,7 @@ use burn::tensor::Tensor;
 use crate::gradients::GradientSum;
 use crate::models::blocks::Block;
 use crate::models::vqgan::forward;
+use crate::precision::Probe;
 
 /// What a chain keeps between its forward and its backward pass.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -24,6 +25,7 @@ pub(super) struct Chain<'a> {
     links: Vec<Link<'a>>,
     kept: Kept,
     upstream: bool,
+    probe: Option<&'a Probe>,
 }
 
 /// One block, on the autodiff device and without autodiff.
@@ -47,21 +49,29 @@ struct Graph {
 impl<'a> Chain<'a> {
     /// Runs `input`, which is without autodiff as the output is, through all blocks. `tracked` are the blocks on the
     /// autodiff device and `plain` the same blocks without it. `upstream` says whether something before the chain needs
-    /// the gradient at its input.
+    /// the gradient at its input. `probe` sees what comes out of each block, and needs recomputation for it.
     pub(super) fn forward(
         tracked: &[Block<'a>],
         plain: &[Block<'a>],
         input: Tensor<4>,
         upstream: bool,
         checkpoint: Checkpoint,
+        probe: Option<&'a Probe>,
     ) -> (Self, Tensor<4>) {
         let trained = tracked.iter().position(Block::is_trained).unwrap_or(tracked.len());
         let first = if upstream { 0 } else { trained };
-        let input = forward(&plain[..first], input);
+        let through = |block: &Block, input| {
+            let output = block.forward(input);
+            if let Some(probe) = probe {
+                probe.forward(|| probe.name(block), &output);
+            }
+            output
+        };
+        let input = plain[..first].iter().fold(input, |input, block| through(block, input));
         let pairs = tracked.iter().zip(plain).skip(first);
         let links: Vec<Link> = pairs.map(|(&tracked, &plain)| Link { tracked, plain }).collect();
         if links.is_empty() {
-            return (Self { links, kept: Kept::Inputs(Vec::new()), upstream }, input);
+            return (Self { links, kept: Kept::Inputs(Vec::new()), upstream, probe }, input);
         }
         let (kept, output) = match checkpoint {
             Checkpoint::None => {
@@ -72,13 +82,13 @@ impl<'a> Chain<'a> {
             Checkpoint::Blocks => {
                 let (mut inputs, mut at) = (Vec::new(), input);
                 for block in &plain[first..] {
-                    let output = block.forward(at.clone());
+                    let output = through(block, at.clone());
                     inputs.push(Some(std::mem::replace(&mut at, output)));
                 }
                 (Kept::Inputs(inputs), at)
             }
         };
-        (Self { links, kept, upstream }, output)
+        (Self { links, kept, upstream, probe }, output)
     }
 
     /// Whether [`backward`](Self::backward) needs the gradient at the output.
@@ -120,7 +130,12 @@ impl<'a> Chain<'a> {
                 let mut at = at_output;
                 for (index, link) in self.links.iter().enumerate().rev() {
                     let input = Self::take_input(&self.links, &mut inputs, index)?;
-                    at = link.backward(input, at, self.upstream || index > 0, sum)?;
+                    let at_input = link.backward(input, at, self.upstream || index > 0, sum);
+                    if let Some(probe) = self.probe {
+                        probe.parameters(&link.tracked, sum.so_far());
+                        at_input.iter().for_each(|at| probe.backward(|| probe.name(&link.tracked), at));
+                    }
+                    at = at_input?;
                 }
                 self.upstream.then_some(at)
             }

@@ -30,17 +30,17 @@ impl Pass<'_> {
         let adversarial = self.adversarial.as_ref().filter(|(loss, _)| loss.needs_first_pass(&settings.adversarial));
         let clip = losses.clip.as_ref().filter(|clip| clip.is_coupled(settings.step));
         let entropy = losses.entropy_couples(settings.step);
-        let quantizer = self.plain.quantizer();
+        let (quantizer, (_, dtype)) = (self.plain.quantizer(), self.plain.place());
         let (encoder, decoder) = (self.plain.encoder_blocks(), self.plain.decoder_blocks());
         let (last, decoder) = decoder.split_last().map_or((None, &decoder[..]), |(last, rest)| (Some(last), rest));
 
-        let mut probabilities = Tensor::<1>::zeros([quantizer.codes()], (&self.device, self.dtype));
+        let mut probabilities = Tensor::<1>::zeros([quantizer.codes()], (&self.device, self.wide));
         let (mut tokens, mut first) = (0, 0);
         let (mut last_layer, mut embeddings) = (LastLayerGradients::default(), ClipEmbeddings::default());
         for batch in batches {
             let batch = batch?;
             let original = self.images(&batch);
-            let latent = forward(&encoder, original.clone());
+            let latent = forward(&encoder, original.clone().cast(dtype));
             if entropy {
                 let (vectors, codebook) = quantizer.compared(latent.clone());
                 tokens += vectors.dims()[0];
@@ -49,8 +49,9 @@ impl Pass<'_> {
             if adversarial.is_none() && clip.is_none() {
                 continue;
             }
-            let last_input = forward(decoder, quantizer.forward(latent).latent);
+            let last_input = forward(decoder, quantizer.forward(latent).latent.cast(dtype));
             let reconstruction = last.map_or_else(|| last_input.clone(), |last| last.forward(last_input.clone()));
+            let reconstruction = reconstruction.cast(self.wide);
             let seen = self.seen(&batch, first, original, reconstruction);
             if let Some(clip) = clip {
                 clip.embed(&seen, &mut embeddings);
@@ -58,7 +59,8 @@ impl Pass<'_> {
             if let Some((loss, discriminator)) = adversarial {
                 let reconstruction = self.reconstruction_gradient(&seen, &mut Sums::default());
                 let (adversarial, _) = self.adversarial_gradient(loss, discriminator, &seen);
-                last_layer.add(self.plain.last_layer(), &last_input, [&reconstruction, &adversarial], 1.0);
+                let gradients = [&reconstruction, &adversarial];
+                last_layer.add(self.plain.last_layer(), &last_input, gradients, 1.0 / seen.loss_scale);
             }
             first += batch.samples();
         }

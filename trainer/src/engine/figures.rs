@@ -45,6 +45,17 @@ impl Sums {
         self.next_balance = Some(balance);
     }
 
+    /// Forgets the figures whose names are as `which` says.
+    pub(super) fn leave_out(&mut self, which: impl Fn(&str) -> bool) {
+        self.values.retain(|(name, _)| !which(name));
+    }
+
+    /// Makes the total unknown, and with it what else is of the whole batch.
+    pub(super) fn leave_out_total(&mut self) {
+        self.total = self.total.take().map(|total| total.full_like(f64::NAN));
+        (self.next_balance, self.code_counts) = (None, None);
+    }
+
     /// Counts a micro-batch's codes.
     pub(super) fn add_codes(&mut self, quantized: &Quantized, codes: usize) {
         add(&mut self.code_counts, count_codes(quantized.codes.clone(), codes));
@@ -67,7 +78,8 @@ impl Sums {
         let mut scalar = || data.next().and_then(|v| v.first().copied()).unwrap_or(f64::NAN);
         let (total, grad_norm, discriminator, balance) = (scalar(), scalar(), scalar(), scalar());
         let losses = self.values.iter().map(|(name, _)| (*name, scalar())).collect();
-        let code_counts = data.next().unwrap_or_default().into_iter().map(|count| count as f32).collect();
+        let code_counts = data.next().filter(|_| self.code_counts.is_some()).unwrap_or_default();
+        let code_counts = code_counts.into_iter().map(|count| count as f32).collect();
         let discriminator_grad_norm = has_discriminator.then_some(discriminator);
         let next_balance = self.next_balance.as_ref().map(|_| balance);
         Ok(Figures { losses, total, grad_norm, discriminator_grad_norm, next_balance, code_counts })
@@ -79,7 +91,7 @@ impl Sums {
 pub struct Figures {
     /// Mean over the samples of each loss, unweighted, and of what else is worth knowing about the step.
     pub losses: Vec<(&'static str, f64)>,
-    /// The weighted sum of the losses.
+    /// The weighted sum of the losses; not a number if the step was left early.
     pub total: f64,
     /// The generator's gradient's global norm, before clipping.
     pub grad_norm: f64,
@@ -87,7 +99,7 @@ pub struct Figures {
     pub discriminator_grad_norm: Option<f64>,
     /// The balance that the adversarial loss gets in the next step, where that is this step's.
     pub next_balance: Option<f64>,
-    /// How often each code was chosen.
+    /// How often each code was chosen; empty if the step was left early.
     pub code_counts: Vec<f32>,
 }
 

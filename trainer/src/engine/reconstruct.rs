@@ -6,6 +6,8 @@ use super::chain::{Chain, Checkpoint, surrogate};
 use crate::gradients::GradientSum;
 use crate::models::VqGan;
 use crate::models::quantizer::Quantized;
+use crate::models::statistics_dtype;
+use crate::precision::Probe;
 
 /// What the backward pass of a micro-batch needs.
 pub(super) struct Reconstruct<'a> {
@@ -20,30 +22,36 @@ pub(super) struct Reconstruct<'a> {
 }
 
 impl<'a> Reconstruct<'a> {
-    /// Runs `images`, `[n, 3, H, W]`, through the model; the reconstruction is without autodiff. `plain` is the same model
-    /// as `model`, without autodiff.
+    /// Runs `images`, `[n, 3, H, W]`, through the model; images and reconstruction are in f32 at least and without autodiff.
+    /// `plain` is the same model as `model`, without autodiff.
     pub(super) fn forward(
         model: &'a VqGan,
         plain: &'a VqGan,
         images: Tensor<4>,
         checkpoint: Checkpoint,
+        probe: Option<&'a Probe>,
     ) -> (Self, Tensor<4>) {
-        let (mut encoder, latent) =
-            Chain::forward(&model.encoder_blocks(), &plain.encoder_blocks(), images, false, checkpoint);
+        let (_, dtype) = plain.place();
+        let chain = |tracked: &[_], plain: &[_], input: Tensor<4>, upstream| {
+            Chain::forward(tracked, plain, input.cast(dtype), upstream, checkpoint, probe)
+        };
+        let (mut encoder, latent) = chain(&model.encoder_blocks(), &plain.encoder_blocks(), images, false);
         // Its backward pass comes last, after all losses and the decoder's.
         encoder.let_go_of_largest();
         let latent = latent.autodiff();
         let latent = if encoder.has_gradient() { latent.require_grad() } else { latent };
         let quantized = model.quantize(latent.clone());
+        if let Some(probe) = probe {
+            probe.forward(|| "quantize".into(), &quantized.commitment);
+        }
 
         let (tracked, plain) = (model.decoder_blocks(), plain.decoder_blocks());
         let last = tracked.len() - 1;
         let input = quantized.latent.clone().without_autodiff();
-        let (decoder, last_input) =
-            Chain::forward(&tracked[..last], &plain[..last], input, encoder.has_gradient(), checkpoint);
+        let (decoder, last_input) = chain(&tracked[..last], &plain[..last], input, encoder.has_gradient());
         let upstream = decoder.has_gradient();
-        let (last_layer, reconstruction) =
-            Chain::forward(&tracked[last..], &plain[last..], last_input.clone(), upstream, checkpoint);
+        let (last_layer, reconstruction) = chain(&tracked[last..], &plain[last..], last_input.clone(), upstream);
+        let reconstruction = reconstruction.cast(statistics_dtype(dtype));
         (Self { model, encoder, latent, quantized, decoder, last_input, last_layer }, reconstruction)
     }
 
@@ -57,14 +65,25 @@ impl<'a> Reconstruct<'a> {
         &self.last_input
     }
 
-    /// Adds the parameters' gradients, given the gradient at the reconstruction and a scalar on [`quantized`](Self::quantized).
-    pub(super) fn backward(self, at_image: Tensor<4>, codebook: Tensor<1>, sum: &mut GradientSum) {
+    /// Adds the parameters' gradients, given the gradient at the reconstruction and a scalar on [`quantized`](Self::quantized),
+    /// both in f32 at least.
+    pub(super) fn backward(
+        self,
+        at_image: Tensor<4>,
+        codebook: Tensor<1>,
+        sum: &mut GradientSum,
+        probe: Option<&Probe>,
+    ) {
         let Self { model, encoder, latent, quantized, decoder, last_input, last_layer } = self;
+        let at_image = at_image.cast(last_input.dtype());
         drop(last_input);
         let at_last_input = last_layer.backward(at_image, sum);
         let at_quantized = at_last_input.and_then(|gradient| decoder.backward(gradient, sum));
         let scalar = match at_quantized {
-            Some(gradient) => surrogate(quantized.latent, gradient) + codebook,
+            Some(gradient) => {
+                let gradient = gradient.cast(quantized.latent.dtype());
+                surrogate(quantized.latent, gradient) + codebook
+            }
             None => codebook,
         };
         if !scalar.is_tracked() {
@@ -73,6 +92,9 @@ impl<'a> Reconstruct<'a> {
         let mut gradients = scalar.backward();
         sum.add_module(&mut gradients, model.quantizer());
         if let Some(at_latent) = latent.grad_remove(&mut gradients) {
+            if let Some(probe) = probe {
+                probe.backward(|| "quantize".into(), &at_latent);
+            }
             encoder.backward(at_latent, sum);
         }
     }

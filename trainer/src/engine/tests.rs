@@ -7,6 +7,7 @@ use checkpoints::Architecture;
 use super::*;
 
 mod all_losses;
+mod half;
 use crate::gradients::relative_deviation;
 use crate::losses::{CodebookLoss, PixelLoss, PixelNorm, Weight};
 use crate::models::initialize::random_weights;
@@ -70,8 +71,8 @@ fn generator(model: &VqGan) -> Networks<'_> {
     Networks { vqgan: model, discriminator: None }
 }
 
-fn settings(effective: usize, checkpoint: Checkpoint) -> StepSettings {
-    StepSettings { step: 0, effective, checkpoint, adversarial: AdversarialState::default() }
+fn settings(effective: usize, checkpoint: Checkpoint) -> StepSettings<'static> {
+    StepSettings { effective, checkpoint, ..StepSettings::default() }
 }
 
 fn gradient(model: &VqGan, losses: &Losses, effective: usize, micro: usize) -> EffectiveBatch {

@@ -121,6 +121,11 @@ impl Losses {
     }
 }
 
+/// Frozen networks are on the device in no other type than the one they compute in.
+fn frozen_dtype(config: &Config) -> DType {
+    config.precision.frozen().dtype()
+}
+
 fn pixel_norm(pixel: &PixelConfig) -> PixelNorm {
     match pixel.norm {
         PixelNormConfig::L1 => PixelNorm::L1,
@@ -145,7 +150,7 @@ const BACKBONE: &str = "losses.perceptual.backbone";
 fn perceptual(config: &Config, device: &Device) -> Result<PerceptualLoss, LossError> {
     let loss = &config.losses.perceptual;
     let weights = lpips_weights(loss)?;
-    let network = Lpips::read(&WeightReader::frozen(&weights, device, DType::F32), loss.network)
+    let network = Lpips::read(&WeightReader::frozen(&weights, device, frozen_dtype(config)), loss.network)
         .map_err(|source| LossError::Model { key: BACKBONE, source })?;
     Ok(PerceptualLoss::new(network))
 }
@@ -209,14 +214,15 @@ struct ClipNetworks {
 
 fn clip_networks(config: &Config, device: &Device) -> Result<ClipNetworks, LossError> {
     let LossesConfig { clip_text, clip_direction, .. } = &config.losses;
+    let dtype = frozen_dtype(config);
     let needs_texts = config.losses.needs_captions() || clip_text.weight != 0.0 || clip_direction.weight != 0.0;
     let path = fetch(CLIP, config.clip.location(), FileChoice::Clip)?;
     let read = if needs_texts { load_clip(&path) } else { load_clip_images(&path) };
     let mut clip = read.map_err(|source| LossError::Weights { key: CLIP, source })?;
-    let texts = needs_texts.then(|| caption_encoder(&config.clip, &clip, path, device)).transpose()?;
+    let texts = needs_texts.then(|| caption_encoder(&config.clip, &clip, path, device, dtype)).transpose()?;
     // The text tower is as large as the other one, and is on the device now.
     clip.weights.retain(|name, _| !name.starts_with("text_"));
-    let reader = WeightReader::frozen(&clip.weights, device, DType::F32);
+    let reader = WeightReader::frozen(&clip.weights, device, dtype);
     let encoder =
         ImageEncoder::read(&reader, &clip.architecture).map_err(|source| LossError::Model { key: CLIP, source })?;
     let learned = clip.weights.get("logit_scale").and_then(|scale| scale.to_f32().first().copied());
@@ -230,6 +236,7 @@ fn caption_encoder(
     clip: &Clip,
     path: PathBuf,
     device: &Device,
+    dtype: DType,
 ) -> Result<CaptionEncoder, LossError> {
     let tokenizer = match (&settings.tokenizer, &clip.tokenizer) {
         (Some(spec), _) => fetch("clip.tokenizer", spec, FileChoice::Any)?,
@@ -238,7 +245,7 @@ fn caption_encoder(
     };
     let tokenizer = ClipTokenizer::open(&tokenizer, &clip.architecture)?;
     let device = device.clone().without_autodiff();
-    let reader = WeightReader::frozen(&clip.weights, &device, DType::F32);
+    let reader = WeightReader::frozen(&clip.weights, &device, dtype);
     let encoder =
         TextEncoder::read(&reader, &clip.architecture).map_err(|source| LossError::Model { key: CLIP, source })?;
     Ok(CaptionEncoder::new(tokenizer, encoder, device))

@@ -36,9 +36,11 @@ pub struct Seen<'a> {
     pub step: u64,
     /// What a sample counts in the mean over the effective batch.
     pub per_sample: f64,
-    /// The originals, `[n, 3, H, W]` in -1..1, without autodiff.
+    /// What a gradient at the reconstruction is multiplied with.
+    pub loss_scale: f64,
+    /// The originals, `[n, 3, H, W]` in -1..1, in f32 at least and without autodiff.
     pub original: Tensor<4>,
-    /// The reconstructions, `[n, 3, H, W]`, without autodiff.
+    /// The reconstructions, `[n, 3, H, W]`, likewise.
     pub reconstruction: Tensor<4>,
     /// Index of the first sample in the effective batch.
     pub first: usize,
@@ -95,7 +97,7 @@ impl Losses {
     }
 
     /// Whether a loss couples the samples of an effective batch in this step, so that it needs two passes.
-    pub fn are_coupled(&self, settings: &StepSettings) -> bool {
+    pub fn are_coupled(&self, settings: &StepSettings<'_>) -> bool {
         let adversarial = self.adversarial.as_ref().filter(|loss| loss.weight.at(settings.step) != 0.0);
         self.entropy_couples(settings.step)
             || adversarial.is_some_and(|loss| loss.needs_first_pass(&settings.adversarial))

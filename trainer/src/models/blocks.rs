@@ -30,6 +30,7 @@ pub struct GroupNorm {
 
 impl GroupNorm {
     pub(super) fn read(from: &WeightReader, groups: usize) -> Result<Self, ModelError> {
+        let from = from.wide();
         Ok(Self { weight: from.param("weight")?, bias: from.param("bias")?, groups })
     }
 

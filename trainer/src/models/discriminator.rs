@@ -5,8 +5,8 @@
 use burn::module::{Module, Param};
 use burn::nn::PaddingConfig2d;
 use burn::nn::conv::Conv2d;
-use burn::tensor::Tensor;
 use burn::tensor::activation::leaky_relu;
+use burn::tensor::{DType, Tensor};
 use checkpoints::HostTensor;
 use rand::RngExt;
 use serde::{Deserialize, Serialize};
@@ -213,7 +213,16 @@ impl PatchGan {
         })
     }
 
+    fn dtype(&self) -> DType {
+        let convolution = self.main.iter().flatten().find_map(|layer| match layer {
+            Layer::Convolution(convolution) => Some(convolution.weight.val().dtype()),
+            _ => None,
+        });
+        convolution.unwrap_or(DType::F32)
+    }
+
     fn run(&self, images: Tensor<4>, mut batch_norm: impl FnMut(&BatchNorm, Tensor<4>) -> Tensor<4>) -> Tensor<4> {
+        let images = images.cast(self.dtype());
         self.main.iter().fold(images, |x, layer| match layer {
             Some(Layer::Convolution(convolution)) => convolution.forward(x),
             Some(Layer::GroupNorm(norm)) => norm.forward(x),
@@ -269,6 +278,7 @@ struct BatchNorm {
 
 impl BatchNorm {
     fn read(from: &WeightReader, channels: usize) -> Result<Self, ModelError> {
+        let from = from.wide();
         let running = |name| from.shaped(name, [channels]).map(|param| param.set_require_grad(false));
         Ok(Self {
             weight: from.shaped("weight", [channels])?,

@@ -8,7 +8,7 @@ use burn::module::{Module, Param};
 use burn::nn::PaddingConfig2d;
 use burn::nn::conv::Conv2d;
 use burn::nn::pool::{MaxPool2d, MaxPool2dConfig};
-use burn::tensor::Tensor;
+use burn::tensor::{DType, Tensor};
 use checkpoints::LpipsNetwork;
 
 use super::statistics_dtype;
@@ -116,7 +116,7 @@ impl Lpips {
     /// Features of images `[N, 3, H, W]` in -1..1, one stage after another: `[N, C, h, w]`, of length 1 over the channels, in
     /// f32 at least. Each is computed when it is asked for, so that a comparison needs no more than one of them at a time.
     pub fn features(&self, images: Tensor<4>) -> impl Iterator<Item = Tensor<4>> {
-        let mut last = Some(scaled(images));
+        let mut last = Some(scaled(images).cast(self.dtype()));
         self.stages.iter().map_while(move |stage| {
             let features = stage.forward(last.take()?);
             last = Some(features.clone());
@@ -124,13 +124,15 @@ impl Lpips {
         })
     }
 
+    fn dtype(&self) -> DType {
+        self.stages.first().map_or(DType::F32, |stage| stage.linear.val().dtype())
+    }
+
     /// The distance of each sample of `reconstruction`, `[N, 3, H, W]` in -1..1, from an image of which `original` are the
     /// [`features`](Self::features): `[N]`, in f32 at least.
     pub fn distance(&self, original: impl IntoIterator<Item = Tensor<4>>, reconstruction: Tensor<4>) -> Tensor<1> {
-        let zero = Tensor::zeros(
-            [reconstruction.dims()[0]],
-            (&reconstruction.device(), statistics_dtype(reconstruction.dtype())),
-        );
+        let zero =
+            Tensor::zeros([reconstruction.dims()[0]], (&reconstruction.device(), statistics_dtype(self.dtype())));
         let features = original.into_iter().zip(self.features(reconstruction));
         self.stages.iter().zip(features).fold(zero, |sum, (stage, (a, b))| sum + stage.distance(a, b))
     }

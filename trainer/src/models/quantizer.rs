@@ -45,7 +45,7 @@ pub struct Quantized {
 impl Quantizer {
     pub(super) fn read(from: &WeightReader, architecture: &Architecture) -> Result<Self, ModelError> {
         Ok(Self {
-            embedding: Embedding { weight: from.at("embedding").param("weight")? },
+            embedding: Embedding { weight: from.at("embedding").wide().param("weight")? },
             l2_norm: architecture.quantizer.l2_norm,
         })
     }
@@ -55,7 +55,7 @@ impl Quantizer {
         self.embedding.weight.dims()[0]
     }
 
-    /// Latents `[N, D, h, w]` to their nearest codes.
+    /// Latents `[N, D, h, w]` to their nearest codes. All of it is computed in the codes' type, f32 at least.
     pub fn forward(&self, latent: Tensor<4>) -> Quantized {
         let [n, d, h, w] = latent.dims();
         let (vectors, codebook) = self.compared(latent);
@@ -74,11 +74,12 @@ impl Quantizer {
         }
     }
 
-    /// Latents `[N, D, h, w]` as vectors `[N * h * w, D]` and the codes `[codes, D]`, both normalised where the codebook is.
+    /// Latents `[N, D, h, w]` as vectors `[N * h * w, D]` and the codes `[codes, D]`, both normalised where the codebook is and
+    /// in the codes' type.
     pub fn compared(&self, latent: Tensor<4>) -> (Tensor<2>, Tensor<2>) {
         let [n, d, h, w] = latent.dims();
-        let vectors = latent.permute([0, 2, 3, 1]).reshape([n * h * w, d]);
         let codebook = self.embedding.weight.val();
+        let vectors = latent.cast(codebook.dtype()).permute([0, 2, 3, 1]).reshape([n * h * w, d]);
         if self.l2_norm { (normalize(vectors), normalize(codebook)) } else { (vectors, codebook) }
     }
 
@@ -109,19 +110,14 @@ pub(crate) fn tiles(vectors: Tensor<2>, codes: usize) -> Vec<Tensor<2>> {
 
 /// Index of the nearest code for each row: `[M, D]` and `[K, D]` to `[M]`.
 ///
-/// `argmin_k |e_k|^2 - 2 z.e_k`, in f32 at least: the term `|z|^2` is the same for all codes.
+/// `argmin_k |e_k|^2 - 2 z.e_k`: the term `|z|^2` is the same for all codes.
 fn nearest(vectors: Tensor<2>, codebook: Tensor<2>) -> Tensor<1, Int> {
-    let wide = |t: Tensor<2>| match t.dtype() {
-        DType::F16 | DType::BF16 => t.cast(DType::F32),
-        _ => t,
-    };
-    let codebook = wide(codebook);
     let [k, _] = codebook.dims();
     let squares = codebook.clone().square().sum_dim(1).swap_dims(0, 1);
     let columns = codebook.swap_dims(0, 1) * -2.0;
     let of_tile = |tile: Tensor<2>| {
         let rows = tile.dims()[0];
-        (wide(tile).matmul(columns.clone()) + squares.clone()).argmin(1).reshape([rows])
+        (tile.matmul(columns.clone()) + squares.clone()).argmin(1).reshape([rows])
     };
     Tensor::cat(tiles(vectors, k).into_iter().map(of_tile).collect(), 0)
 }

@@ -10,6 +10,7 @@ use super::blocks::{Block, conv1x1};
 use super::decoder::Decoder;
 use super::encoder::Encoder;
 use super::quantizer::{Quantized, Quantizer};
+use super::statistics_dtype;
 use super::weights::{ModelError, StateDict, WeightReader};
 
 /// Encoder, codebook and decoder. The fields' names are those of the checkpoints.
@@ -43,9 +44,9 @@ impl VqGan {
         })
     }
 
-    /// Images `[N, 3, H, W]` in -1..1 to latents `[N, code dim, H/f, W/f]`, before quantization.
+    /// Images `[N, 3, H, W]` in -1..1, in f32 at least, to latents `[N, code dim, H/f, W/f]`, before quantization.
     pub fn encode(&self, images: Tensor<4>) -> Tensor<4> {
-        forward(&self.encoder_blocks(), images)
+        forward(&self.encoder_blocks(), images.cast(self.place().1))
     }
 
     /// What [`encode`](Self::encode) does, link by link.
@@ -60,9 +61,10 @@ impl VqGan {
         self.quantize.forward(latent)
     }
 
-    /// Quantized latents `[N, code dim, H/f, W/f]` to images `[N, 3, H, W]`, about -1..1 but not clamped.
+    /// Quantized latents `[N, code dim, H/f, W/f]` to images `[N, 3, H, W]`, about -1..1 but not clamped, in f32 at least.
     pub fn decode(&self, quantized: Tensor<4>) -> Tensor<4> {
-        forward(&self.decoder_blocks(), quantized)
+        let dtype = self.place().1;
+        forward(&self.decoder_blocks(), quantized.cast(dtype)).cast(statistics_dtype(dtype))
     }
 
     /// What [`decode`](Self::decode) does, link by link; the last link is the last layer.
@@ -83,7 +85,7 @@ impl VqGan {
         (self.decode(quantized.latent.clone()), quantized)
     }
 
-    /// The device that the parameters are on, and their type.
+    /// The device that the parameters are on, and the type that it computes in.
     pub fn place(&self) -> (Device, DType) {
         let weight = self.quant_conv.weight.val();
         (weight.device(), weight.dtype())

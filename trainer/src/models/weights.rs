@@ -9,6 +9,8 @@ use burn::module::{Module, ModuleVisitor, Param, ParamId};
 use burn::tensor::{DType, Device, Tensor, TensorData};
 use checkpoints::HostTensor;
 
+use super::statistics_dtype;
+
 /// Parameters by canonical name.
 pub type StateDict = BTreeMap<String, HostTensor>;
 
@@ -72,6 +74,11 @@ impl<'a> WeightReader<'a> {
     /// The same reader one level down.
     pub fn at(&self, name: &str) -> Self {
         Self { path: self.join(name), ..*self }
+    }
+
+    /// The same reader for what computes in f32 at least, whatever the others do.
+    pub fn wide(&self) -> Self {
+        Self { dtype: statistics_dtype(self.dtype), path: self.path.clone(), ..*self }
     }
 
     fn join(&self, name: &str) -> String {

@@ -89,13 +89,20 @@ pub enum TrainError {
         /// Steps asked for.
         steps: u64,
     },
-    /// Something is not a number any more. Nothing of that step was kept.
-    #[error("{what} is not finite at step {step}; a lower optimizer.learning_rate often helps; {saved}")]
+    /// Too many steps in a row were not finite. Nothing of them was kept.
+    #[error(
+        "{skips} steps in a row, up to step {step}, were skipped because of values that are not finite, the last of them \
+         first after {place}; {advice}; {saved}"
+    )]
     NotFinite {
-        /// A loss or the gradient.
-        what: String,
-        /// The optimizer step, counted from 1.
+        /// How many steps.
+        skips: u64,
+        /// Where in the newest of them the first such value was.
+        place: String,
+        /// The newest of them, counted from 1.
         step: u64,
+        /// What often helps.
+        advice: &'static str,
         /// The last checkpoint.
         saved: String,
     },

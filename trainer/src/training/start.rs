@@ -8,7 +8,7 @@ use checkpoints::run::{RunLock, RunStore};
 
 use super::TrainError;
 use crate::adversary::Adversary;
-use crate::config::{Config, Loaded, ScheduleKind};
+use crate::config::{Compute, Config, Loaded, Problem, ScheduleKind};
 use crate::data::Data;
 use crate::device::Selected;
 use crate::ema::Ema;
@@ -16,6 +16,7 @@ use crate::freezing::{Trainable, freeze};
 use crate::models::VqGan;
 use crate::models::weights::StateDict;
 use crate::optimizer::ModelOptimizer;
+use crate::precision::LossScaler;
 use crate::pretrained;
 use crate::run_state;
 use crate::validation::Scores;
@@ -27,6 +28,7 @@ pub(super) struct Start {
     pub(super) ema: Option<Ema<VqGan>>,
     pub(super) optimizer: ModelOptimizer,
     pub(super) adversary: Option<Adversary>,
+    pub(super) scaler: LossScaler,
     pub(super) step: u64,
     pub(super) before: Option<Scores>,
     pub(super) checkpoint: Option<PathBuf>,
@@ -47,6 +49,25 @@ pub(super) fn open_folder(folder: &Path, resume: bool) -> Result<(RunLock, RunSt
         return Err(TrainError::Occupied(folder.to_owned()));
     }
     Ok((lock, store))
+}
+
+/// Refuses a precision that the device cannot compute in.
+pub(super) fn check_precision(loaded: &Loaded, device: &Selected) -> Result<(), TrainError> {
+    let precision = &loaded.config.precision;
+    for (key, compute) in [("precision.compute", precision.compute), ("precision.frozen", precision.frozen())] {
+        if !device.supports(compute) {
+            let others: Vec<&str> =
+                Compute::ALL.into_iter().filter(|c| device.supports(*c)).map(Compute::name).collect();
+            let message = format!(
+                "is \"{}\", which {} cannot compute in; it can compute in {}",
+                compute.name(),
+                device.description,
+                others.join(" and "),
+            );
+            return Err(loaded.locate(Problem { key, message }).into());
+        }
+    }
+    Ok(())
 }
 
 /// Names the first picture without a caption, if a loss needs one.
@@ -90,6 +111,7 @@ impl Start {
             model,
             architecture: initial.architecture,
             optimizer: ModelOptimizer::new(&config.optimizer),
+            scaler: LossScaler::new(&config.precision),
             step: 0,
             before: None,
             checkpoint: None,
@@ -139,7 +161,8 @@ impl Start {
         let adversary = match resumed.state.adversarial {
             Some(state) => {
                 let (weights, optimizer) = run_state::read_discriminator(&checkpoint.path).map_err(wrong)?;
-                Some(Adversary::resumed(config, &weights, &optimizer, state, &autodiff)?)
+                let scaler = resumed.state.discriminator_loss_scale;
+                Some(Adversary::resumed(config, &weights, &optimizer, state, scaler, &autodiff)?)
             }
             None => None,
         };
@@ -148,6 +171,10 @@ impl Start {
             model,
             ema: ema.map(|average| Ema::resumed(average, config.ema.decay)),
             optimizer,
+            scaler: match resumed.state.loss_scale {
+                Some(state) => LossScaler::resumed(&config.precision, state),
+                None => LossScaler::new(&config.precision),
+            },
             step,
             before: resumed.state.before,
             description: format!("from {}, step {step} of {steps}", checkpoint.path.display()),

@@ -9,11 +9,15 @@ use serde_json::json;
 use super::loaders::{Loaders, micro_batches};
 use super::{TrainError, Training};
 use crate::adversary::Adversary;
-use crate::config::Recompute;
-use crate::engine::{Checkpoint, EffectiveBatch, Figures, Networks, StepSettings, effective_batch_gradient};
-use crate::gradients::{clip_by_global_norm, global_norm};
+use crate::config::{Compute, Recompute};
+use crate::device::Choice;
+use crate::engine::{
+    Checkpoint, EffectiveBatch, Figures, LossScales, Networks, StepSettings, effective_batch_gradient,
+};
+use crate::gradients::{global_norm, unscale_and_clip};
 use crate::losses::ClipGuidance;
 use crate::models::quantizer::CodebookUse;
+use crate::precision::Probe;
 use crate::progress::Shown;
 
 pub(super) enum StepError {
@@ -26,27 +30,45 @@ impl<E: Into<TrainError>> From<E> for StepError {
         Self::Failed(error.into())
     }
 }
-/// Of one optimizer step.
-pub(super) struct LearningRates {
-    generator: f64,
+/// What became of an optimizer step.
+struct Taken {
+    learning_rate: f64,
+    /// The one that the step was computed with.
+    loss_scale: f64,
+    /// Because something was not finite, so that nothing has moved but the loss scale.
+    skipped: bool,
+}
+
+/// What became of an optimizer step's two halves.
+struct Updated {
+    generator: Taken,
     /// Only if it learns in that step.
-    discriminator: Option<f64>,
+    discriminator: Option<Taken>,
 }
 
 impl Training {
-    fn step_settings(&self) -> StepSettings {
+    fn step_settings(&self) -> StepSettings<'_> {
         StepSettings {
             step: self.step,
             effective: self.config.batch.effective,
             checkpoint: match self.config.memory.checkpoint {
-                Recompute::None => Checkpoint::None,
-                Recompute::Blocks => Checkpoint::Blocks,
+                // A graph of its own for each block, so that the first of them can be told from the others.
+                Recompute::None if self.probe.is_none() => Checkpoint::None,
+                Recompute::None | Recompute::Blocks => Checkpoint::Blocks,
             },
             adversarial: self.adversary.as_ref().map(|adversary| adversary.state).unwrap_or_default(),
+            compute: self.compute(),
+            loss_scales: LossScales {
+                generator: self.scaler.scale(),
+                discriminator: self.adversary.as_ref().map_or(1.0, |adversary| adversary.scaler().scale()),
+            },
+            // The CPU has computed a value by the time it is asked for; a GPU would have to be waited for.
+            stop_early: self.scaler.is_dynamic() && self.device.choice == Choice::Cpu,
+            probe: self.probe.as_ref(),
         }
     }
 
-    /// One optimizer step: gradients of the effective batch, clip, update, average, report.
+    /// One optimizer step: gradients of the effective batch, unscale, clip, update, average, report.
     pub(super) fn one_step(&mut self, loaders: &mut Loaders, interrupter: &Interrupter) -> Result<(), StepError> {
         let settings = self.step_settings();
         // A loader that has missed steps is of no use any more.
@@ -57,23 +79,33 @@ impl Training {
         };
         let (started, waited) = (Instant::now(), loaders.wait_seconds());
         self.memory.start();
+        let batch = self.gradients(settings, loaders, interrupter)?;
+        let figures = self.read_figures(&batch).map_err(|message| self.device_failed(message))?;
+        let loss_scales = settings.loss_scales;
+        let updated = self.update(batch, &figures);
+        let given_up = self.too_many_skips(loss_scales, interrupter)?;
+        self.step += 1;
+        self.report(&figures, &updated, started, loaders.wait_seconds() - waited)?;
+        given_up.map_or(Ok(()), |error| Err(error.into()))
+    }
+
+    fn gradients(
+        &self,
+        settings: StepSettings,
+        loaders: &mut Loaders,
+        interrupter: &Interrupter,
+    ) -> Result<EffectiveBatch, StepError> {
         let Loaders { first_pass, second_pass } = loaders;
         let first_pass = first_pass.iter_mut().flat_map(|loader| micro_batches(loader, &self.config, interrupter));
         let discriminator = self.adversary.as_ref().map(Adversary::model);
-        let batch = effective_batch_gradient(
+        effective_batch_gradient(
             Networks { vqgan: self.model(), discriminator },
             &self.losses,
             settings,
             first_pass,
             micro_batches(second_pass, &self.config, interrupter),
             |samples| self.progress.samples(samples),
-        )?;
-        let figures = self.read_figures(&batch).map_err(|message| self.device_failed(message))?;
-        self.check_finite(&figures)?;
-        let learning_rates = self.update(batch, &figures);
-        self.step += 1;
-        self.report(&figures, learning_rates, started, loaders.wait_seconds() - waited)?;
-        Ok(())
+        )
     }
 
     fn read_figures(&self, batch: &EffectiveBatch) -> Result<Figures, String> {
@@ -83,69 +115,118 @@ impl Training {
         batch.read(generator, discriminator)
     }
 
-    /// Clips, and lets the optimizers take their step. Returns the learning rates of the generator and the discriminator.
-    fn update(&mut self, batch: EffectiveBatch, figures: &Figures) -> LearningRates {
-        let clip = self.config.optimizer.clip_norm;
-        let gradients = match clip > 0.0 {
-            true => clip_by_global_norm(self.model(), batch.generator, figures.grad_norm, clip),
-            false => batch.generator,
-        };
-        let learning_rate = self.schedule.at(self.step);
-        // Moved through the optimizer and not cloned: each old parameter is freed as soon as its new one is there.
-        self.model = self.model.take().map(|model| self.optimizer.step(learning_rate, model, gradients));
-        self.ema = self.ema.take().map(|ema| ema.updated(self.model(), self.step));
+    /// Takes the loss scale out, clips, and lets the optimizers take their step; one whose gradient is not finite leaves it
+    /// out. The schedules count the steps that were taken.
+    fn update(&mut self, batch: EffectiveBatch, figures: &Figures) -> Updated {
+        let EffectiveBatch { generator, discriminator, statistics, .. } = batch;
+        let (loss_scale, taken) = (self.scaler.scale(), self.scaler.taken(self.step));
+        let learning_rate = self.schedule.at(taken);
+        let finite = figures.grad_norm.is_finite() && figures.total.is_finite();
+        if finite {
+            let clip = self.config.optimizer.clip_norm;
+            let gradients = unscale_and_clip(self.model(), generator, loss_scale, figures.grad_norm, clip);
+            // Moved through the optimizer and not cloned: each old parameter is freed as soon as its new one is there.
+            self.model = self.model.take().map(|model| self.optimizer.step(learning_rate, model, gradients));
+            self.ema = self.ema.take().map(|ema| ema.updated(self.model(), taken));
+        }
+        self.scaler.update(finite);
 
         let step = self.step;
         let discriminator = self.adversary.as_mut().and_then(|adversary| {
-            let norm = figures.discriminator_grad_norm;
-            if let Some(norm) = norm {
-                adversary.step(step, batch.discriminator, norm, batch.statistics);
-            }
+            adversary.remember(figures.next_balance);
+            let norm = figures.discriminator_grad_norm?;
+            let (learning_rate, loss_scale) = (adversary.learning_rate(step), adversary.scaler().scale());
             let logits = figures.get("logits_real").zip(figures.get("logits_fake")).map(|(real, fake)| [real, fake]);
-            adversary.remember(logits, figures.next_balance);
-            norm.map(|_| adversary.learning_rate(step))
+            let finite = adversary.step(step, discriminator, norm, logits, statistics);
+            Some(Taken { learning_rate, loss_scale, skipped: !finite })
         });
-        LearningRates { generator: learning_rate, discriminator }
+        Updated { generator: Taken { learning_rate, loss_scale, skipped: !finite }, discriminator }
     }
 
-    fn report(
+    /// The end of the run, if more steps in a row were skipped than it may skip. `loss_scales` are those of the step, which
+    /// is computed once more, and looked at, to find out where it goes wrong.
+    fn too_many_skips(
         &mut self,
-        figures: &Figures,
-        learning_rates: LearningRates,
-        started: Instant,
-        wait: f64,
-    ) -> Result<(), TrainError> {
+        loss_scales: LossScales,
+        interrupter: &Interrupter,
+    ) -> Result<Option<TrainError>, StepError> {
+        let of_discriminator = self.adversary.as_ref().map_or(0, |adversary| adversary.scaler().state().in_a_row);
+        let skips = self.scaler.state().in_a_row.max(of_discriminator);
+        if skips <= self.config.precision.max_skips {
+            return Ok(None);
+        }
+        let probe = self.probe.take().unwrap_or_else(|| Probe::new(self.model()));
+        let found = match probe.take() {
+            Some(found) => Some(found),
+            None => {
+                let settings = StepSettings {
+                    loss_scales,
+                    checkpoint: Checkpoint::Blocks,
+                    stop_early: false,
+                    probe: Some(&probe),
+                    ..self.step_settings()
+                };
+                let coupled = self.losses.are_coupled(&settings);
+                let first_pass = if coupled { Some(self.start_loader()?) } else { None };
+                let mut loaders = Loaders { first_pass, second_pass: self.start_loader()? };
+                self.gradients(settings, &mut loaders, interrupter)?;
+                probe.take()
+            }
+        };
+        let place = found.map_or_else(|| "a sum over the effective batch".to_owned(), |found| found.to_string());
+        let saved = self.last_saved();
+        Ok(Some(TrainError::NotFinite { skips, place, step: self.step + 1, advice: self.advice(), saved }))
+    }
+
+    /// What helps most likely against values that are not finite.
+    fn advice(&self) -> &'static str {
+        match self.config.precision.compute {
+            Compute::Fp16 if self.device.supports(Compute::Bf16) => {
+                "precision.compute = \"bf16\" has the range of fp32, and a lower optimizer.learning_rate often helps"
+            }
+            Compute::Fp16 => "precision.compute = \"fp32\" or a lower optimizer.learning_rate often helps",
+            Compute::Fp32 | Compute::Bf16 => "a lower optimizer.learning_rate often helps",
+        }
+    }
+
+    fn report(&mut self, figures: &Figures, updated: &Updated, started: Instant, wait: f64) -> Result<(), TrainError> {
+        let Updated { generator, discriminator } = updated;
         let seconds = started.elapsed().as_secs_f64();
         let shown = Shown {
             step: self.step,
             loss: figures.total,
             images_per_second: self.config.batch.effective as f64 / seconds,
             peak_memory: self.memory.peak(),
-            loss_scale: 1.0,
+            loss_scale: generator.loss_scale,
         };
-        let codes = CodebookUse::from_counts(&figures.code_counts);
         let mut line = json!({
             "step": shown.step,
             "loss": shown.loss,
-            "learning_rate": learning_rates.generator,
+            "learning_rate": generator.learning_rate,
             "grad_norm": figures.grad_norm,
-            "loss_scale": shown.loss_scale,
-            "skipped": false,
+            "loss_scale": generator.loss_scale,
+            "skipped": generator.skipped,
             "images_per_second": shown.images_per_second,
             "data_wait": wait,
             "peak_memory": shown.peak_memory,
             "micro": self.config.batch.micro,
-            "codes_used": codes.used,
-            "perplexity": codes.perplexity,
         });
+        if !figures.code_counts.is_empty() {
+            let codes = CodebookUse::from_counts(&figures.code_counts);
+            line["codes_used"] = json!(codes.used);
+            line["perplexity"] = json!(codes.perplexity);
+        }
         for (name, value) in &figures.losses {
             line[*name] = json!(value);
         }
-        if let Some((norm, rate)) = figures.discriminator_grad_norm.zip(learning_rates.discriminator) {
-            line["discriminator_grad_norm"] = json!(norm);
-            line["discriminator_learning_rate"] = json!(rate);
+        if let Some(taken) = discriminator {
+            line["discriminator_grad_norm"] = json!(figures.discriminator_grad_norm);
+            line["discriminator_learning_rate"] = json!(taken.learning_rate);
+            line["discriminator_loss_scale"] = json!(taken.loss_scale);
+            line["discriminator_skipped"] = json!(taken.skipped);
         }
         self.log.append(&line)?;
+        self.say_skips(updated, figures);
         for warning in self.data.training.take_warnings() {
             self.progress.line(&format!("skipped {warning}"));
         }
@@ -156,17 +237,26 @@ impl Training {
         self.progress.step(shown);
         Ok(())
     }
-    fn check_finite(&self, figures: &Figures) -> Result<(), TrainError> {
-        let loss = figures.losses.iter().find(|(_, value)| !value.is_finite());
-        let what = match loss {
-            Some((name, _)) => format!("the loss `{name}`"),
-            None if !figures.grad_norm.is_finite() => "the gradient".to_owned(),
-            None if figures.discriminator_grad_norm.is_some_and(|norm| !norm.is_finite()) => {
-                "the discriminator's gradient".to_owned()
-            }
-            None => return Ok(()),
-        };
-        Err(TrainError::NotFinite { what, step: self.step + 1, saved: self.last_saved() })
+
+    /// A skipped step is no secret.
+    fn say_skips(&self, updated: &Updated, figures: &Figures) {
+        let adversary = self.adversary.as_ref().map(Adversary::scaler);
+        let halves = [
+            ("", Some(&updated.generator), Some(&self.scaler)),
+            (" of the discriminator", updated.discriminator.as_ref(), adversary),
+        ];
+        for (of, taken, scaler) in halves {
+            let (Some(Taken { skipped: true, loss_scale, .. }), Some(scaler)) = (taken, scaler) else { continue };
+            let next = match scaler.is_dynamic() {
+                true => format!("loss scale {loss_scale} -> {}", scaler.scale()),
+                false => format!("{} in a row", scaler.state().in_a_row),
+            };
+            self.progress.line(&format!("step {}: overflow, the step{of} is skipped; {next}", self.step));
+        }
+        if let Some(found) = self.probe.as_ref().and_then(Probe::take) {
+            let loss = figures.total;
+            self.progress.line(&format!("step {}, loss {loss}: not finite first after {found}", self.step));
+        }
     }
 
     fn device_failed(&self, message: String) -> TrainError {

@@ -18,11 +18,11 @@ const EFFECTIVE: usize = 6;
 const CUTOUTS: usize = 8;
 
 /// Two samples have the same caption.
-const CAPTIONS: [&str; EFFECTIVE] =
-    ["a red circle", "a blue square", "two green stars", "a red circle", "nothing", "a cat"];
+const CAPTIONS: [&str; 8] =
+    ["a red circle", "a blue square", "two green stars", "a red circle", "nothing", "a cat", "a dog", "two cats"];
 
 /// Some of the effective batch's samples.
-struct Captioned {
+pub(super) struct Captioned {
     first: usize,
     draws: Vec<u64>,
     captions: Vec<Option<String>>,
@@ -57,6 +57,10 @@ impl MicroBatch for Captioned {
     fn captions(&self) -> &[Option<String>] {
         &self.captions
     }
+}
+
+pub(super) fn batch(first: usize, samples: usize) -> Captioned {
+    Captioned::new(first, samples)
 }
 
 fn cut(sizes: &[usize]) -> impl Iterator<Item = Result<Captioned, String>> {
@@ -133,7 +137,7 @@ fn guidance(device: &Device, dtype: DType, at_once: usize) -> ClipGuidance {
     }
 }
 
-fn all_losses(device: &Device, dtype: DType, adaptive: Adaptive, at_once: usize) -> Losses {
+pub(super) fn all_losses(device: &Device, dtype: DType, adaptive: Adaptive, at_once: usize) -> Losses {
     let image: Vec<(Weight, Box<dyn ImageLoss>)> = vec![
         (Weight::constant(1.0), Box::new(PixelLoss(PixelNorm::Mix { l1: 0.5 }))),
         (Weight::constant(0.8), Box::new(PerceptualLoss::new(lpips(LpipsNetwork::Vgg16, device, dtype)))),
@@ -165,15 +169,15 @@ fn discriminator(device: &Device, dtype: DType, norm: DiscriminatorNorm) -> Patc
     PatchGan::read(&WeightReader::new(&weights, device, dtype), &config).unwrap()
 }
 
-struct Run {
-    vqgan: VqGan,
-    discriminator: PatchGan,
-    device: Device,
+pub(super) struct Run {
+    pub(super) vqgan: VqGan,
+    pub(super) discriminator: PatchGan,
+    pub(super) device: Device,
     dtype: DType,
 }
 
 impl Run {
-    fn new(dtype: DType) -> Self {
+    pub(super) fn new(dtype: DType) -> Self {
         let device = Device::flex().autodiff();
         let vqgan = model(&tiny_architecture(), dtype);
         let discriminator = discriminator(&device, dtype, DiscriminatorNorm::Group);
@@ -184,9 +188,13 @@ impl Run {
         let losses = all_losses(&self.device, self.dtype, adaptive, at_once);
         let lecam = LeCam { real: 0.4, fake: -0.2, decay: 0.9 };
         let adversarial = AdversarialState { balance: Some(0.6), lecam };
-        let settings = StepSettings { step: 0, effective: EFFECTIVE, checkpoint, adversarial };
+        let settings = StepSettings { effective: EFFECTIVE, checkpoint, adversarial, ..StepSettings::default() };
+        self.step(&losses, settings, sizes)
+    }
+
+    pub(super) fn step(&self, losses: &Losses, settings: StepSettings, sizes: &[usize]) -> EffectiveBatch {
         let networks = Networks { vqgan: &self.vqgan, discriminator: Some(&self.discriminator) };
-        effective_batch_gradient(networks, &losses, settings, cut(sizes), cut(sizes), |_| {}).unwrap()
+        effective_batch_gradient(networks, losses, settings, cut(sizes), cut(sizes), |_| {}).unwrap()
     }
 
     /// Of the generator's and the discriminator's gradient.
@@ -280,6 +288,7 @@ fn the_gradient_of_the_clip_losses_at_the_image_is_that_of_finite_differences() 
     let seen = |values: Vec<f64>| Seen {
         step: 0,
         per_sample: 1.0 / 3.0,
+        loss_scale: 1.0,
         original: original.clone(),
         reconstruction: Tensor::from_data(TensorData::new(values, [3, 3, SIDE, SIDE]), (&Device::flex(), DType::F64)),
         first: 0,

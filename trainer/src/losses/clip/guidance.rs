@@ -286,7 +286,8 @@ impl ClipGuidance {
         self.captions.as_ref()?.take_truncated()
     }
 
-    /// Gradient at the reconstruction of the weighted sum of the losses of a step, `[n, 3, H, W]`; `None` if none counts.
+    /// Gradient at the reconstruction of the weighted sum of the losses of a step, times the loss scale, `[n, 3, H, W]`; `None`
+    /// if none counts.
     /// `record` gets each loss's name, the micro-batch's part of its mean over samples, and its weight.
     pub fn gradient(
         &self,
@@ -330,7 +331,8 @@ impl ClipGuidance {
                 if let (Group::Whole, Some(coupling)) = (&group, coupling) {
                     terms.push(coupling.surrogate(embeddings.clone(), seen.first));
                 }
-                terms.into_iter().reduce(Tensor::add).unwrap_or_else(|| embeddings.sum() * 0.0)
+                let sum = terms.into_iter().reduce(Tensor::add).unwrap_or_else(|| embeddings.sum() * 0.0);
+                sum * seen.loss_scale
             });
             sum = Some(match sum {
                 Some(sum) => sum + at_image,

@@ -49,6 +49,7 @@ pub(super) struct LayerNorm {
 
 impl LayerNorm {
     pub(super) fn read(from: &WeightReader, epsilon: f64) -> Result<Self, ModelError> {
+        let from = from.wide();
         Ok(Self { weight: from.param("weight")?, bias: from.param("bias")?, epsilon })
     }
 

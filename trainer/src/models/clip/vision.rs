@@ -67,8 +67,8 @@ impl ImageEncoder {
         Ok(Self { vision_model, visual_projection })
     }
 
-    /// Images `[V, 3, S, S]` as [`to_clip`](super::preprocess::to_clip) normalises them to embeddings `[V, E]`, not of
-    /// unit length.
+    /// Images `[V, 3, S, S]` as [`to_clip`](super::preprocess::to_clip) normalises them, of any type, to embeddings `[V, E]`
+    /// in the weights' type, not of unit length.
     ///
     /// # Panics
     /// If the images are not of the model's size `S`, or are with autodiff and the weights are not, or the other way
@@ -88,6 +88,7 @@ impl Embeddings {
     fn forward(&self, images: Tensor<4>) -> Tensor<3> {
         let [v, channels, height, width] = images.dims();
         let weight = self.patch_embedding.weight.val();
+        let images = images.cast(weight.dtype());
         let [out, _, patch, _] = weight.dims();
         let (rows, columns) = (height / patch, width / patch);
         // A convolution whose stride is its kernel is one product of matrices.

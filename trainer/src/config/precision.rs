@@ -1,0 +1,157 @@
+//! `[precision]`
+
+use burn::tensor::DType;
+use serde::{Deserialize, Deserializer, Serialize};
+
+/// `[precision]`
+#[derive(Debug, Clone, PartialEq, Deserialize, Serialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct PrecisionConfig {
+    /// What the model and the discriminator compute in; their weights and all that adds up are f32.
+    pub compute: Compute,
+    /// What LPIPS and CLIP are held in and compute in; `compute` where nothing is said.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub frozen: Option<Compute>,
+    /// `"dynamic"`, or a number; dynamic in fp16 and 1 otherwise where nothing is said.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub loss_scale: Option<LossScaleConfig>,
+    /// Optimizer steps in a row that may be skipped because something is not finite; one more ends the run.
+    pub max_skips: u64,
+    /// `[precision.scaler]`
+    pub scaler: ScalerConfig,
+}
+
+impl Default for PrecisionConfig {
+    fn default() -> Self {
+        // From 65,536 it is 16 halvings to 1.
+        Self { compute: Compute::Fp32, frozen: None, loss_scale: None, max_skips: 20, scaler: ScalerConfig::default() }
+    }
+}
+
+impl PrecisionConfig {
+    /// What LPIPS and CLIP compute in.
+    pub fn frozen(&self) -> Compute {
+        self.frozen.unwrap_or(self.compute)
+    }
+
+    /// The rule of a dynamic loss scale, or the fixed scale.
+    ///
+    /// # Errors
+    /// The fixed scale.
+    pub fn scaling(&self) -> Result<ScalerConfig, f64> {
+        match self.loss_scale {
+            Some(LossScaleConfig::Fixed(scale)) => Err(scale),
+            Some(LossScaleConfig::Dynamic) => Ok(self.scaler.clone()),
+            None if self.compute == Compute::Fp16 => Ok(self.scaler.clone()),
+            None => Err(1.0),
+        }
+    }
+}
+
+/// A precision to compute in.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Compute {
+    /// 32-bit floating point.
+    #[default]
+    Fp32,
+    /// bfloat16: the range of f32 with 8 bits of precision.
+    Bf16,
+    /// IEEE half precision: 11 bits of precision, up to 65,504.
+    Fp16,
+}
+
+impl Compute {
+    /// All of them, from the widest.
+    pub const ALL: [Self; 3] = [Self::Fp32, Self::Bf16, Self::Fp16];
+
+    /// Its name in a configuration.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Fp32 => "fp32",
+            Self::Bf16 => "bf16",
+            Self::Fp16 => "fp16",
+        }
+    }
+
+    /// The tensors' type.
+    pub fn dtype(self) -> DType {
+        match self {
+            Self::Fp32 => DType::F32,
+            Self::Bf16 => DType::BF16,
+            Self::Fp16 => DType::F16,
+        }
+    }
+}
+
+/// `precision.loss_scale`
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+#[serde(untagged)]
+pub enum LossScaleConfig {
+    /// By `[precision.scaler]`.
+    #[serde(serialize_with = "dynamic")]
+    Dynamic,
+    /// The same in every step; 1 scales nothing.
+    Fixed(f64),
+}
+
+const DYNAMIC: &str = "dynamic";
+
+fn dynamic<S: serde::Serializer>(serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.serialize_str(DYNAMIC)
+}
+
+impl<'de> Deserialize<'de> for LossScaleConfig {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Visitor;
+        impl serde::de::Visitor<'_> for Visitor {
+            type Value = LossScaleConfig;
+
+            fn expecting(&self, f: &mut std::fmt::Formatter) -> std::fmt::Result {
+                f.write_str("\"dynamic\" or a number")
+            }
+
+            fn visit_str<E: serde::de::Error>(self, text: &str) -> Result<Self::Value, E> {
+                match text {
+                    DYNAMIC => Ok(LossScaleConfig::Dynamic),
+                    other => Err(E::invalid_value(serde::de::Unexpected::Str(other), &self)),
+                }
+            }
+
+            fn visit_f64<E>(self, value: f64) -> Result<Self::Value, E> {
+                Ok(LossScaleConfig::Fixed(value))
+            }
+
+            fn visit_i64<E>(self, value: i64) -> Result<Self::Value, E> {
+                Ok(LossScaleConfig::Fixed(value as f64))
+            }
+
+            fn visit_u64<E>(self, value: u64) -> Result<Self::Value, E> {
+                Ok(LossScaleConfig::Fixed(value as f64))
+            }
+        }
+        deserializer.deserialize_any(Visitor)
+    }
+}
+
+/// `[precision.scaler]`: how a dynamic loss scale moves. The defaults are those of PyTorch's `GradScaler`.
+#[derive(Debug, Clone, PartialEq, Deserialize, Serialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct ScalerConfig {
+    /// The scale of the first step.
+    pub init: f64,
+    /// What it is multiplied with after `growth_interval` steps without an overflow.
+    pub growth_factor: f64,
+    /// What it is multiplied with after an overflow.
+    pub backoff_factor: f64,
+    /// Steps in a row without an overflow before it grows.
+    pub growth_interval: u64,
+    /// It never gets smaller.
+    pub min: f64,
+}
+
+impl Default for ScalerConfig {
+    fn default() -> Self {
+        Self { init: 65536.0, growth_factor: 2.0, backoff_factor: 0.5, growth_interval: 2000, min: 1.0 }
+    }
+}

@@ -1,0 +1,180 @@
+//! Finds the first value of a step that is not finite.
+
+use std::cell::RefCell;
+use std::collections::HashMap;
+use std::fmt;
+
+use burn::module::{Module, ModuleVisitor, Param, ParamId};
+use burn::optim::GradientsParams;
+use burn::tensor::{DType, Tensor};
+
+use crate::models::VqGan;
+use crate::models::blocks::Block;
+use crate::models::weights::{ParameterVisitor, visit_parameters};
+
+/// Looks at values on their way through a step, waiting for the device each time: for finding a fault, not for training.
+pub struct Probe {
+    names: HashMap<ParamId, String>,
+    found: RefCell<Option<Found>>,
+}
+
+/// Where the first value was that is not finite.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Found {
+    direction: Direction,
+    place: String,
+    dtype: DType,
+}
+
+/// Of the pass through the networks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Direction {
+    Forward,
+    Backward,
+}
+
+impl fmt::Display for Found {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let direction = match self.direction {
+            Direction::Forward => "forward",
+            Direction::Backward => "backward",
+        };
+        let dtype = format!("{:?}", self.dtype).to_lowercase();
+        write!(f, "the {direction} pass of {} in {dtype}", self.place)
+    }
+}
+
+impl Probe {
+    /// For steps of `model`, whose blocks it knows by name.
+    pub fn new(model: &VqGan) -> Self {
+        struct Names(HashMap<ParamId, String>);
+        impl ParameterVisitor for Names {
+            fn parameter<const D: usize>(&mut self, name: &str, id: ParamId, _value: Tensor<D>) {
+                self.0.insert(id, name.to_owned());
+            }
+        }
+        let mut names = Names(HashMap::new());
+        visit_parameters(model, &mut names);
+        Self { names: names.0, found: RefCell::new(None) }
+    }
+
+    /// What was found first, if anything was.
+    pub fn take(&self) -> Option<Found> {
+        self.found.borrow_mut().take()
+    }
+
+    /// Looks at what comes out of `place`.
+    pub fn forward<const D: usize>(&self, place: impl FnOnce() -> String, value: &Tensor<D>) {
+        self.look(Direction::Forward, place, value);
+    }
+
+    /// Looks at the gradient that comes out of `place`.
+    pub fn backward<const D: usize>(&self, place: impl FnOnce() -> String, gradient: &Tensor<D>) {
+        self.look(Direction::Backward, place, gradient);
+    }
+
+    /// Looks at the gradients of `block`'s parameters.
+    pub fn parameters(&self, block: &Block, gradients: &GradientsParams) {
+        struct Look<'a>(&'a Probe, &'a GradientsParams);
+        impl ModuleVisitor for Look<'_> {
+            fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
+                let place = || self.0.names.get(&param.id).cloned().unwrap_or_default();
+                if let Some(gradient) = self.1.get::<D>(param.id) {
+                    self.0.backward(place, &gradient);
+                }
+            }
+        }
+        block.visit(&mut Look(self, gradients));
+    }
+
+    /// Looks at the gradients of a whole module, which goes by `place`.
+    pub fn module<M: Module>(&self, place: &str, module: &M, gradients: &GradientsParams) {
+        struct Look<'a>(&'a Probe, &'a str, &'a GradientsParams);
+        impl ParameterVisitor for Look<'_> {
+            fn parameter<const D: usize>(&mut self, name: &str, id: ParamId, _value: Tensor<D>) {
+                if let Some(gradient) = self.2.get::<D>(id) {
+                    self.0.backward(|| format!("{} ({name})", self.1), &gradient);
+                }
+            }
+        }
+        visit_parameters(module, &mut Look(self, place, gradients));
+    }
+
+    /// The name that all of the block's parameters begin with.
+    pub fn name(&self, block: &Block) -> String {
+        struct Common<'a>(&'a HashMap<ParamId, String>, Option<Vec<&'a str>>);
+        impl ModuleVisitor for Common<'_> {
+            fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
+                let Some(name) = self.0.get(&param.id) else { return };
+                let mut path: Vec<&str> = name.split('.').collect();
+                path.pop();
+                self.1 = Some(match self.1.take() {
+                    Some(so_far) => so_far.into_iter().zip(path).take_while(|(a, b)| a == b).map(|(a, _)| a).collect(),
+                    None => path,
+                });
+            }
+        }
+        let mut common = Common(&self.names, None);
+        block.visit(&mut common);
+        common.1.unwrap_or_default().join(".")
+    }
+
+    fn look<const D: usize>(&self, direction: Direction, place: impl FnOnce() -> String, value: &Tensor<D>) {
+        if self.found.borrow().is_none() && !is_finite(value) {
+            *self.found.borrow_mut() = Some(Found { direction, place: place(), dtype: value.dtype() });
+        }
+    }
+}
+
+/// Whether all of `value` is finite; waits for the device. What cannot be read is none of this function's business.
+pub(crate) fn is_finite<const D: usize>(value: &Tensor<D>) -> bool {
+    let largest = value.clone().without_autodiff().max_abs().cast(DType::F32);
+    let nan = value.clone().without_autodiff().contains_nan();
+    let largest = largest.try_into_vec_as::<f32>().map_or(0.0, |values| values.first().copied().unwrap_or(0.0));
+    largest.is_finite() && !nan.into_data().iter::<bool>().any(|nan| nan)
+}
+
+#[cfg(test)]
+mod tests {
+    use burn::tensor::Device;
+
+    use super::*;
+    use crate::models::initialize::random_weights;
+    use crate::models::tests::tiny_architecture;
+
+    fn probe() -> (VqGan, Probe) {
+        let architecture = tiny_architecture();
+        let model = VqGan::new(&architecture, &random_weights(&architecture, 0), &Device::flex(), DType::F32).unwrap();
+        let probe = Probe::new(&model);
+        (model, probe)
+    }
+
+    #[test]
+    fn every_block_has_a_name_of_its_own() {
+        let (model, probe) = probe();
+        let blocks = model.encoder_blocks().into_iter().chain(model.decoder_blocks());
+        let names: Vec<String> = blocks.map(|block| probe.name(&block)).collect();
+        for name in
+            ["encoder.conv_in", "encoder.down.0.block.0", "quant_conv", "decoder.mid.attn_1", "decoder.conv_out"]
+        {
+            assert!(names.contains(&name.to_owned()), "{name} is not in {names:?}");
+        }
+        let different: std::collections::HashSet<&String> = names.iter().collect();
+        assert_eq!(different.len(), names.len());
+    }
+
+    #[test]
+    fn the_first_of_several_is_the_one_that_is_named() {
+        let (_, probe) = probe();
+        let device = Device::flex();
+        let values = |value: f32| Tensor::<1>::from_data([1.0, value, 2.0], (&device, DType::F16));
+        probe.forward(|| "a".into(), &values(3.0));
+        assert_eq!(probe.take(), None);
+        for (wrong, shown) in [(f32::NAN, "NaN"), (f32::INFINITY, "inf"), (f32::NEG_INFINITY, "-inf"), (7e4, "7e4")] {
+            probe.backward(|| "b".into(), &values(wrong));
+            probe.forward(|| "c".into(), &values(f32::NAN));
+            let found = probe.take().map(|found| found.to_string());
+            assert_eq!(found.as_deref(), Some("the backward pass of b in f16"), "{shown}");
+        }
+    }
+}
