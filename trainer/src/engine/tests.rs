@@ -60,7 +60,11 @@ fn losses(entropy: f64) -> Losses {
 
 /// Random weights whose codes are spread as wide as the latents, so that many are chosen.
 fn model(architecture: &Architecture, dtype: DType) -> VqGan {
-    let mut weights = random_weights(architecture, 7);
+    model_of(architecture, 7, dtype)
+}
+
+fn model_of(architecture: &Architecture, seed: u64, dtype: DType) -> VqGan {
+    let mut weights = random_weights(architecture, seed);
     let codebook = weights.get_mut("quantize.embedding.weight").unwrap();
     let spread: Vec<f32> = codebook.to_f32().iter().map(|v| v * architecture.codes as f32 * 0.3).collect();
     *codebook = checkpoints::HostTensor::from_f32(&codebook.shape, &spread);

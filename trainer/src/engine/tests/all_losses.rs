@@ -22,7 +22,7 @@ const CAPTIONS: [&str; 8] =
     ["a red circle", "a blue square", "two green stars", "a red circle", "nothing", "a cat", "a dog", "two cats"];
 
 /// Some of the effective batch's samples.
-pub(super) struct Captioned {
+struct Captioned {
     first: usize,
     draws: Vec<u64>,
     captions: Vec<Option<String>>,
@@ -59,10 +59,6 @@ impl MicroBatch for Captioned {
     }
 }
 
-pub(super) fn batch(first: usize, samples: usize) -> Captioned {
-    Captioned::new(first, samples)
-}
-
 fn cut(sizes: &[usize]) -> impl Iterator<Item = Result<Captioned, String>> {
     let firsts = sizes.iter().scan(0, |next, size| {
         let first = *next;
@@ -72,29 +68,32 @@ fn cut(sizes: &[usize]) -> impl Iterator<Item = Result<Captioned, String>> {
     firsts.zip(sizes).map(|(first, size)| Ok(Captioned::new(first, *size))).collect::<Vec<_>>().into_iter()
 }
 
-/// LPIPS with weights by formula; its true ones are too large for a test.
+/// LPIPS with weights by formula; its true ones are too large for a test. Each filter blurs one channel and is disturbed by
+/// the others: a network this deep of nothing but random filters has another gradient after each rounding.
 fn lpips(network: LpipsNetwork, device: &Device, dtype: DType) -> Lpips {
     let mut weights = StateDict::new();
-    let mut put = |name: String, shape: &[usize], scale: f64, positive: bool| {
+    let mut put = |name: String, shape: &[usize], value: &dyn Fn(usize, f64) -> f64| {
         let seed = name.bytes().map(f64::from).sum::<f64>();
-        let value = |i: usize| {
-            let value = (i as f64 * 0.7310 + seed * 1.37).sin() * scale;
-            if positive { value.abs() as f32 } else { value as f32 }
-        };
-        let values: Vec<f32> = (0..shape.iter().product()).map(value).collect();
+        let values = (0..shape.iter().product()).map(|i| value(i, (i as f64 * 0.7310 + seed * 1.37).sin()) as f32);
+        let values: Vec<f32> = values.collect();
         weights.insert(name, checkpoints::HostTensor::from_f32(shape, &values));
     };
     for (index, shape) in network.convolutions() {
-        let fan_in = shape[1..].iter().product::<usize>() as f64;
-        put(format!("features.{index}.weight"), shape, 2.0 * fan_in.powf(-0.5), false);
-        put(format!("features.{index}.bias"), &shape[..1], 0.1, false);
+        let [_, inputs, height, width] = *shape;
+        let disturbance = 0.5 * ((inputs * height * width) as f64).powf(-0.5);
+        let blur = 0.8 / (height * width) as f64;
+        put(format!("features.{index}.weight"), shape, &|i, sine| {
+            let (output, input) = (i / (inputs * height * width), i / (height * width) % inputs);
+            disturbance * sine + if output % inputs == input { blur } else { 0.0 }
+        });
+        put(format!("features.{index}.bias"), &shape[..1], &|_, sine| 0.1 * sine);
     }
     let channels = match network {
         LpipsNetwork::Vgg16 => [64, 128, 256, 512, 512],
         LpipsNetwork::AlexNet => [64, 192, 384, 256, 256],
     };
     for (slice, channels) in channels.into_iter().enumerate() {
-        put(format!("lin{slice}.weight"), &[1, channels, 1, 1], 0.5, true);
+        put(format!("lin{slice}.weight"), &[1, channels, 1, 1], &|_, sine| 0.5 * sine.abs());
     }
     Lpips::read(&WeightReader::frozen(&weights, device, dtype), network).unwrap()
 }

@@ -41,12 +41,28 @@ fn compare<M: Module>(module: &M, a: &GradientsParams, b: &GradientsParams) -> (
     (ab / (aa * bb).sqrt(), (aa / bb).sqrt())
 }
 
+/// A latent beside the border of two codes takes the other one after a rounding, and the gradient jumps with it, in any
+/// precision. Few latents among few codes keep that out of a comparison of the arithmetic.
+fn without_borders() -> Run {
+    let channels = vec![8, 16, 16];
+    let architecture = Architecture { codes: 4, channels, attention_levels: vec![2], ..tiny_architecture() };
+    let mut run = Run::new(DType::F32);
+    run.vqgan = model_of(&architecture, 11, DType::F32);
+    run
+}
+
 #[test]
 fn the_gradient_in_half_precision_is_near_that_in_f32() {
-    let run = Run::new(DType::F32);
-    let reference = step(&run, DType::F32, 1.0, &[4, 4]);
+    let run = without_borders();
+    let step = |compute, scale| {
+        let losses = all_losses(&run.device, compute, Adaptive::EffectiveBatch, 3);
+        run.step(&losses, StepSettings { effective: 4, ..settings(compute, scale) }, &[2, 2])
+    };
+    let codes = |batch: &EffectiveBatch| batch.read(Tensor::zeros([1], &Device::flex()), None).unwrap().code_counts;
+    let reference = step(DType::F32, 1.0);
     for (compute, scale, least) in [(DType::F16, 1024.0, 0.999), (DType::BF16, 1.0, 0.99)] {
-        let half = step(&run, compute, scale, &[4, 4]);
+        let half = step(compute, scale);
+        assert_eq!(codes(&half), codes(&reference), "{compute:?}");
         let generator = compare(&run.vqgan, &half.generator, &reference.generator);
         let discriminator = compare(&run.discriminator, &half.discriminator, &reference.discriminator);
         for (of, (cosine, length)) in [("generator", generator), ("discriminator", discriminator)] {
@@ -57,7 +73,8 @@ fn the_gradient_in_half_precision_is_near_that_in_f32() {
     }
 }
 
-/// One decision for the whole step, which no micro-batch of it can change.
+/// One decision for the whole step, which no micro-batch of it can change. At a scale whose largest value is just at the
+/// edge it may: gradients of weights are sums over a micro-batch.
 #[test]
 fn whether_a_step_overflows_does_not_depend_on_how_it_is_cut() {
     let run = Run::new(DType::F32);
@@ -65,49 +82,18 @@ fn whether_a_step_overflows_does_not_depend_on_how_it_is_cut() {
         [global_norm(&run.vqgan, &batch.generator), global_norm(&run.discriminator, &batch.discriminator)]
             .map(|norm| precision::is_finite(&norm.unwrap()))
     };
-    let mut seen = Vec::new();
-    for exponent in [8, 12, 16, 20, 24, 28] {
+    for (exponent, expected) in [(8, true), (12, true), (26, false), (30, false)] {
         let scale = f64::from(1 << exponent);
         let (whole, single) = (step(&run, DType::F16, scale, &[8]), step(&run, DType::F16, scale, &[1; 8]));
-        println!("scale 2^{exponent}: finite {:?} as 8, {:?} as 8 x 1", finite(&whole), finite(&single));
-        assert_eq!(finite(&whole), finite(&single), "scale 2^{exponent}");
-        if finite(&whole) == [true; 2] {
+        for (batch, name) in [(&whole, "8"), (&single, "8 x 1")] {
+            assert_eq!(finite(batch), [expected; 2], "scale 2^{exponent}, {name}");
+        }
+        if expected {
             let generator = relative_deviation(&run.vqgan, &single.generator, &whole.generator);
             let discriminator = relative_deviation(&run.discriminator, &single.discriminator, &whole.discriminator);
             println!("scale 2^{exponent}: deviation {generator:.1e}, discriminator {discriminator:.1e}");
             // A few roundings to 11 bits each.
             assert!(generator < 1e-2 && discriminator < 1e-2, "{generator} {discriminator}");
         }
-        seen.push(finite(&whole));
     }
-    assert!(seen.contains(&[true; 2]) && seen.contains(&[false; 2]), "{seen:?}");
-}
-
-#[test]
-fn experiment() {
-    let run = Run::new(DType::F32);
-    let plain = Device::flex();
-    let batch = super::all_losses::batch(0, 4);
-    let original = batch.images(&plain, DType::F32);
-    let recon32 = run.vqgan.valid().reconstruct(original.clone()).0;
-    let recon16 = compute_copy(&run.vqgan, DType::F16).valid().reconstruct(original.clone()).0;
-    let read = |t: Tensor<4>| -> Vec<f64> { t.cast(DType::F64).into_data().try_into_vec().unwrap() };
-    let cos = |a: Tensor<4>, b: Tensor<4>| { let (a, b) = (read(a), read(b)); let d = |x: &[f64], y: &[f64]| x.iter().zip(y).map(|(a, b)| a * b).sum::<f64>(); d(&a, &b) / (d(&a, &a) * d(&b, &b)).sqrt() };
-    println!("EXP recon rel diff {:.2e}", relative(&read(recon16.clone()), &read(recon32.clone())));
-    for index in [0, 1] {
-        let g = |dtype, recon: &Tensor<4>, scale: f64| {
-            let losses = all_losses(&run.device, dtype, Adaptive::EffectiveBatch, 3);
-            gradient_at(recon, |leaf| losses.image[index].1.per_sample(original.clone().autodiff(), leaf).sum() * scale) / scale
-        };
-        let smooth = original.clone() * 0.8 + 0.05;
-        for (name, recon) in [("recon", &recon32), ("near", &smooth)] {
-            for scale in [1.0, 1024.0, 65536.0] {
-                println!("EXP loss {index} {name} scale {scale} f16 {:.6} bf16 {:.6}", cos(g(DType::F16, recon, scale), g(DType::F32, recon, 1.0)), cos(g(DType::BF16, recon, scale), g(DType::F32, recon, 1.0)));
-            }
-        }
-        println!("EXP loss {index} f32 network at f16 recon {:.6}", cos(g(DType::F32, &recon16, 1.0), g(DType::F32, &recon32, 1.0)));
-    }
-}
-fn relative(a: &[f64], b: &[f64]) -> f64 {
-    (a.iter().zip(b).map(|(a, b)| (a - b).powi(2)).sum::<f64>() / b.iter().map(|b| b * b).sum::<f64>()).sqrt()
 }
