@@ -225,7 +225,7 @@ impl Training {
             line["discriminator_loss_scale"] = json!(taken.loss_scale);
             line["discriminator_skipped"] = json!(taken.skipped);
         }
-        self.log.append(&line)?;
+        self.logs.append(&line)?;
         self.say_skips(updated, figures);
         for warning in self.data.training.take_warnings() {
             self.progress.line(&format!("skipped {warning}"));
