@@ -106,7 +106,8 @@ pub struct Outcome {
 pub fn train(loaded: &Loaded, options: Options, stop: &Stop) -> Result<Outcome, TrainError> {
     let (mut training, made) = Training::prepare(loaded, options, stop)?;
     let outcome = training.run(stop);
-    if outcome.is_err() && training.has_left_nothing() {
+    // Without a step there is nothing in it but what it started from.
+    if outcome.is_err() && training.step == 0 {
         drop(training);
         made.remove();
     }
@@ -222,11 +223,6 @@ impl Training {
         Ok((training, made))
     }
 
-    /// Whether it has neither done a step nor saved anything.
-    fn has_left_nothing(&self) -> bool {
-        self.step == 0 && self.saved.is_none()
-    }
-
     /// What can still be saved is saved before an error is returned.
     fn run(&mut self, stop: &Stop) -> Result<Outcome, TrainError> {
         if let Some(deadline) = &mut self.deadline {
@@ -258,8 +254,8 @@ impl Training {
 
     fn steps(&mut self, stop: &Stop) -> Result<(), TrainError> {
         let mut loaders = self.start_loaders()?;
-        if self.validation_is_due() {
-            self.validate(stop)?;
+        if self.validation_is_due() && self.validate(stop)? {
+            self.save()?;
         }
         while self.step < self.config.run.steps && !stop.is_asked() && !self.gets_no_better() {
             if self.deadline.as_ref().is_some_and(|deadline| !deadline.allows_a_step()) {

@@ -65,7 +65,10 @@ impl<E: Error + Send + 'static> BackgroundWriter<E> {
         let work = move || {
             let mut write = Some(write);
             let path = store.save(step, &mut |folder| write.take().map_or(Ok(()), |write| write(folder)))?;
-            if let Some(best) = keep.best {
+            // That of a run that this one is a branch of is not here.
+            if let Some(best) = keep.best
+                && store.steps()?.contains(&best)
+            {
                 store.set_best(best)?;
             }
             store.prune(keep.last, keep.every)?;
