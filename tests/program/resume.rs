@@ -107,15 +107,20 @@ fn assert_same_run(a: &Path, b: &Path) {
     }
 }
 
-/// Kills a run of 40 steps `rounds` times, each time at another moment, and lets it go on.
-fn killed_and_resumed(rounds: u32) {
+/// A loss scale that is too high at first and grows again, and thus is lowered in the midst of the run.
+const FP16: &str = "[precision]\ncompute = \"fp16\"\n[precision.scaler]\ninit = 16777216.0\ngrowth_interval = 3\n";
+
+/// Kills a run of `steps` steps `rounds` times, each time at another moment, and lets it go on.
+fn killed_and_resumed(rounds: u32, steps: u32, precision: &str) {
     let folder = small();
     let text = fs::read_to_string(folder.path().join("small.toml")).unwrap();
-    let text = text.replace("steps = 4", "steps = 40").replace("every_steps = 2\nsamples", "every_steps = 3\nsamples");
+    let text = text
+        .replace("steps = 4", &format!("steps = {steps}"))
+        .replace("every_steps = 2\nsamples", "every_steps = 3\nsamples");
     let text = text.replace("[checkpoints]\n", "[checkpoints]\nbest = \"psnr\"\nkeep_every = 10\n");
     let discriminator = "[losses.adversarial]\nweight = 0.5\nstart = 4\nlecam = 0.01\nadaptive = \"previous-step\"\n\
                          [discriminator]\nstart = 2\nlayers = 1\nchannels = 8\n[schedule]\nwarmup = 5\n";
-    fs::write(folder.path().join("small.toml"), text + discriminator).unwrap();
+    fs::write(folder.path().join("small.toml"), text + discriminator + precision).unwrap();
     let started = std::time::Instant::now();
     run(folder.path(), &["--config", "small.toml", "--run-dir", "whole"]).success();
     let whole = started.elapsed();
@@ -152,18 +157,45 @@ fn killed_and_resumed(rounds: u32) {
     }
     println!("{kills} of {rounds} rounds were kills");
     check_end(go_on().wait_with_output().unwrap());
+    if precision == FP16 {
+        let skipped = metrics(&killed).iter().filter(|line| line["skipped"] == true).count();
+        assert!((2..20).contains(&skipped), "{skipped}");
+    }
 }
 
 /// `kill -9` costs the steps since the last checkpoint and nothing else.
 #[test]
 fn a_killed_run_is_the_same_run() {
-    killed_and_resumed(4);
+    killed_and_resumed(4, 40, "");
+}
+
+#[test]
+fn a_killed_run_in_half_precision_is_the_same_run() {
+    killed_and_resumed(2, 15, FP16);
 }
 
 #[test]
 #[ignore = "takes minutes: cargo test --release -p vqgan-trainer --test program -- --ignored hundred --nocapture"]
 fn a_run_that_is_killed_a_hundred_times_is_the_same_run() {
-    killed_and_resumed(100);
+    killed_and_resumed(100, 40, "");
+    killed_and_resumed(100, 40, FP16);
+}
+
+/// The checkpoints of a run that leaves the numbers are of no use; the one before them stays, whatever `keep_last` says.
+#[test]
+fn a_run_that_leaves_the_numbers_keeps_what_was_good() {
+    let folder = small();
+    run(folder.path(), &["--config", "small.toml", "--run-dir", "whole"]).success();
+    run(folder.path(), &["--config", "small.toml", "--set", "run.steps=2"]).success();
+    let sets = ["optimizer.learning_rate=1e38", "optimizer.clip_norm=0", "run.steps=20", "precision.max_skips=5"];
+    let often = ["checkpoints.every_steps=1", "checkpoints.keep_last=2"];
+    let sets = sets.iter().chain(&often).flat_map(|set| ["--set", *set]);
+    let arguments = ["--resume", "runs/small", "--allow", "optimizer"].into_iter().chain(sets);
+    let error = run(folder.path(), &arguments.collect::<Vec<_>>()).error(1);
+    assert!(error.contains("6 steps in a row, up to step 9, were skipped"), "{error}");
+    let good = ["--resume", "runs/small/checkpoints/step-000002", "--config", "small.toml", "--run-dir", "runs/small"];
+    run(folder.path(), &good).success();
+    assert_eq!(weights(&folder.path().join("whole")), weights(&folder.path().join("runs/small")));
 }
 
 #[test]

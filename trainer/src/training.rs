@@ -386,7 +386,8 @@ impl Training {
         let snapshot = snapshot.map_err(|source| SaveError::Write { path: path(), source })?;
         let settings = &self.config.checkpoints;
         let keep = Keep {
-            last: settings.keep_last,
+            // Where steps are skipped, the newest checkpoints may be of no use, and those before them still are.
+            last: if self.skips_in_a_row() > 0 { usize::MAX } else { settings.keep_last },
             every: (settings.keep_every > 0).then_some(settings.keep_every),
             best: self.best.map(|best| best.step),
         };

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use burn::module::Module;
 use burn::tensor::{DType, Device, Tensor};
 use datasets::{DataError, Loader, ValidationSet};
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize};
 
 use crate::config::Metric;
 use crate::data::to_pixels;
@@ -23,8 +23,10 @@ pub struct Scores {
     /// Pictures that were looked at.
     pub images: usize,
     /// Mean absolute error of a value in -1..1.
+    #[serde(deserialize_with = "null_is_nan")]
     pub l1: f64,
     /// Peak signal-to-noise ratio in dB, mean over the pictures.
+    #[serde(deserialize_with = "null_is_nan")]
     pub psnr: f64,
     /// Structural similarity, mean over the pictures; none of pictures below 11 pixels.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -53,6 +55,11 @@ impl Scores {
             Metric::Clip => self.clip,
         }
     }
+}
+
+/// JSON has no other word for what is not a number.
+fn null_is_nan<'de, D: Deserializer<'de>>(figure: D) -> Result<f64, D::Error> {
+    Ok(Option::deserialize(figure)?.unwrap_or(f64::NAN))
 }
 
 /// Why there are no scores.
@@ -230,7 +237,9 @@ fn cosine(a: Tensor<2>, b: Tensor<2>) -> Tensor<1> {
 /// In dB, for a mean squared error of values in -1..1; a perfect picture has 100 dB, not infinitely many.
 fn psnr(mse: f64) -> f64 {
     let peak = 2.0_f64;
-    (10.0 * (peak * peak / mse.max(1e-30)).log10()).min(100.0)
+    let decibels = 10.0 * (peak * peak / mse).log10();
+    // Not `min`, which would take what is not a number for perfect.
+    if decibels > 100.0 { 100.0 } else { decibels }
 }
 
 #[cfg(test)]
@@ -246,11 +255,31 @@ mod tests {
         }
     }
 
+    /// A model that overflows in half precision has such scores, and its run is resumed nevertheless.
+    #[test]
+    fn scores_that_are_no_numbers_come_back() {
+        let nan = f64::NAN;
+        let broken = Scores {
+            images: 2,
+            l1: nan,
+            psnr: nan,
+            ssim: None,
+            lpips: None,
+            clip: None,
+            codes_used: 0.5,
+            perplexity: 2.0,
+        };
+        let back: Scores = serde_json::from_str(&serde_json::to_string(&broken).unwrap()).unwrap();
+        assert!(back.l1.is_nan() && back.psnr.is_nan());
+        assert_eq!((back.images, back.codes_used, back.perplexity), (2, 0.5, 2.0));
+    }
+
     #[test]
     fn psnr_is_that_of_eight_bit_pictures() {
         // One level of 255 off everywhere: 20 log10(255) = 48.13 dB.
         let one_level = 2.0 / 255.0_f64;
         assert!((psnr(one_level * one_level) - 48.1308).abs() < 1e-3);
         assert_eq!(psnr(0.0), 100.0);
+        assert!(psnr(f64::NAN).is_nan());
     }
 }
