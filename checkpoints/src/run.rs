@@ -13,11 +13,13 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
 mod atomic;
+mod background;
 mod lock;
 mod metrics;
 mod store;
 
 pub use atomic::atomic_write;
+pub use background::{BackgroundWriter, Keep, Saved};
 pub use lock::RunLock;
 pub use metrics::MetricsLog;
 pub use store::{Checkpoint, Newest, RunStore, SaveError};

@@ -348,6 +348,32 @@ fn a_codebook_or_a_layer_learns_alone() {
     }
 }
 
+/// Those that a run has for its losses. In half precision they say nearly the same of the same pictures.
+#[test]
+fn validations_measure_with_the_networks_of_losses() {
+    let folder = all();
+    let sets = ["data.validation=4", "run.steps=2", "validation.every_steps=1", "checkpoints.best=lpips"];
+    let scores = |name: &str, precision: &str| -> Vec<[f64; 3]> {
+        train(&folder, name, &[&sets[..], &[precision]].concat());
+        let lines = fs::read_to_string(folder.path().join(name).join("validation.jsonl")).unwrap();
+        let lines = lines.lines().map(|line| serde_json::from_str::<Value>(line).unwrap());
+        lines.map(|line| ["lpips", "clip", "ssim"].map(|key| line[key].as_f64().unwrap())).collect()
+    };
+    let (whole, half) = (scores("whole", "precision.frozen=fp32"), scores("half", "precision.frozen=fp16"));
+    assert_eq!((whole.len(), half.len()), (3, 3));
+    assert!(whole.iter().all(|[lpips, clip, _]| *lpips > 0.0 && (-1.0..1.0).contains(clip)), "{whole:?}");
+    // Nothing is reconstructed twice alike while the model learns.
+    assert!(whole[0] != whole[1] && whole[1] != whole[2], "{whole:?}");
+    for (whole, half) in whole[0].iter().zip(half[0]) {
+        assert!((whole - half).abs() <= 0.01 * whole.abs() + 1e-3, "{whole} {half}");
+    }
+    // With all in half precision, other codes are chosen here and there.
+    assert_eq!(scores("all", "precision.compute=fp16").len(), 3);
+    let best = fs::read_to_string(folder.path().join("whole/checkpoints/best")).unwrap();
+    let least = (0..3).min_by(|a, b| whole[*a][0].total_cmp(&whole[*b][0])).unwrap();
+    assert_eq!(best.trim(), format!("step-{least:06}"));
+}
+
 #[test]
 fn a_picture_without_the_caption_that_a_loss_needs_is_named() {
     let folder = all();

@@ -5,4 +5,6 @@ mod command;
 mod export;
 mod losses;
 mod parity;
+mod resume;
 mod run;
+mod stop;

@@ -4,6 +4,7 @@
 //! what it trains and what for, [`config`] is what a user says about all of it.
 
 pub mod adversary;
+pub mod best;
 pub mod commands;
 pub mod config;
 pub mod cutouts;
@@ -24,5 +25,6 @@ pub mod pretrained;
 pub mod progress;
 pub mod run_state;
 pub mod samples;
+pub mod ssim;
 pub mod training;
 pub mod validation;

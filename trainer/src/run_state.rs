@@ -5,12 +5,14 @@
 //! `discriminator_optimizer` are there if there is an adversarial loss. The sampler, the schedules and all randomness are
 //! functions of the step and the seed, so they need no state.
 
+use std::fmt;
 use std::path::Path;
 
 use checkpoints::{Architecture, WeightsFile, write_safetensors};
 use serde::{Deserialize, Serialize};
 
 use crate::adversary::Adversary;
+use crate::best::Best;
 use crate::config::{Adaptive, Config};
 use crate::data::Pictures;
 use crate::losses::AdversarialState;
@@ -77,6 +79,12 @@ pub struct State {
     /// The discriminator's, if there is one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub discriminator_loss_scale: Option<ScalerState>,
+    /// The step of the newest validation, if there has been one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub validated: Option<u64>,
+    /// The best validation so far, if the run looks for it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub best: Option<Best>,
 }
 
 /// A run's state without the optimizer's, read back.
@@ -91,31 +99,46 @@ pub struct Resumed {
     pub batch_norm: bool,
 }
 
-/// Writes all files of a checkpoint into `folder`.
-///
-/// # Errors
-/// If the device fails or the disk refuses.
-pub fn write(
-    folder: &Path,
-    state: &State,
-    model: &VqGan,
-    ema: Option<&VqGan>,
-    optimizer: &ModelOptimizer,
-    adversary: Option<&Adversary>,
-) -> Result<(), StateError> {
-    let json = serde_json::to_vec_pretty(state).map_err(|e| file(STATE)(&e))?;
-    std::fs::write(folder.join(STATE), json).map_err(|e| file(STATE)(&e))?;
-    // One after the other: no two of them are on the host at a time.
-    write_tensors(folder, MODEL, &state_dict(model)?)?;
-    if let Some(ema) = ema {
-        write_tensors(folder, EMA, &state_dict(ema)?)?;
+/// All of a checkpoint in host memory: what the run does after it was taken does not change it.
+pub struct Snapshot {
+    state: State,
+    files: Vec<(&'static str, StateDict)>,
+}
+
+impl Snapshot {
+    /// Reads everything back from the device. The device needs no memory for it; the host needs that of all weights, averages
+    /// and moments.
+    ///
+    /// # Errors
+    /// If the device fails.
+    pub fn take(
+        state: State,
+        model: &VqGan,
+        ema: Option<&VqGan>,
+        optimizer: &ModelOptimizer,
+        adversary: Option<&Adversary>,
+    ) -> Result<Self, StateError> {
+        let mut files = vec![(MODEL, state_dict(model)?)];
+        if let Some(ema) = ema {
+            files.push((EMA, state_dict(ema)?));
+        }
+        files.push((OPTIMIZER, optimizer.state_dict(model)?));
+        if let Some(adversary) = adversary {
+            files.push((DISCRIMINATOR, state_dict(adversary.model())?));
+            files.push((DISCRIMINATOR_OPTIMIZER, adversary.optimizer().state_dict(adversary.model())?));
+        }
+        Ok(Self { state, files })
     }
-    write_tensors(folder, OPTIMIZER, &optimizer.state_dict(model)?)?;
-    if let Some(adversary) = adversary {
-        write_tensors(folder, DISCRIMINATOR, &state_dict(adversary.model())?)?;
-        write_tensors(folder, DISCRIMINATOR_OPTIMIZER, &adversary.optimizer().state_dict(adversary.model())?)?;
+
+    /// Writes all files of a checkpoint into `folder`; each file's tensors are freed as soon as it is written.
+    ///
+    /// # Errors
+    /// If something is not finite or the disk refuses.
+    pub fn write(self, folder: &Path) -> Result<(), StateError> {
+        let json = serde_json::to_vec_pretty(&self.state).map_err(|e| file(STATE)(&e))?;
+        std::fs::write(folder.join(STATE), json).map_err(|e| file(STATE)(&e))?;
+        self.files.into_iter().try_for_each(|(name, tensors)| write_tensors(folder, name, &tensors))
     }
-    Ok(())
 }
 
 /// Refuses what is not finite: the newest checkpoint must be worth going back to.
@@ -175,7 +198,7 @@ pub fn is_checkpoint(folder: &Path) -> bool {
 
 /// Keys that may change between the parts of a run. They change neither what a step computes nor in which order, but for
 /// `run.steps`, which a schedule other than the constant one follows, and `batch.micro` where a step depends on it.
-const FREE: [&str; 17] = [
+const FREE: [&str; 20] = [
     "run.name",
     "run.steps",
     "run.device",
@@ -189,10 +212,13 @@ const FREE: [&str; 17] = [
     "discriminator.pretrained",
     "clip.cutouts_at_once",
     "checkpoints.every_steps",
+    "checkpoints.every_minutes",
+    "checkpoints.best",
     "checkpoints.keep_last",
     "checkpoints.keep_every",
     "validation.every_steps",
     "validation.samples",
+    "validation.patience",
 ];
 
 /// Whether `key` may change; all of `[memory]` may.
@@ -200,9 +226,33 @@ fn is_free(key: &str) -> bool {
     FREE.contains(&key) || key.starts_with("memory.")
 }
 
-/// The keys outside the free ones in which `now` differs from `then`, as `key: then -> now`; `batch_norm` says whether the
-/// run has a discriminator with BatchNorm.
-pub fn unsound_changes(then: &Config, now: &Config, batch_norm: bool) -> Vec<String> {
+/// What is another thing now than when a run was saved.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Change {
+    /// A key of the configuration, or `pictures`.
+    pub key: String,
+    /// What it was.
+    pub then: String,
+    /// What it is.
+    pub now: String,
+}
+
+impl Change {
+    /// Whether `allowed` names its key or a table that it is in.
+    pub fn is_named_by(&self, allowed: &str) -> bool {
+        self.key.strip_prefix(allowed).is_some_and(|rest| rest.is_empty() || rest.starts_with('.'))
+    }
+}
+
+impl fmt::Display for Change {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {} -> {}", self.key, self.then, self.now)
+    }
+}
+
+/// The keys outside the free ones in which `now` differs from `then`; `batch_norm` says whether the run has a discriminator
+/// with BatchNorm.
+pub fn unsound_changes(then: &Config, now: &Config, batch_norm: bool) -> Vec<Change> {
     let adversarial = &then.losses.adversarial;
     let fixed_micro = adversarial.weight != 0.0 && (batch_norm || adversarial.adaptive == Adaptive::MicroBatch);
     let is_free = |key: &str| is_free(key) && !(fixed_micro && key == "batch.micro");
@@ -218,7 +268,7 @@ pub fn unsound_changes(then: &Config, now: &Config, batch_norm: bool) -> Vec<Str
     let shown = |value: Option<&String>| value.cloned().unwrap_or_else(|| "unset".into());
     keys.into_iter()
         .filter(|key| !is_free(key) && then.get(*key) != now.get(*key))
-        .map(|key| format!("{key}: {} -> {}", shown(then.get(key)), shown(now.get(key))))
+        .map(|key| Change { key: key.clone(), then: shown(then.get(key)), now: shown(now.get(key)) })
         .collect()
 }
 
@@ -241,11 +291,24 @@ mod tests {
     use super::*;
     use burn::tensor::{DType, Device};
 
-    use crate::config::{Against, DiscriminatorConfig, Recompute};
+    use crate::config::{Against, DiscriminatorConfig, Metric, Recompute};
     use crate::losses::LeCam;
     use crate::models::discriminator::DiscriminatorNorm;
     use crate::models::initialize::random_weights;
     use crate::models::tests::tiny_architecture;
+
+    fn shown(then: &Config, now: &Config, batch_norm: bool) -> Vec<String> {
+        unsound_changes(then, now, batch_norm).iter().map(Change::to_string).collect()
+    }
+
+    #[test]
+    fn a_change_is_named_by_its_key_or_its_table() {
+        let change = Change { key: "losses.pixel.weight".into(), then: "1.0".into(), now: "2.0".into() };
+        assert!(["losses", "losses.pixel", "losses.pixel.weight"].iter().all(|name| change.is_named_by(name)));
+        assert!(
+            !["loss", "losses.pixel.w", "pixel", "losses.pixel.weight.x"].iter().any(|name| change.is_named_by(name))
+        );
+    }
 
     #[test]
     fn a_resumed_run_may_change_how_it_computes_and_not_what() {
@@ -260,7 +323,7 @@ mod tests {
         now.optimizer.learning_rate = 1.0;
         now.losses.codebook.beta = Some(0.5);
         assert_eq!(
-            unsound_changes(&then, &now, false),
+            shown(&then, &now, false),
             ["losses.codebook.beta: unset -> 0.5", "optimizer.learning_rate: 0.000072 -> 1.0"]
         );
     }
@@ -277,7 +340,7 @@ mod tests {
         now.clip.cutouts = 4;
         now.clip.pretrained = Some("clip".into());
         assert_eq!(
-            unsound_changes(&then, &now, false),
+            shown(&then, &now, false),
             [
                 "clip.cutouts: 8 -> 4",
                 "clip.pretrained: unset -> \"clip\"",
@@ -312,7 +375,7 @@ mod tests {
             let mut now = then.clone();
             now.batch.micro = 1;
             now.discriminator.pretrained = Some("model.ckpt".into());
-            unsound_changes(&then, &now, batch_norm)
+            shown(&then, &now, batch_norm)
         };
         assert_eq!(change(Adaptive::MicroBatch, 0.8, false), ["batch.micro: 4 -> 1"]);
         assert_eq!(change(Adaptive::EffectiveBatch, 0.8, true), ["batch.micro: 4 -> 1"]);
@@ -331,7 +394,8 @@ mod tests {
         let adversary = Adversary::fresh(&config, &device).unwrap();
         let optimizer = ModelOptimizer::new(&config.optimizer);
         let folder = tempfile::tempdir().unwrap();
-        write(folder.path(), state, &model, None, &optimizer, Some(&adversary)).unwrap();
+        let snapshot = Snapshot::take(state.clone(), &model, None, &optimizer, Some(&adversary)).unwrap();
+        snapshot.write(folder.path()).unwrap();
         read(folder.path()).unwrap()
     }
 
@@ -347,6 +411,8 @@ mod tests {
             adversarial: Some(AdversarialState { balance: Some(0.49077241870406396), lecam }),
             loss_scale: Some(ScalerState { scale: 4096.0, since_change: 7, skipped: 4, in_a_row: 0 }),
             discriminator_loss_scale: None,
+            validated: Some(2),
+            best: Some(Best { metric: Metric::Psnr, step: 2, value: 17.812345678901234, worse: 0 }),
         }
     }
 

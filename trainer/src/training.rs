@@ -1,20 +1,28 @@
 //! A run from its configuration to its last checkpoint.
 
+mod deadline;
 mod error;
+mod folder;
 mod loaders;
+mod logs;
 mod start;
 mod step;
+mod stop;
 
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
+use burn::module::Module;
 use burn::tensor::DType;
-use burn_train::Interrupter;
 use checkpoints::Architecture;
-use checkpoints::run::{MetricsLog, RunError, RunLock, RunStore, atomic_write};
+use checkpoints::run::{BackgroundWriter, Keep, RunError, RunLock, SaveError, Saved, atomic_write};
 
-use self::start::{Start, check_captions, check_precision, open_folder};
+use self::folder::{Made, RunFolder, Taken};
+use self::logs::Logs;
+use self::start::{Start, check_captions, check_precision, find_checkpoint};
 use self::step::StepError;
 use crate::adversary::Adversary;
+use crate::best::Best;
 use crate::config::{Compute, Config, Loaded};
 use crate::data::{self, Data};
 use crate::device::{Choice, Selected};
@@ -26,21 +34,50 @@ use crate::models::VqGan;
 use crate::optimizer::ModelOptimizer;
 use crate::precision::{LossScaler, Probe, compute_copy};
 use crate::progress::Progress;
-use crate::run_state::{self, State};
+use crate::run_state::{Snapshot, State, StateError};
 use crate::samples::grid_png;
-use crate::validation::{Scores, validate};
+use crate::validation::{Extent, Judges, Scores, validate};
 
+pub use self::deadline::Deadline;
 pub use self::error::TrainError;
+pub use self::stop::{INTERRUPTED, Reason, Stop};
 
 /// What the command line adds to a configuration.
-#[derive(Debug, Clone)]
+#[derive(Debug, Default)]
 pub struct Options {
-    /// Go on with the newest checkpoint.
-    pub resume: bool,
+    /// What to go on with; nothing for a new run.
+    pub resume: Option<Resume>,
+    /// Changes of the configuration that a resumed run goes on with although they make it another run, by key or table.
+    pub allow: Vec<String>,
     /// The run's folder.
     pub folder: PathBuf,
     /// Look for values that are not finite, and say where the first one of a step is.
     pub debug_numerics: bool,
+    /// By when it has to be over.
+    pub deadline: Option<Deadline>,
+}
+
+/// A checkpoint to go on with.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Resume {
+    /// The newest of the run's own that is whole.
+    Newest,
+    /// The newest whole one of the run in this folder.
+    NewestOf(PathBuf),
+    /// The one in this folder.
+    Checkpoint(PathBuf),
+}
+
+impl Resume {
+    /// The folder of the run that the checkpoint is of, unless that is `folder`: then it is a branch that begins.
+    fn other_run(&self, folder: &Path) -> Option<PathBuf> {
+        let run = match self {
+            Self::Newest => return None,
+            Self::NewestOf(run) => run.canonicalize().ok()?,
+            Self::Checkpoint(path) => path.canonicalize().ok()?.ancestors().nth(2)?.to_owned(),
+        };
+        (folder.canonicalize().ok().as_ref() != Some(&run)).then_some(run)
+    }
 }
 
 /// How a run ended.
@@ -48,23 +85,33 @@ pub struct Options {
 pub struct Outcome {
     /// Steps done.
     pub step: u64,
-    /// Whether it was asked to stop before its last step.
+    /// Whether it was asked to stop before it was through.
     pub interrupted: bool,
+    /// Whether it ended before its last step because it got no better.
+    pub stopped_early: bool,
     /// Scores before the first step.
     pub before: Option<Scores>,
     /// Scores after the last step.
     pub after: Option<Scores>,
+    /// The best validation, if the run looks for it.
+    pub best: Option<Best>,
     /// The newest checkpoint.
     pub checkpoint: PathBuf,
 }
 
-/// Trains as `loaded` says, until the last step or until `interrupter` asks to stop, after which everything is saved.
+/// Trains as `loaded` says, until the last step or until `stop` is asked, after which everything is saved.
 ///
 /// # Errors
-/// One line for the user each; what was saved before stays.
-pub fn train(loaded: &Loaded, options: &Options, interrupter: &Interrupter) -> Result<Outcome, TrainError> {
-    let mut training = Training::prepare(loaded, options)?;
-    training.run(interrupter)
+/// One line for the user each; what was saved before stays, and a run that could not begin leaves nothing.
+pub fn train(loaded: &Loaded, options: Options, stop: &Stop) -> Result<Outcome, TrainError> {
+    let (mut training, made) = Training::prepare(loaded, options, stop)?;
+    let outcome = training.run(stop);
+    // Without a step there is nothing in it but what it started from.
+    if outcome.is_err() && training.step == 0 {
+        drop(training);
+        made.remove();
+    }
+    outcome
 }
 
 /// A run that is ready for its next step.
@@ -73,8 +120,9 @@ struct Training {
     architecture: Architecture,
     folder: PathBuf,
     _lock: RunLock,
-    store: RunStore,
-    log: MetricsLog,
+    writer: BackgroundWriter<StateError>,
+    logs: Logs,
+    deadline: Option<Deadline>,
     device: Selected,
     data: Data,
     losses: Losses,
@@ -90,40 +138,64 @@ struct Training {
     memory: MemoryMeter,
     progress: Progress,
     step: u64,
+    /// The newest checkpoint that is safe.
     saved: Option<(u64, PathBuf)>,
+    /// The step of the newest checkpoint that the writer was given, and when.
+    handed_over: (Option<u64>, Instant),
     before: Option<Scores>,
-    /// The newest validation, and the step that it was at.
+    /// The newest validation of this process.
     after: Option<(u64, Scores)>,
+    /// The step of the newest validation, of this process or one before.
+    validated: Option<u64>,
+    best: Option<Best>,
 }
 
 impl Training {
-    fn prepare(loaded: &Loaded, options: &Options) -> Result<Self, TrainError> {
+    fn prepare(loaded: &Loaded, options: Options, stop: &Stop) -> Result<(Self, Made), TrainError> {
         let config = loaded.config.clone();
         let folder = options.folder.clone();
-        let (lock, store) = open_folder(&folder, options.resume)?;
+        if options.resume == Some(Resume::Newest) && !folder.is_dir() {
+            return Err(TrainError::NothingToResume(folder));
+        }
+        let place = RunFolder::find(&folder)?;
+        let other = options.resume.as_ref().and_then(|resume| resume.other_run(&folder));
+        let goes_on = options.resume.is_some() && other.is_none();
+        if !goes_on && !place.store().steps()?.is_empty() {
+            return Err(TrainError::Occupied(folder));
+        }
         let choice: Choice = config.run.device.parse()?;
         let device = choice.open()?;
         eprintln!("device: {}", device.description);
         check_precision(loaded, &device)?;
         let data = data::open(&config)?;
-        let start = if options.resume {
-            Start::resume(loaded, &store, &folder, &device, &data)?
-        } else {
-            Start::fresh(loaded, &device)?
+        let start = match find_checkpoint(&options, &place.store())? {
+            Some(checkpoint) => Start::resume(loaded, checkpoint, &options.allow, &device, &data)?,
+            None => Start::fresh(loaded, &device)?,
         };
         check_captions(&config, &data)?;
         let losses = Losses::load(&config, &start.architecture.quantizer, &device.device.clone().autodiff())?;
         let probe = options.debug_numerics.then(|| Probe::new(&start.model));
         announce(&config, &start, &data, &folder);
 
-        let log = MetricsLog::open(&folder.join("metrics.jsonl"), start.step)?;
-        write_config(&config, loaded, &folder)?;
-        Ok(Self {
-            log,
+        stop.run_begins();
+        let Taken { lock, store, mut made } = place.take()?;
+        let (step, own) = (start.step, start.checkpoint.filter(|_| goes_on));
+        if let Some(other) = other {
+            // A checkpoint that was moved away has no logs beside it.
+            if other.join("checkpoints").is_dir() {
+                Logs::copy(&other, &folder)?;
+            }
+        } else if let Some(Resume::Checkpoint(_)) = options.resume {
+            for aside in store.set_aside(step)? {
+                eprintln!("set aside, since the run goes on from step {step}: {}", aside.display());
+            }
+        }
+        let training = Self {
+            logs: Logs::open(&folder, step, start.validated)?,
             losses,
             schedule: LrSchedule::new(&config.schedule, &config.optimizer, config.run.steps),
             memory: MemoryMeter::new(&device.device),
-            progress: Progress::new(start.step, config.run.steps, config.batch.effective),
+            progress: Progress::new(step, config.run.steps, config.batch.effective),
             architecture: start.architecture,
             model: Some(start.model),
             ema: start.ema,
@@ -131,60 +203,101 @@ impl Training {
             adversary: start.adversary,
             scaler: start.scaler,
             probe,
-            step: start.step,
-            saved: start.checkpoint.map(|path| (start.step, path)),
+            step,
+            handed_over: (own.is_some().then_some(step), Instant::now()),
+            saved: own.map(|path| (step, path)),
             before: start.before,
             after: None,
+            validated: start.validated,
+            best: start.best,
             config,
             folder,
             _lock: lock,
-            store,
+            writer: BackgroundWriter::new(store),
+            deadline: options.deadline,
             device,
             data,
-        })
+        };
+        write_config(&training.config, loaded, &training.folder)?;
+        made.keep();
+        Ok((training, made))
     }
 
     /// What can still be saved is saved before an error is returned.
-    fn run(&mut self, interrupter: &Interrupter) -> Result<Outcome, TrainError> {
-        if let Err(error) = self.steps(interrupter) {
+    fn run(&mut self, stop: &Stop) -> Result<Outcome, TrainError> {
+        if let Some(deadline) = &mut self.deadline {
+            deadline.expect_checkpoint(bytes_of_checkpoint(self.model.as_ref(), self.ema.is_some()));
+        }
+        if let Err(error) = self.steps(stop) {
             if error.leaves_the_run_sound() && self.step > 0 {
                 let _ = self.save();
             }
+            let _ = self.wait_for_writer();
             return Err(error);
         }
-        let checkpoint = self.save()?;
+        self.save()?;
+        self.wait_for_writer()?;
         self.progress.finish();
-        let after = self.after.filter(|(step, _)| *step == self.step);
+        let (step, steps) = (self.step, self.config.run.steps);
+        let stopped_early = self.gets_no_better();
+        let after = self.after.filter(|(at, _)| *at == step);
         Ok(Outcome {
-            step: self.step,
-            interrupted: self.step < self.config.run.steps,
+            step,
+            interrupted: !stopped_early && (step < steps || self.validated != Some(step)),
+            stopped_early: stopped_early && step < steps,
             before: self.before,
             after: after.map(|(_, scores)| scores),
-            checkpoint,
+            best: self.best,
+            checkpoint: self.saved.as_ref().map(|(_, path)| path.clone()).unwrap_or_default(),
         })
     }
 
-    fn steps(&mut self, interrupter: &Interrupter) -> Result<(), TrainError> {
+    fn steps(&mut self, stop: &Stop) -> Result<(), TrainError> {
         let mut loaders = self.start_loaders()?;
-        if self.step == 0 {
-            self.before = self.validate()?;
+        if self.validation_is_due() && self.validate(stop)? {
+            self.save()?;
         }
-        let steps = self.config.run.steps;
-        while self.step < steps && !interrupter.should_stop() {
-            match self.one_step(&mut loaders, interrupter) {
+        while self.step < self.config.run.steps && !stop.is_asked() && !self.gets_no_better() {
+            if self.deadline.as_ref().is_some_and(|deadline| !deadline.allows_a_step()) {
+                stop.ask(Reason::MaxTime);
+                break;
+            }
+            let started = Instant::now();
+            self.poll_writer()?;
+            match self.one_step(&mut loaders, stop.interrupter()) {
                 Ok(()) => {}
                 Err(StepError::Interrupted) => break,
                 Err(StepError::Failed(error)) => return Err(error),
             }
-            // Saved first: a validation that fails costs no steps.
-            if self.step == steps || every(self.config.checkpoints.every_steps, self.step) {
-                self.save()?;
+            if let Some(deadline) = &mut self.deadline {
+                deadline.step_took(started.elapsed());
             }
-            if self.step == steps || every(self.config.validation.every_steps, self.step) {
-                self.after = self.validate()?.map(|scores| (self.step, scores));
+            // Validated first: a checkpoint knows how good it is, and a resumed run does not validate again.
+            let better = self.validation_is_due() && self.validate(stop)?;
+            if better || self.checkpoint_is_due() {
+                self.save()?;
             }
         }
         Ok(())
+    }
+
+    /// Whether `validation.patience` is at its end.
+    fn gets_no_better(&self) -> bool {
+        let patience = self.config.validation.patience;
+        patience > 0 && self.best.is_some_and(|best| best.worse >= patience)
+    }
+
+    fn validation_is_due(&self) -> bool {
+        let (step, steps) = (self.step, self.config.run.steps);
+        let due = step == 0 || step == steps || every(self.config.validation.every_steps, step);
+        due && self.validated != Some(step)
+    }
+
+    fn checkpoint_is_due(&self) -> bool {
+        let settings = &self.config.checkpoints;
+        let minutes = Duration::from_secs_f64(60.0 * settings.every_minutes);
+        let by_the_clock = !minutes.is_zero() && self.handed_over.1.elapsed() >= minutes;
+        self.step == self.config.run.steps || every(settings.every_steps, self.step) || by_the_clock
     }
 
     fn model(&self) -> &VqGan {
@@ -199,16 +312,18 @@ impl Training {
         }
     }
 
-    fn validate(&mut self) -> Result<Option<Scores>, TrainError> {
+    /// Returns whether this validation is the best so far.
+    fn validate(&mut self, stop: &Stop) -> Result<bool, TrainError> {
         let settings = &self.config.validation;
         if self.data.validation.is_empty() || settings.images == 0 {
-            return Ok(None);
+            self.validated = Some(self.step);
+            return Ok(false);
         }
         let plain;
         let model = match &self.ema {
             Some(ema) => ema.model(),
             None => {
-                plain = burn::module::Module::valid(self.model());
+                plain = self.model().valid();
                 &plain
             }
         };
@@ -216,7 +331,11 @@ impl Training {
         let copy = self.compute().map(|dtype| compute_copy(model, dtype));
         let model = copy.as_ref().unwrap_or(model);
         let micro = self.config.batch.micro;
-        let validated = validate(model, &self.data.validation, settings.images, micro, settings.samples)?;
+        let extent = Extent { images: settings.images, micro, samples: settings.samples };
+        let judges = Judges::of(&self.losses);
+        let Some(validated) = validate(model, judges, &self.data.validation, extent, || stop.is_asked())? else {
+            return Ok(false);
+        };
         for warning in self.data.validation.take_warnings() {
             self.progress.line(&format!("skipped {warning}"));
         }
@@ -226,20 +345,29 @@ impl Training {
             std::fs::create_dir_all(&samples).map_err(RunError::io("create", &samples))?;
             atomic_write(&samples.join(format!("step-{:06}.png", self.step)), &png)?;
         }
-        let Scores { l1, psnr, .. } = validated.scores;
-        self.progress.line(&format!("step {}: validation error {l1:.4}, PSNR {psnr:.2} dB", self.step));
-        Ok(Some(validated.scores))
+        let scores = validated.scores;
+        self.logs.validation(self.step, &scores)?;
+        self.progress.line(&format!("step {}: {}", self.step, in_words(&scores)));
+        if self.step == 0 {
+            self.before = Some(scores);
+        }
+        self.after = Some((self.step, scores));
+        self.validated = Some(self.step);
+        // A checkpoint of this step that was there before does not know of it.
+        self.handed_over.0 = None;
+        self.best = Best::after(self.best, self.config.checkpoints.best, self.step, &scores);
+        Ok(self.best.is_some_and(|best| best.step == self.step))
     }
 
-    /// Saves the run as it is after its newest step, unless that is saved already.
-    fn save(&mut self) -> Result<PathBuf, TrainError> {
-        if let Some((step, path)) = &self.saved
-            && *step == self.step
-        {
-            return Ok(path.clone());
+    /// Hands the run as it is after its newest step to the writer, unless that has it already.
+    fn save(&mut self) -> Result<(), TrainError> {
+        if self.handed_over.0 == Some(self.step) {
+            return Ok(());
         }
-        // Before the checkpoint, which is thus never ahead of the log.
-        self.log.sync()?;
+        // There is never more than one copy of the run in the host's memory.
+        self.wait_for_writer()?;
+        // Before the checkpoint, which is thus never ahead of the logs.
+        self.logs.sync()?;
         let state = State {
             step: self.step,
             architecture: self.architecture.clone(),
@@ -249,16 +377,63 @@ impl Training {
             adversarial: self.adversary.as_ref().map(|adversary| adversary.state),
             loss_scale: Some(self.scaler.state()),
             discriminator_loss_scale: self.adversary.as_ref().map(|adversary| adversary.scaler().state()),
+            validated: self.validated,
+            best: self.best,
         };
         let ema = self.ema.as_ref().map(Ema::model);
-        let path = self.store.save(self.step, &mut |folder: &Path| {
-            run_state::write(folder, &state, self.model(), ema, &self.optimizer, self.adversary.as_ref())
-        })?;
-        self.saved = Some((self.step, path.clone()));
-        let keep = &self.config.checkpoints;
-        self.store.prune(keep.keep_last, (keep.keep_every > 0).then_some(keep.keep_every))?;
-        Ok(path)
+        let snapshot = Snapshot::take(state, self.model(), ema, &self.optimizer, self.adversary.as_ref());
+        let path = || self.folder.join("checkpoints").join(format!("step-{:06}", self.step));
+        let snapshot = snapshot.map_err(|source| SaveError::Write { path: path(), source })?;
+        let settings = &self.config.checkpoints;
+        let keep = Keep {
+            // Where steps are skipped, the newest checkpoints may be of no use, and those before them still are.
+            last: if self.skips_in_a_row() > 0 { usize::MAX } else { settings.keep_last },
+            every: (settings.keep_every > 0).then_some(settings.keep_every),
+            best: self.best.map(|best| best.step),
+        };
+        self.writer.save(self.step, keep, move |folder| snapshot.write(folder))?;
+        self.handed_over = (Some(self.step), Instant::now());
+        Ok(())
     }
+
+    /// Takes note of a checkpoint that has become safe. An error of the writer comes up here.
+    fn poll_writer(&mut self) -> Result<(), TrainError> {
+        let saved = self.writer.poll()?;
+        self.note(saved);
+        Ok(())
+    }
+
+    fn wait_for_writer(&mut self) -> Result<(), TrainError> {
+        let saved = self.writer.wait()?;
+        self.note(saved);
+        Ok(())
+    }
+
+    fn note(&mut self, saved: Option<Saved>) {
+        let Some(Saved { step, path, took }) = saved else { return };
+        if let Some(deadline) = &mut self.deadline {
+            deadline.save_took(took);
+        }
+        self.saved = Some((step, path));
+    }
+}
+
+/// Of weights, moments and average, all in f32.
+fn bytes_of_checkpoint(model: Option<&VqGan>, keeps_average: bool) -> u64 {
+    let parameters = model.map_or(0, VqGan::num_params) as u64;
+    parameters * 4 * (3 + u64::from(keeps_average))
+}
+
+/// For the line that a validation has on the screen.
+fn in_words(scores: &Scores) -> String {
+    let Scores { l1, psnr, ssim, lpips, clip, .. } = scores;
+    let mut text = format!("validation error {l1:.4}, PSNR {psnr:.2} dB");
+    for (name, value) in [("SSIM", ssim), ("LPIPS", lpips), ("CLIP", clip)] {
+        if let Some(value) = value {
+            text += &format!(", {name} {value:.4}");
+        }
+    }
+    text
 }
 
 fn announce(config: &Config, start: &Start, data: &Data, folder: &Path) {

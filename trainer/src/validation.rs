@@ -1,15 +1,21 @@
 //! How well a model reconstructs pictures that it was not trained on.
 
-use burn::tensor::{DType, Device, Tensor};
-use datasets::{DataError, Loader, ValidationSet};
-use serde::{Deserialize, Serialize};
 use std::sync::Arc;
 
+use burn::module::Module;
+use burn::tensor::{DType, Device, Tensor};
+use datasets::{DataError, Loader, ValidationSet};
+use serde::{Deserialize, Deserializer, Serialize};
+
+use crate::config::Metric;
 use crate::data::to_pixels;
 use crate::engine::MicroBatch;
+use crate::losses::{ClipGuidance, ImageLoss, Losses};
 use crate::models::VqGan;
+use crate::models::clip::{ImageEncoder, preprocess};
 use crate::models::quantizer::{CodebookUse, count_codes};
 use crate::models::statistics_dtype;
+use crate::ssim::ssim;
 
 /// Figures of one validation.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
@@ -17,13 +23,43 @@ pub struct Scores {
     /// Pictures that were looked at.
     pub images: usize,
     /// Mean absolute error of a value in -1..1.
+    #[serde(deserialize_with = "null_is_nan")]
     pub l1: f64,
     /// Peak signal-to-noise ratio in dB, mean over the pictures.
+    #[serde(deserialize_with = "null_is_nan")]
     pub psnr: f64,
+    /// Structural similarity, mean over the pictures; none of pictures below 11 pixels.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ssim: Option<f64>,
+    /// LPIPS, mean over the pictures, if the run has its network.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub lpips: Option<f64>,
+    /// Cosine of CLIP's embeddings of picture and reconstruction, mean over the pictures, if the run has a CLIP.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub clip: Option<f64>,
     /// Share of the codes that occurred.
     pub codes_used: f64,
     /// `exp` of the entropy of the codes' frequencies.
     pub perplexity: f64,
+}
+
+impl Scores {
+    /// The figure that `metric` names, if there is one.
+    pub fn get(&self, metric: Metric) -> Option<f64> {
+        match metric {
+            Metric::None => None,
+            Metric::L1 => Some(self.l1),
+            Metric::Psnr => Some(self.psnr),
+            Metric::Ssim => self.ssim,
+            Metric::Lpips => self.lpips,
+            Metric::Clip => self.clip,
+        }
+    }
+}
+
+/// JSON has no other word for what is not a number.
+fn null_is_nan<'de, D: Deserializer<'de>>(figure: D) -> Result<f64, D::Error> {
+    Ok(Option::deserialize(figure)?.unwrap_or(f64::NAN))
 }
 
 /// Why there are no scores.
@@ -48,22 +84,52 @@ pub struct Validated {
     pub samples: Vec<[Vec<u8>; 2]>,
 }
 
-/// Validates `model` (without autodiff) on the first `images` of `set`, `micro` at a time.
+/// The networks of a run's losses that its validations measure with as well.
+#[derive(Clone, Copy, Default)]
+pub struct Judges<'a> {
+    lpips: Option<&'a dyn ImageLoss>,
+    clip: Option<&'a ClipGuidance>,
+}
+
+impl<'a> Judges<'a> {
+    /// Those that `losses` have.
+    pub fn of(losses: &'a Losses) -> Self {
+        let lpips = losses.image.iter().map(|(_, loss)| &**loss).find(|loss| loss.name() == "perceptual");
+        Self { lpips: lpips.map(|loss| loss as &dyn ImageLoss), clip: losses.clip.as_ref() }
+    }
+}
+
+/// What is looked at, and how.
+#[derive(Debug, Clone, Copy)]
+pub struct Extent {
+    /// Pictures, at most.
+    pub images: usize,
+    /// Pictures at a time.
+    pub micro: usize,
+    /// Pictures of which the reconstructions are given back.
+    pub samples: usize,
+}
+
+/// Validates `model` (without autodiff) on the first pictures of `set`; nothing if `should_stop` says so in between.
 ///
 /// # Errors
 /// If a picture limit is exceeded or the device fails.
 pub fn validate(
     model: &VqGan,
+    judges: Judges,
     set: &Arc<ValidationSet>,
-    images: usize,
-    micro: usize,
-    keep: usize,
-) -> Result<Validated, ValidationError> {
+    extent: Extent,
+    should_stop: impl Fn() -> bool,
+) -> Result<Option<Validated>, ValidationError> {
+    let Extent { images, micro, samples: keep } = extent;
     let (device, dtype) = model.place();
     let images = images.min(set.len());
     let mut loader = Loader::start(set.clone(), 0, Some(images as u64), 1, micro)?;
-    let (mut sums, mut samples) = (Sums::new(model, &device), Vec::new());
+    let (mut sums, mut samples) = (Sums::new(model, judges, &device), Vec::new());
     loop {
+        if should_stop() {
+            return Ok(None);
+        }
         let batch = loader.next_batch(micro)?;
         if batch.is_empty() {
             break;
@@ -83,31 +149,57 @@ pub fn validate(
     if sums.images == 0 {
         return Err(ValidationError::NoPictures(images));
     }
-    Ok(Validated { scores: sums.scores().map_err(ValidationError::Device)?, samples })
+    Ok(Some(Validated { scores: sums.scores().map_err(ValidationError::Device)?, samples }))
 }
 
-struct Sums {
+struct Sums<'a> {
+    lpips_network: Option<&'a dyn ImageLoss>,
+    /// Without autodiff.
+    clip_network: Option<(&'a ClipGuidance, ImageEncoder)>,
     images: usize,
     l1: f64,
     psnr: f64,
+    ssim: Option<f64>,
+    lpips: f64,
+    clip: f64,
     codes: Tensor<1>,
 }
 
-impl Sums {
-    fn new(model: &VqGan, device: &Device) -> Self {
-        let codes = Tensor::zeros([model.quantizer().codes()], (device, DType::F32));
-        Self { images: 0, l1: 0.0, psnr: 0.0, codes }
+impl<'a> Sums<'a> {
+    fn new(model: &VqGan, judges: Judges<'a>, device: &Device) -> Self {
+        Self {
+            lpips_network: judges.lpips,
+            clip_network: judges.clip.map(|clip| (clip, clip.encoder.valid())),
+            images: 0,
+            l1: 0.0,
+            psnr: 0.0,
+            ssim: Some(0.0),
+            lpips: 0.0,
+            clip: 0.0,
+            codes: Tensor::zeros([model.quantizer().codes()], (device, DType::F32)),
+        }
     }
 
     fn add(&mut self, original: &Tensor<4>, reconstruction: &Tensor<4>) -> Result<(), String> {
         let [n, c, h, w] = original.dims();
         let difference = (reconstruction.clone() - original.clone()).reshape([n, c * h * w]);
-        let read = |t: Tensor<2>| t.try_into_vec_as::<f32>().map_err(|error| error.to_string());
-        let absolute = read(difference.clone().abs().mean_dim(1))?;
-        let squared = read(difference.square().mean_dim(1))?;
+        let mean = |t: Tensor<2>| read(t.mean_dim(1).reshape([n]));
         self.images += n;
-        self.l1 += absolute.into_iter().map(f64::from).sum::<f64>();
-        self.psnr += squared.into_iter().map(|mse| psnr(f64::from(mse))).sum::<f64>();
+        self.l1 += mean(difference.clone().abs())?.iter().sum::<f64>();
+        self.psnr += mean(difference.square())?.into_iter().map(psnr).sum::<f64>();
+        self.ssim = match (self.ssim, ssim(original, reconstruction)) {
+            (Some(sum), Some(values)) => Some(sum + read(values)?.iter().sum::<f64>()),
+            _ => None,
+        };
+        if let Some(network) = self.lpips_network {
+            // Its weights are on the autodiff device. Nothing there is tracked, so no graph is kept.
+            let values = network.per_sample(original.clone().autodiff(), reconstruction.clone().autodiff());
+            self.lpips += read(values.without_autodiff())?.iter().sum::<f64>();
+        }
+        if let Some((clip, encoder)) = &self.clip_network {
+            let embed = |images: &Tensor<4>| encoder.forward(preprocess(images.clone(), &clip.architecture));
+            self.clip += read(cosine(embed(original), embed(reconstruction)))?.iter().sum::<f64>();
+        }
         Ok(())
     }
 
@@ -115,19 +207,72 @@ impl Sums {
         let counts = self.codes.try_into_vec_as::<f32>().map_err(|error| error.to_string())?;
         let CodebookUse { used, perplexity } = CodebookUse::from_counts(&counts);
         let n = self.images as f64;
-        Ok(Scores { images: self.images, l1: self.l1 / n, psnr: self.psnr / n, codes_used: used, perplexity })
+        Ok(Scores {
+            images: self.images,
+            l1: self.l1 / n,
+            psnr: self.psnr / n,
+            ssim: self.ssim.map(|sum| sum / n),
+            lpips: self.lpips_network.map(|_| self.lpips / n),
+            clip: self.clip_network.map(|_| self.clip / n),
+            codes_used: used,
+            perplexity,
+        })
     }
+}
+
+fn read(values: Tensor<1>) -> Result<Vec<f64>, String> {
+    let values = values.try_into_vec_as::<f32>().map_err(|error| error.to_string())?;
+    Ok(values.into_iter().map(f64::from).collect())
+}
+
+/// Cosine of the angle between each row of `a` and that of `b`, `[N, E]` both, to `[N]`.
+fn cosine(a: Tensor<2>, b: Tensor<2>) -> Tensor<1> {
+    let [n, _] = a.dims();
+    let (a, b) = (a.cast(DType::F32), b.cast(DType::F32));
+    let length = |t: &Tensor<2>| t.clone().square().sum_dim(1).clamp_min(1e-12).sqrt();
+    let lengths = length(&a) * length(&b);
+    ((a * b).sum_dim(1) / lengths).reshape([n])
 }
 
 /// In dB, for a mean squared error of values in -1..1; a perfect picture has 100 dB, not infinitely many.
 fn psnr(mse: f64) -> f64 {
     let peak = 2.0_f64;
-    (10.0 * (peak * peak / mse.max(1e-30)).log10()).min(100.0)
+    let decibels = 10.0 * (peak * peak / mse).log10();
+    // Not `min`, which would take what is not a number for perfect.
+    if decibels > 100.0 { 100.0 } else { decibels }
 }
 
 #[cfg(test)]
 mod tests {
-    use super::psnr;
+    use super::*;
+
+    #[test]
+    fn cosines_are_those_of_the_rows() {
+        let rows = |values: [[f32; 2]; 3]| Tensor::<2>::from_data(values, &Device::flex());
+        let found = cosine(rows([[1.0, 0.0], [2.0, 2.0], [0.0, 3.0]]), rows([[5.0, 0.0], [-1.0, -1.0], [4.0, 0.0]]));
+        for (found, expected) in read(found).unwrap().into_iter().zip([1.0, -1.0, 0.0]) {
+            assert!((found - expected).abs() < 1e-6, "{found} {expected}");
+        }
+    }
+
+    /// A model that overflows in half precision has such scores, and its run is resumed nevertheless.
+    #[test]
+    fn scores_that_are_no_numbers_come_back() {
+        let nan = f64::NAN;
+        let broken = Scores {
+            images: 2,
+            l1: nan,
+            psnr: nan,
+            ssim: None,
+            lpips: None,
+            clip: None,
+            codes_used: 0.5,
+            perplexity: 2.0,
+        };
+        let back: Scores = serde_json::from_str(&serde_json::to_string(&broken).unwrap()).unwrap();
+        assert!(back.l1.is_nan() && back.psnr.is_nan());
+        assert_eq!((back.images, back.codes_used, back.perplexity), (2, 0.5, 2.0));
+    }
 
     #[test]
     fn psnr_is_that_of_eight_bit_pictures() {
@@ -135,5 +280,6 @@ mod tests {
         let one_level = 2.0 / 255.0_f64;
         assert!((psnr(one_level * one_level) - 48.1308).abs() < 1e-3);
         assert_eq!(psnr(0.0), 100.0);
+        assert!(psnr(f64::NAN).is_nan());
     }
 }

@@ -16,15 +16,17 @@ const LATEST: &str = "latest";
 const BEST: &str = "best";
 /// The suffix of a whole checkpoint that is about to take the place of an older one of the same step.
 const REPLACEMENT: &str = ".new";
+/// In the name of a checkpoint that a run which went back to an earlier one left behind it.
+const ASIDE: &str = ".aside-";
 
 /// The folder that holds a run's `step-000100/` folders.
 #[derive(Debug)]
 pub struct RunStore {
-    folder: PathBuf,
+    pub(super) folder: PathBuf,
     /// The step that this process saved last, which need not be read back to be trusted.
     saved: AtomicU64,
     #[cfg(test)]
-    hook: tests::Hook,
+    pub(super) hook: tests::Hook,
 }
 
 const NONE_SAVED: u64 = u64::MAX;
@@ -214,6 +216,32 @@ impl RunStore {
             }
         }
         Ok(Newest { checkpoint: None, passed_over })
+    }
+
+    /// The checkpoint at `path`, wherever that is, if it is whole.
+    pub fn verified(path: &Path) -> Result<Checkpoint, RunError> {
+        let manifest = verify(path)?;
+        Ok(Checkpoint { path: path.to_path_buf(), step: manifest.step, manifest })
+    }
+
+    /// Takes the checkpoints of later steps than `step` out of the way of a run that goes on from there, and keeps them
+    /// under other names. Returns those.
+    pub fn set_aside(&self, step: u64) -> Result<Vec<PathBuf>, RunError> {
+        let later: Vec<Named> = self.named()?.into_iter().filter(|at| at.step > step).collect();
+        let mut aside = Vec::new();
+        // The newest first: at any time what is left is a run that ends earlier.
+        for at in later.iter().rev() {
+            let name = at.path.file_name().unwrap_or_default().to_string_lossy();
+            let free = (1..).map(|count| self.folder.join(format!("{name}{ASIDE}{count}"))).find(|path| !path.exists());
+            if let Some(free) = free {
+                self.rename(&at.path, &free)?;
+                aside.push(free);
+            }
+        }
+        if !aside.is_empty() {
+            atomic_write(&self.folder.join(LATEST), format!("{}\n", name_of(step)).as_bytes())?;
+        }
+        Ok(aside)
     }
 
     /// The steps that have a checkpoint, whole or not, in rising order.

@@ -20,9 +20,6 @@ use crate::training::TrainError;
 /// Exit code of a usage or configuration error.
 const WRONG_USAGE: u8 = 2;
 
-/// Exit code of a run that was interrupted and saved.
-const INTERRUPTED: u8 = 130;
-
 /// Fine-tunes a VQGAN with a large effective batch in the memory of one micro-batch.
 #[derive(Debug, Parser)]
 #[command(name = "train", version, args_conflicts_with_subcommands = true, subcommand_negates_reqs = true)]
@@ -83,9 +80,8 @@ impl CommandError {
             Self::Config(_) | Self::Usage(_) => WRONG_USAGE,
             Self::Device(DeviceError::Unknown(_) | DeviceError::NotBuiltIn { .. }) => WRONG_USAGE,
             Self::Train(TrainError::Config(_) | TrainError::Architecture(_) | TrainError::Changed(_)) => WRONG_USAGE,
-            Self::Train(TrainError::Occupied(_) | TrainError::NothingToResume(_) | TrainError::Finished { .. }) => {
-                WRONG_USAGE
-            }
+            Self::Train(TrainError::Occupied(_) | TrainError::NothingToResume(_)) => WRONG_USAGE,
+            Self::Train(TrainError::Finished { .. } | TrainError::StoppedEarly { .. }) => WRONG_USAGE,
             Self::Train(TrainError::Device(DeviceError::NotBuiltIn { .. })) => WRONG_USAGE,
             Self::Train(TrainError::Freezing(_)) => WRONG_USAGE,
             Self::Train(TrainError::Loss(error)) if error.is_wrong_usage() => WRONG_USAGE,

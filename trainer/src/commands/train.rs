@@ -1,24 +1,25 @@
 //! `train --config NAME`: the main job.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
 
-use burn_train::Interrupter;
+use checkpoints::run::MANIFEST;
 use clap::Args;
 use serde_json::json;
 
-use super::{CommandError, INTERRUPTED, Json, parse_device, parse_override, print_json, print_line};
+use super::{CommandError, Json, parse_device, parse_override, print_json, print_line};
 use crate::config::{self, Override};
 use crate::device::Choice;
-use crate::training::{Options, Outcome, train};
+use crate::run_state;
+use crate::training::{Deadline, INTERRUPTED, Options, Outcome, Reason, Resume, Stop, train};
 use crate::validation::Scores;
 
 #[derive(Debug, Args)]
 pub(super) struct TrainArgs {
-    /// Configuration: a TOML file, a name in configs/, or a built-in name such as tiny-cpu.toml; with --resume and
-    /// --run-dir it is the run's own unless another one is named
-    #[arg(long, required_unless_present_all = ["resume", "run_dir"], value_name = "NAME-OR-PATH")]
+    /// Configuration: a TOML file, a name in configs/, or a built-in name such as tiny-cpu.toml; with --resume it is the
+    /// run's own unless another one is named
+    #[arg(long, required_unless_present = "resume", value_name = "NAME-OR-PATH")]
     config: Option<String>,
     /// Override a key of the configuration, as in batch.micro=2
     #[arg(long = "set", value_name = "KEY=VALUE", value_parser = parse_override)]
@@ -26,13 +27,19 @@ pub(super) struct TrainArgs {
     /// auto, cpu, cuda:N, wgpu:N or wgpu:cpu; the same as --set run.device=...
     #[arg(long, value_parser = parse_device)]
     device: Option<Choice>,
-    /// Go on with the newest checkpoint of the run's folder
-    #[arg(long)]
-    resume: bool,
     /// Look for values that are not finite after every block and loss, and name the first; slow
     #[arg(long)]
     debug_numerics: bool,
-    /// The run's folder [default: runs/<name>]
+    /// Go on with the newest whole checkpoint of the run's folder or of the run in PATH, or with the checkpoint in PATH
+    #[arg(long, value_name = "PATH", num_args = 0..=1)]
+    resume: Option<Option<PathBuf>>,
+    /// Go on although this key or table of the configuration has changed
+    #[arg(long, value_name = "KEY", requires = "resume")]
+    allow: Vec<String>,
+    /// Save and stop in time for a limit like 5h50m or 90s, counted from the start of the program
+    #[arg(long, value_name = "DURATION", value_parser = humantime::parse_duration)]
+    max_time: Option<Duration>,
+    /// The run's folder [default: runs/<name>, or that of what is resumed]
     #[arg(long, value_name = "DIR")]
     run_dir: Option<PathBuf>,
     #[command(flatten)]
@@ -40,23 +47,30 @@ pub(super) struct TrainArgs {
 }
 
 pub(super) fn run(args: &TrainArgs) -> Result<ExitCode, CommandError> {
-    let own = || args.run_dir.clone().unwrap_or_default().join("config.toml").display().to_string();
-    let name = args.config.clone().unwrap_or_else(own);
+    let started = Instant::now();
+    let stop = Stop::default();
+    stop_on_signals(&stop)?;
+    let deadline = args.max_time.map(|limit| Deadline::new(started, limit, &stop));
+    let source = args.resume.as_ref().and_then(Option::as_deref).map(Source::at).transpose()?;
+    let run_dir = args.run_dir.clone().or_else(|| source.as_ref()?.run.clone());
     let mut overrides = args.set.clone();
     if let Some(device) = args.device {
         overrides.push(Override::new("run.device", &device.to_string()));
     }
-    let loaded = config::load(&name, &overrides)?;
-    let folder = args.run_dir.clone().unwrap_or_else(|| PathBuf::from("runs").join(&loaded.config.run.name));
-    let interrupter = stop_on_signals()?;
-    let options = Options { resume: args.resume, folder: folder.clone(), debug_numerics: args.debug_numerics };
-    let outcome = train(&loaded, &options, &interrupter)?;
+    let loaded = config::load(&config_name(args, source.as_ref())?, &overrides)?;
+    let folder = run_dir.unwrap_or_else(|| PathBuf::from("runs").join(&loaded.config.run.name));
+    let newest = args.resume.is_some().then_some(Resume::Newest);
+    let resume = source.map(|source| source.resume).or(newest);
+    let options = Options { resume, allow: args.allow.clone(), folder, debug_numerics: args.debug_numerics, deadline };
+    let outcome = train(&loaded, options, &stop)?;
     if args.json.json {
         print_json(&json!({
             "step": outcome.step,
             "interrupted": outcome.interrupted,
+            "stopped_early": outcome.stopped_early,
             "before": outcome.before,
             "after": outcome.after,
+            "best": outcome.best,
             "checkpoint": outcome.checkpoint,
         }));
     } else {
@@ -69,24 +83,65 @@ pub(super) fn run(args: &TrainArgs) -> Result<ExitCode, CommandError> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// The first SIGINT or SIGTERM asks the run to save and stop; a second one ends the process at once.
-fn stop_on_signals() -> Result<Interrupter, CommandError> {
-    let interrupter = Interrupter::new();
-    let (handle, asked) = (interrupter.clone(), AtomicBool::new(false));
-    let stop = move || {
-        if asked.swap(true, Ordering::SeqCst) {
-            std::process::exit(1);
+/// What `--resume PATH` names.
+struct Source {
+    /// The folder of its run; a checkpoint that was moved away has none.
+    run: Option<PathBuf>,
+    resume: Resume,
+}
+
+impl Source {
+    /// A run's folder, or a checkpoint.
+    fn at(path: &Path) -> Result<Self, CommandError> {
+        if path.join("checkpoints").is_dir() {
+            return Ok(Self { run: Some(path.to_owned()), resume: Resume::NewestOf(path.to_owned()) });
         }
-        eprintln!("stopping: the run is saved first, once more stops at once");
-        handle.stop(Some("interrupted"));
-    };
-    ctrlc::set_handler(stop).map_err(|error| CommandError::Usage(format!("cannot listen to signals: {error}")))?;
-    Ok(interrupter)
+        if !run_state::is_checkpoint(path) && !path.join(MANIFEST).is_file() {
+            let message = format!("--resume: {} is neither a run's folder nor a checkpoint", path.display());
+            return Err(CommandError::Usage(message));
+        }
+        // As short as the user had it, where that is possible.
+        let given = path.ancestors().nth(2).filter(|run| !run.as_os_str().is_empty()).map(Path::to_owned);
+        let run = given.or_else(|| path.canonicalize().ok()?.ancestors().nth(2).map(Path::to_owned));
+        Ok(Self {
+            run: run.filter(|run| run.join("checkpoints").is_dir()),
+            resume: Resume::Checkpoint(path.to_owned()),
+        })
+    }
+}
+
+/// What was named, or the resumed run's own.
+fn config_name(args: &TrainArgs, source: Option<&Source>) -> Result<String, CommandError> {
+    let own = |run: &PathBuf| run.join("config.toml");
+    let of_folder = args.run_dir.as_ref().map(own);
+    let of_source = source.and_then(|source| source.run.as_ref()).map(own);
+    let there = of_folder.clone().filter(|path| path.is_file()).or(of_source).or(of_folder);
+    match (&args.config, there) {
+        (Some(name), _) => Ok(name.clone()),
+        (None, Some(path)) => Ok(path.display().to_string()),
+        (None, None) => {
+            let message = "--resume needs the run's folder, as in --resume runs/NAME, or --config";
+            Err(CommandError::Usage(message.to_owned()))
+        }
+    }
+}
+
+/// The first SIGINT or SIGTERM asks the run to save and stop; a second one ends the process at once.
+fn stop_on_signals(stop: &Stop) -> Result<(), CommandError> {
+    let stop = stop.clone();
+    let listening = ctrlc::set_handler(move || stop.ask(Reason::Signal));
+    listening.map_err(|error| CommandError::Usage(format!("cannot listen to signals: {error}")))
 }
 
 fn print_outcome(outcome: &Outcome) {
     if let (Some(before), Some(after)) = (&outcome.before, &outcome.after) {
         print_line(before_and_after(before, after).trim_end());
+    }
+    if outcome.stopped_early {
+        print_line(&format!("ended at step {}, as it got no better", outcome.step));
+    }
+    if let Some(best) = outcome.best {
+        print_line(&format!("best: step {}, {} {:.4}", best.step, best.metric.name(), best.value));
     }
     print_line(&format!("checkpoint: {}", outcome.checkpoint.display()));
 }
@@ -103,6 +158,15 @@ fn before_and_after(before: &Scores, after: &Scores) -> String {
     let percent = format!("{:+.0} %", 100.0 * (after.l1 - before.l1) / before.l1);
     row("mean absolute error", before.l1, after.l1, 4, percent);
     row("PSNR (dB)", before.psnr, after.psnr, 2, format!("{:+.2}", after.psnr - before.psnr));
+    for (name, a, b) in [
+        ("SSIM", before.ssim, after.ssim),
+        ("LPIPS", before.lpips, after.lpips),
+        ("CLIP similarity", before.clip, after.clip),
+    ] {
+        if let Some((a, b)) = a.zip(b) {
+            row(name, a, b, 4, format!("{:+.4}", b - a));
+        }
+    }
     row("codes used (%)", 100.0 * before.codes_used, 100.0 * after.codes_used, 1, String::new());
     row("perplexity of the codes", before.perplexity, after.perplexity, 1, String::new());
     table
@@ -114,11 +178,22 @@ mod tests {
 
     #[test]
     fn the_table_says_how_much_better_it_got() {
-        let before = Scores { images: 4, l1: 0.5, psnr: 10.0, codes_used: 0.01, perplexity: 1.5 };
-        let after = Scores { images: 4, l1: 0.125, psnr: 22.5, codes_used: 0.5, perplexity: 30.0 };
+        let scores = |l1, psnr, lpips, codes_used, perplexity| Scores {
+            images: 4,
+            l1,
+            psnr,
+            ssim: None,
+            lpips: Some(lpips),
+            clip: None,
+            codes_used,
+            perplexity,
+        };
+        let before = scores(0.5, 10.0, 0.75, 0.01, 1.5);
+        let after = scores(0.125, 22.5, 0.25, 0.5, 30.0);
         let table = before_and_after(&before, &after);
         let lines: Vec<&str> = table.lines().collect();
         assert_eq!(lines[1], "mean absolute error             0.5000    0.1250  -75 %");
-        assert_eq!(lines[4], "perplexity of the codes            1.5      30.0");
+        assert_eq!(lines[3], "LPIPS                           0.7500    0.2500  -0.5000");
+        assert_eq!(lines[5], "perplexity of the codes            1.5      30.0");
     }
 }

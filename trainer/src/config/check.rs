@@ -8,11 +8,12 @@ use checkpoints::Architecture;
 use checkpoints::hub::Location;
 
 use super::{
-    BatchConfig, Config, DataConfig, DataSource, LossScaleConfig, ModelConfig, OptimizerConfig, PrecisionConfig,
-    RunConfig, ScheduleConfig,
+    BatchConfig, ClipConfig, Config, DataConfig, DataSource, LossScaleConfig, Metric, ModelConfig, OptimizerConfig,
+    PrecisionConfig, RunConfig, ScheduleConfig,
 };
 use crate::device::Choice;
 use crate::freezing::{Trainable, check_pattern};
+use crate::ssim;
 
 /// A value that is of the right type and still makes no sense.
 #[derive(Debug, Clone, PartialEq)]
@@ -85,7 +86,39 @@ impl Config {
         check_optimizer(&self.discriminator_optimizer(), Network::Discriminator)?;
         check_schedule(&self.discriminator_schedule(), run, Network::Discriminator)?;
         below_one("ema.decay", ema.decay)?;
-        at_least_one("checkpoints.keep_last", checkpoints.keep_last)
+        at_least_one("checkpoints.keep_last", checkpoints.keep_last)?;
+        not_negative("checkpoints.every_minutes", checkpoints.every_minutes)?;
+        self.check_best()
+    }
+
+    /// The best checkpoint is known by a figure that the run's validations have.
+    fn check_best(&self) -> Result<(), Problem> {
+        const KEY: &str = "checkpoints.best";
+        let Self { checkpoints, validation, data, losses, .. } = self;
+        let best = checkpoints.best;
+        if best == Metric::None {
+            return match validation.patience {
+                0 => Ok(()),
+                _ => {
+                    problem("validation.patience", "is set, but checkpoints.best does not say which figure it is about")
+                }
+            };
+        }
+        if validation.every_steps == 0 || validation.images == 0 || data.validation == 0 {
+            let message = "is set, but no validation takes place between the steps: set validation.every_steps, \
+                           validation.images and data.validation";
+            return problem(KEY, message);
+        }
+        if best == Metric::Ssim && (data.resolution as usize) < ssim::WINDOW {
+            return problem(KEY, format!("is \"ssim\", which needs pictures of {} pixels or more", ssim::WINDOW));
+        }
+        if best == Metric::Lpips && losses.perceptual.weight == 0.0 {
+            return problem(KEY, "is \"lpips\", which needs the loss `perceptual`");
+        }
+        if best == Metric::Clip && !ClipConfig::is_needed(losses) {
+            return problem(KEY, "is \"clip\", which needs one of the CLIP losses");
+        }
+        Ok(())
     }
 
     /// What must fit between the configuration and the model that it names.

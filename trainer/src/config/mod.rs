@@ -215,18 +215,42 @@ impl Default for EmaConfig {
 #[derive(Debug, Clone, PartialEq, Deserialize, Serialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct CheckpointsConfig {
-    /// Optimizer steps between checkpoints; 0 writes one at the end only.
+    /// Optimizer steps between checkpoints; 0 writes none by their number.
     pub every_steps: u64,
+    /// Minutes between checkpoints, whatever wrote the last one; 0 writes none by the clock.
+    pub every_minutes: f64,
     /// Newest checkpoints to keep.
     pub keep_last: usize,
     /// Checkpoints at multiples of this step are kept for good; 0 keeps none.
     pub keep_every: u64,
+    /// The figure of a validation by which the best checkpoint is known, which is written when there is one and kept.
+    pub best: Metric,
 }
 
 impl Default for CheckpointsConfig {
     fn default() -> Self {
-        Self { every_steps: 1000, keep_last: 2, keep_every: 0 }
+        Self { every_steps: 1000, every_minutes: 0.0, keep_last: 2, keep_every: 0, best: Metric::None }
     }
+}
+
+/// A figure of a validation.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Metric {
+    /// No figure.
+    #[default]
+    #[serde(alias = "")]
+    None,
+    /// Mean absolute error; the lower the better.
+    L1,
+    /// Peak signal-to-noise ratio; the higher the better.
+    Psnr,
+    /// Structural similarity; the higher the better.
+    Ssim,
+    /// LPIPS; the lower the better.
+    Lpips,
+    /// Cosine of CLIP's embeddings; the higher the better.
+    Clip,
 }
 
 /// `[validation]`
@@ -239,10 +263,12 @@ pub struct ValidationConfig {
     pub images: usize,
     /// Pictures on the sample grid.
     pub samples: usize,
+    /// Validations in a row without a better `checkpoints.best` after which the run ends; 0 for all its steps.
+    pub patience: u64,
 }
 
 impl Default for ValidationConfig {
     fn default() -> Self {
-        Self { every_steps: 500, images: 64, samples: 8 }
+        Self { every_steps: 500, images: 64, samples: 8, patience: 0 }
     }
 }

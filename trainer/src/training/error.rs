@@ -11,7 +11,7 @@ use crate::freezing::FreezingError;
 use crate::losses::load::LossError;
 use crate::models::weights::ModelError;
 use crate::pretrained::PretrainedError;
-use crate::run_state::StateError;
+use crate::run_state::{Change, StateError};
 use crate::validation::ValidationError;
 
 /// Why a run ended before its last step.
@@ -79,8 +79,12 @@ pub enum TrainError {
     #[error("{} holds no checkpoint to resume", .0.display())]
     NothingToResume(PathBuf),
     /// The configuration of a resumed run differs where that would make it another run.
-    #[error("the run to resume was started with another configuration: {}", .0.join(", "))]
-    Changed(Vec<String>),
+    #[error(
+        "the run to resume was started with another configuration: {}; --allow {} goes on all the same",
+        .0.iter().map(Change::to_string).collect::<Vec<_>>().join(", "),
+        .0.iter().map(|change| change.key.as_str()).collect::<Vec<_>>().join(" --allow ")
+    )]
+    Changed(Vec<Change>),
     /// The checkpoint is past the end of the run.
     #[error("the run is at step {step} and run.steps is {steps}: it is finished; raise run.steps to go on")]
     Finished {
@@ -88,6 +92,19 @@ pub enum TrainError {
         step: u64,
         /// Steps asked for.
         steps: u64,
+    },
+    /// The run has ended before its last step, because it got no better.
+    #[error(
+        "the run ended at step {step}, with no better {metric} in {patience} validations: it is finished; raise \
+         validation.patience to go on"
+    )]
+    StoppedEarly {
+        /// Steps done.
+        step: u64,
+        /// The figure of `checkpoints.best`.
+        metric: &'static str,
+        /// `validation.patience`.
+        patience: u64,
     },
     /// Too many steps in a row were not finite. Nothing of them was kept.
     #[error(

@@ -1,13 +1,14 @@
-//! What a run starts from: its folder, its weights, and for a resumed run all else that was saved.
+//! What a run starts from: its weights, and for a resumed run all else that was saved.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use burn::tensor::{DType, Device};
 use checkpoints::Architecture;
-use checkpoints::run::{RunLock, RunStore};
+use checkpoints::run::{Checkpoint, RunStore};
 
-use super::TrainError;
+use super::{Options, Resume, TrainError};
 use crate::adversary::Adversary;
+use crate::best::Best;
 use crate::config::{Compute, Config, Loaded, Problem, ScheduleKind};
 use crate::data::Data;
 use crate::device::Selected;
@@ -18,7 +19,7 @@ use crate::models::weights::StateDict;
 use crate::optimizer::ModelOptimizer;
 use crate::precision::LossScaler;
 use crate::pretrained;
-use crate::run_state;
+use crate::run_state::{self, Change, State};
 use crate::validation::Scores;
 
 /// What a run starts from: weights, and for a resumed run everything else.
@@ -31,24 +32,72 @@ pub(super) struct Start {
     pub(super) scaler: LossScaler,
     pub(super) step: u64,
     pub(super) before: Option<Scores>,
+    /// The step of the newest validation.
+    pub(super) validated: Option<u64>,
+    pub(super) best: Option<Best>,
     pub(super) checkpoint: Option<PathBuf>,
     pub(super) description: String,
 }
 
-/// Takes the run's folder for this process: a new one, or to resume one that is there.
-pub(super) fn open_folder(folder: &Path, resume: bool) -> Result<(RunLock, RunStore), TrainError> {
-    if resume && !folder.is_dir() {
-        return Err(TrainError::NothingToResume(folder.to_owned()));
+/// The checkpoint that `options` say to go on with; what is passed over is said on stderr.
+pub(super) fn find_checkpoint(options: &Options, own: &RunStore) -> Result<Option<Checkpoint>, TrainError> {
+    let (store, place) = match &options.resume {
+        None => return Ok(None),
+        Some(Resume::Checkpoint(path)) => return Ok(Some(RunStore::verified(path)?)),
+        Some(Resume::Newest) => (None, &options.folder),
+        Some(Resume::NewestOf(run)) => (Some(RunStore::read(run.join("checkpoints"))), run),
+    };
+    let newest = store.as_ref().unwrap_or(own).newest()?;
+    for (path, reason) in &newest.passed_over {
+        eprintln!("passed over {}: {reason}", path.display());
     }
-    let lock = RunLock::acquire(folder)?;
-    if !lock.is_enforced() {
-        eprintln!("{} knows no locks: let no other process train there", folder.display());
+    match newest.checkpoint {
+        Some(checkpoint) => Ok(Some(checkpoint)),
+        None => Err(TrainError::NothingToResume(place.clone())),
     }
-    let store = RunStore::open(folder.join("checkpoints"))?;
-    if !resume && !store.steps()?.is_empty() {
-        return Err(TrainError::Occupied(folder.to_owned()));
+}
+
+/// Refuses what would make it another run, but for what `allow` names.
+fn check_changes(
+    state: &State,
+    batch_norm: bool,
+    config: &Config,
+    data: &Data,
+    allow: &[String],
+) -> Result<(), TrainError> {
+    let mut changes = run_state::unsound_changes(&state.config, config, batch_norm);
+    if state.pictures != data.pictures {
+        let [then, now] = [&state.pictures, &data.pictures].map(ToString::to_string);
+        changes.push(Change { key: "pictures".into(), then, now });
     }
-    Ok((lock, store))
+    for name in allow.iter().filter(|name| !changes.iter().any(|change| change.is_named_by(name))) {
+        eprintln!("--allow {name}: nothing of that name has changed");
+    }
+    let (allowed, refused): (Vec<_>, Vec<_>) =
+        changes.into_iter().partition(|change| allow.iter().any(|name| change.is_named_by(name)));
+    if !refused.is_empty() {
+        return Err(TrainError::Changed(refused));
+    }
+    for change in allowed {
+        eprintln!("allowed: {change}");
+    }
+    Ok(())
+}
+
+/// Refuses a run that has nothing left to do.
+fn check_unfinished(state: &State, config: &Config) -> Result<(), TrainError> {
+    let (step, steps) = (state.step, config.run.steps);
+    // Asked to stop before its last validation, it still has that to do.
+    if step > steps || step == steps && (state.validated == Some(step) || config.validation.images == 0) {
+        return Err(TrainError::Finished { step, steps });
+    }
+    let patience = config.validation.patience;
+    match state.best.filter(|best| best.metric == config.checkpoints.best) {
+        Some(best) if patience > 0 && best.worse >= patience => {
+            Err(TrainError::StoppedEarly { step, metric: best.metric.name(), patience })
+        }
+        _ => Ok(()),
+    }
 }
 
 /// Refuses a precision that the device cannot compute in.
@@ -114,6 +163,8 @@ impl Start {
             scaler: LossScaler::new(&config.precision),
             step: 0,
             before: None,
+            validated: None,
+            best: None,
             checkpoint: None,
             description: initial.description,
         })
@@ -121,55 +172,49 @@ impl Start {
 
     pub(super) fn resume(
         loaded: &Loaded,
-        store: &RunStore,
-        folder: &Path,
+        checkpoint: Checkpoint,
+        allow: &[String],
         device: &Selected,
         data: &Data,
     ) -> Result<Self, TrainError> {
         let config = &loaded.config;
-        let newest = store.newest()?;
-        for (path, reason) in &newest.passed_over {
-            eprintln!("passed over {}: {reason}", path.display());
-        }
-        let checkpoint = newest.checkpoint.ok_or_else(|| TrainError::NothingToResume(folder.to_owned()))?;
         let wrong = |source| TrainError::State { path: checkpoint.path.clone(), source };
         let resumed = run_state::read(&checkpoint.path).map_err(wrong)?;
-        let mut changed = run_state::unsound_changes(&resumed.state.config, config, resumed.batch_norm);
-        if resumed.state.pictures != data.pictures {
-            changed.push(format!("the pictures: {} -> {}", resumed.state.pictures, data.pictures));
-        }
-        if !changed.is_empty() {
-            return Err(TrainError::Changed(changed));
-        }
+        check_changes(&resumed.state, resumed.batch_norm, config, data, allow)?;
+        check_unfinished(&resumed.state, config)?;
         let (step, steps) = (resumed.state.step, config.run.steps);
         if steps != resumed.state.config.run.steps && config.schedule.kind != ScheduleKind::Constant {
             let planned = resumed.state.config.run.steps;
             eprintln!("the schedule is now that of a run of {steps} steps, and was that of {planned}");
         }
-        if step >= steps {
-            return Err(TrainError::Finished { step, steps });
-        }
         let architecture = resumed.state.architecture;
         // Weights on the host are dropped as soon as they are on the device.
         let average = |weights: StateDict| VqGan::new(&architecture, &weights, &device.device, DType::F32);
-        let ema = resumed.ema.map(average).transpose()?;
+        let keeps_average = config.ema.decay > 0.0;
+        let ema = resumed.ema.filter(|_| keeps_average).map(average).transpose()?;
         let autodiff = device.device.clone().autodiff();
         let model = build(loaded, &architecture, &resumed.model, &autodiff)?;
         drop(resumed.model);
         let mut optimizer = ModelOptimizer::new(&config.optimizer);
         optimizer.load_state_dict(&model, &run_state::read_optimizer(&checkpoint.path).map_err(wrong)?)?;
-        let adversary = match resumed.state.adversarial {
-            Some(state) => {
+        // Either may be new or gone only where that was allowed.
+        let adversary = match (resumed.state.adversarial, config.losses.adversarial.weight != 0.0) {
+            (Some(state), true) => {
                 let (weights, optimizer) = run_state::read_discriminator(&checkpoint.path).map_err(wrong)?;
                 let scaler = resumed.state.discriminator_loss_scale;
                 Some(Adversary::resumed(config, &weights, &optimizer, state, scaler, &autodiff)?)
             }
-            None => None,
+            (None, true) => Some(Adversary::fresh(config, &autodiff)?),
+            (_, false) => None,
+        };
+        let ema = match ema {
+            Some(average) => Some(Ema::resumed(average, config.ema.decay)),
+            None => keeps_average.then(|| Ema::new(&model, config.ema.decay)),
         };
         Ok(Self {
             adversary,
             model,
-            ema: ema.map(|average| Ema::resumed(average, config.ema.decay)),
+            ema,
             optimizer,
             scaler: match resumed.state.loss_scale {
                 Some(state) => LossScaler::resumed(&config.precision, state),
@@ -177,6 +222,8 @@ impl Start {
             },
             step,
             before: resumed.state.before,
+            validated: resumed.state.validated,
+            best: resumed.state.best.filter(|best| best.metric == config.checkpoints.best),
             description: format!("from {}, step {step} of {steps}", checkpoint.path.display()),
             checkpoint: Some(checkpoint.path),
             architecture,

@@ -150,8 +150,7 @@ impl Training {
         loss_scales: LossScales,
         interrupter: &Interrupter,
     ) -> Result<Option<TrainError>, StepError> {
-        let of_discriminator = self.adversary.as_ref().map_or(0, |adversary| adversary.scaler().state().in_a_row);
-        let skips = self.scaler.state().in_a_row.max(of_discriminator);
+        let skips = self.skips_in_a_row();
         if skips <= self.config.precision.max_skips {
             return Ok(None);
         }
@@ -176,6 +175,12 @@ impl Training {
         let place = found.map_or_else(|| "a sum over the effective batch".to_owned(), |found| found.to_string());
         let saved = self.last_saved();
         Ok(Some(TrainError::NotFinite { skips, place, step: self.step + 1, advice: self.advice(), saved }))
+    }
+
+    /// Steps up to the newest one that were skipped, by the generator or the discriminator.
+    pub(super) fn skips_in_a_row(&self) -> u64 {
+        let of_discriminator = self.adversary.as_ref().map_or(0, |adversary| adversary.scaler().state().in_a_row);
+        self.scaler.state().in_a_row.max(of_discriminator)
     }
 
     /// What helps most likely against values that are not finite.
@@ -225,7 +230,7 @@ impl Training {
             line["discriminator_loss_scale"] = json!(taken.loss_scale);
             line["discriminator_skipped"] = json!(taken.skipped);
         }
-        self.log.append(&line)?;
+        self.logs.append(&line)?;
         self.say_skips(updated, figures);
         for warning in self.data.training.take_warnings() {
             self.progress.line(&format!("skipped {warning}"));

@@ -1,15 +1,16 @@
 //! Checkpoints under attack: a crash after every single write, damaged files, full disks.
 
-use std::cell::Cell;
 use std::fmt;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
-use std::rc::Rc;
+use std::sync::atomic::AtomicUsize;
+use std::time::Duration;
 
 use super::*;
+use crate::run::{BackgroundWriter, Keep};
 
 /// Called between any two writes of a [`RunStore`]. It stops the store by a panic, which like a crash runs none of the
 /// code that would tidy up.
-pub(super) struct Hook(Box<dyn Fn(&'static str)>);
+pub(in crate::run) struct Hook(Box<dyn Fn(&'static str) + Send + Sync>);
 
 impl Hook {
     pub(super) fn call(&self, after: &'static str) {
@@ -33,14 +34,24 @@ struct Crash;
 
 /// Does `work` on a store that crashes at its `at`-th write; false when it has fewer writes than that.
 fn crashes(folder: &Path, at: usize, work: impl FnOnce(&RunStore)) -> bool {
-    let seen = Rc::new(Cell::new(0));
+    let store = crashing(folder, at);
+    crashed(catch_unwind(AssertUnwindSafe(|| work(&store))))
+}
+
+/// A store that crashes at its `at`-th write.
+fn crashing(folder: &Path, at: usize) -> RunStore {
+    let seen = AtomicUsize::new(0);
     let mut store = RunStore::open(folder).unwrap();
     store.hook = Hook(Box::new(move |_| {
-        if seen.replace(seen.get() + 1) == at {
+        if seen.fetch_add(1, Ordering::Relaxed) == at {
             resume_unwind(Box::new(Crash));
         }
     }));
-    match catch_unwind(AssertUnwindSafe(|| work(&store))) {
+    store
+}
+
+fn crashed(outcome: std::thread::Result<()>) -> bool {
+    match outcome {
         Ok(()) => false,
         Err(reason) if reason.is::<Crash>() => true,
         Err(other) => resume_unwind(other),
@@ -333,4 +344,124 @@ fn what_cannot_be_checked_is_not_saved() {
     let line = store.save(1, &mut { manifest }).unwrap_err().to_string();
     assert!(line.contains("the name is that of the list of files"), "{line}");
     assert!(names(folder.path()).is_empty());
+}
+
+const KEEP: Keep = Keep { last: 2, every: None, best: None };
+
+#[test]
+fn the_background_saves_marks_the_best_and_prunes() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut writer = BackgroundWriter::new(RunStore::open(folder.path()).unwrap());
+    for step in 1..=4 {
+        let before = writer.save(step, Keep { best: Some(1), ..KEEP }, move |at| fill("abc")(at)).unwrap();
+        assert_eq!(before.map(|saved| saved.step), step.checked_sub(1).filter(|&step| step > 0));
+    }
+    let saved = writer.wait().unwrap().unwrap();
+    assert_eq!((saved.step, saved.path), (4, folder.path().join("step-000004")));
+    assert!(saved.took > Duration::ZERO);
+    assert_eq!(writer.wait().unwrap(), None);
+    assert_eq!(writer.store().steps().unwrap(), [1, 3, 4]);
+}
+
+/// The run goes on while a checkpoint is written, and is told of it only when it is safe.
+#[test]
+fn what_is_being_written_is_not_called_saved() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut writer = BackgroundWriter::new(RunStore::open(folder.path()).unwrap());
+    let (go, wait) = std::sync::mpsc::channel::<()>();
+    let begun = writer.save(1, KEEP, move |at| {
+        wait.recv().unwrap();
+        fill("abc")(at)
+    });
+    assert_eq!(begun.unwrap(), None);
+    for _ in 0..50 {
+        assert_eq!(writer.poll().unwrap(), None);
+    }
+    assert!(writer.store().newest().unwrap().checkpoint.is_none());
+    go.send(()).unwrap();
+    let saved = loop {
+        if let Some(saved) = writer.poll().unwrap() {
+            break saved;
+        }
+        std::thread::sleep(Duration::from_millis(1));
+    };
+    assert_eq!(newest(folder.path()).path, saved.path);
+}
+
+#[test]
+fn what_is_being_written_is_finished_when_the_writer_goes() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut writer = BackgroundWriter::new(RunStore::open(folder.path()).unwrap());
+    let slow = |at: &Path| {
+        std::thread::sleep(Duration::from_millis(50));
+        fill("abc")(at)
+    };
+    writer.save(1, KEEP, slow).unwrap();
+    drop(writer);
+    assert_eq!(newest(folder.path()).step, 1);
+}
+
+#[test]
+fn an_error_of_the_background_comes_with_the_next_call() {
+    let full = |_: &Path| Err(io::Error::from(io::ErrorKind::StorageFull));
+    for next in 0..3 {
+        let folder = tempfile::tempdir().unwrap();
+        save(&RunStore::open(folder.path()).unwrap(), 1, "old");
+        let mut writer = BackgroundWriter::new(RunStore::open(folder.path()).unwrap());
+        writer.save(2, KEEP, full).unwrap();
+        let error = match next {
+            0 => writer.wait().unwrap_err(),
+            1 => writer.save(3, KEEP, |at| fill("abc")(at)).unwrap_err(),
+            _ => loop {
+                match writer.poll() {
+                    Ok(saved) => assert_eq!(saved, None),
+                    Err(error) => break error,
+                }
+            },
+        };
+        let path = folder.path().join("step-000002");
+        assert!(error.to_string().starts_with(&format!("cannot save checkpoint {}: ", path.display())), "{error}");
+        assert_eq!(names(folder.path()), [LATEST, "step-000001"]);
+    }
+}
+
+#[test]
+fn a_crash_at_any_write_of_the_background_leaves_a_whole_checkpoint() {
+    for at in 0.. {
+        let folder = tempfile::tempdir().unwrap();
+        (1..=2).for_each(|step| drop(save(&RunStore::open(folder.path()).unwrap(), step, "old")));
+        let mut writer = BackgroundWriter::new(crashing(folder.path(), at));
+        writer.save(3, Keep { last: 1, every: None, best: Some(1) }, |at| fill("new")(at)).unwrap();
+        let mut reported = None;
+        let crashed = crashed(catch_unwind(AssertUnwindSafe(|| reported = writer.wait().unwrap())));
+        let found = newest(folder.path());
+        assert_eq!(model(&found.path), if found.step == 3 { "new" } else { "old" });
+        assert!(reported.is_none_or(|saved| saved.step == found.step));
+
+        save(&RunStore::open(folder.path()).unwrap(), 4, "next");
+        assert_eq!(model(&newest(folder.path()).path), "next");
+        if !crashed {
+            assert!(at > 8, "the hook was called only {at} times");
+            assert_eq!(RunStore::read(folder.path()).steps().unwrap(), [1, 3, 4]);
+            return;
+        }
+    }
+}
+
+#[test]
+fn what_comes_after_a_step_is_set_aside_and_not_lost() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = RunStore::open(folder.path()).unwrap();
+    for text in ["first", "second"] {
+        (1..=4).for_each(|step| drop(save(&store, step, text)));
+        let aside = store.set_aside(2).unwrap();
+        assert_eq!(aside.iter().map(|path| model(path)).collect::<Vec<_>>(), [text, text]);
+        assert_eq!(newest(folder.path()).step, 2);
+        assert_eq!(fs::read_to_string(folder.path().join(LATEST)).unwrap(), "step-000002\n");
+    }
+    assert!(store.set_aside(2).unwrap().is_empty());
+    store.prune(1, None).unwrap();
+    save(&store, 3, "third");
+    let left = ["step-000003.aside-1", "step-000003.aside-2", "step-000004.aside-1", "step-000004.aside-2"];
+    assert!(left.iter().all(|name| names(folder.path()).contains(&(*name).to_owned())), "{:?}", names(folder.path()));
 }

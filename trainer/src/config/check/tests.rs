@@ -375,3 +375,22 @@ fn texts_are_not_empty_and_a_direction_has_two() {
     sound(&format!("{on}from = \"photo\"\nto = \"sketch\"\n"));
     sound("[losses.clip_direction]\nfrom = \"photo\"\n");
 }
+
+#[test]
+fn the_best_checkpoint_is_known_by_a_figure_that_validations_have() {
+    refused(
+        "checkpoints",
+        &[("best = \"lpips\"", "needs the loss `perceptual`"), ("best = \"clip\"", "needs one of the CLIP losses")],
+    );
+    refused("checkpoints", &[("every_minutes = -1", "must be 0 or more")]);
+    refused("validation", &[("patience = 3", "checkpoints.best does not say which figure")]);
+    let never = error("[checkpoints]\nbest = \"l1\"\n[validation]\nevery_steps = 0\n");
+    assert!(never.starts_with("mine.toml:2: `checkpoints.best` is set, but no validation takes place"), "{never}");
+    let small = error("[checkpoints]\nbest = \"ssim\"\n[data]\nresolution = 8\n");
+    assert!(small.contains("needs pictures of 11 pixels or more"), "{small}");
+    let misspelt = error("[checkpoints]\nbest = \"pnsr\"\n");
+    assert!(misspelt.contains("did you mean `psnr`?"), "{misspelt}");
+    assert_eq!(sound("[checkpoints]\nbest = \"\"\n").checkpoints.best, Metric::None);
+    let early = sound("[checkpoints]\nbest = \"psnr\"\n[validation]\npatience = 3\n");
+    assert_eq!((early.checkpoints.best, early.validation.patience), (Metric::Psnr, 3));
+}

@@ -1,0 +1,92 @@
+//! The best validation of a run, by one figure of its scores.
+
+use serde::{Deserialize, Serialize};
+
+use crate::config::Metric;
+use crate::validation::Scores;
+
+impl Metric {
+    /// Whether `a` is better than `b`. What is not a number is better than nothing.
+    pub fn is_better(self, a: f64, b: f64) -> bool {
+        match self {
+            Self::None => false,
+            Self::L1 | Self::Lpips => a < b,
+            Self::Psnr | Self::Ssim | Self::Clip => a > b,
+        }
+    }
+
+    /// As the configuration has it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::None => "none",
+            Self::L1 => "l1",
+            Self::Psnr => "psnr",
+            Self::Ssim => "ssim",
+            Self::Lpips => "lpips",
+            Self::Clip => "clip",
+        }
+    }
+}
+
+/// The best validation so far.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub struct Best {
+    /// The figure that decides.
+    pub metric: Metric,
+    /// Optimizer steps done at it.
+    pub step: u64,
+    /// The figure at it.
+    pub value: f64,
+    /// Validations since.
+    pub worse: u64,
+}
+
+impl Best {
+    /// The best after one more validation, at `step`. Another metric than before begins anew.
+    pub fn after(before: Option<Self>, metric: Metric, step: u64, scores: &Scores) -> Option<Self> {
+        let before = before.filter(|best| best.metric == metric);
+        let new = scores.get(metric).filter(|value| value.is_finite());
+        let new = new.map(|value| Self { metric, step, value, worse: 0 });
+        match (before, new) {
+            (Some(best), Some(new)) if metric.is_better(new.value, best.value) => Some(new),
+            (Some(best), _) => Some(Self { worse: best.worse + 1, ..best }),
+            (None, new) => new,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn scores(l1: f64, psnr: f64) -> Scores {
+        Scores { images: 1, l1, psnr, ssim: None, lpips: None, clip: None, codes_used: 1.0, perplexity: 1.0 }
+    }
+
+    #[test]
+    fn the_best_is_the_lowest_error_or_the_highest_likeness() {
+        let validations = [scores(0.5, 10.0), scores(0.4, 9.0), scores(f64::NAN, 12.0), scores(0.4, 11.0)];
+        let best = |metric| {
+            let after = |best, (step, scores): (u64, &Scores)| Best::after(best, metric, step, scores);
+            (0..).zip(&validations).fold(None, after)
+        };
+        assert_eq!(best(Metric::L1), Some(Best { metric: Metric::L1, step: 1, value: 0.4, worse: 2 }));
+        assert_eq!(best(Metric::Psnr), Some(Best { metric: Metric::Psnr, step: 2, value: 12.0, worse: 1 }));
+        assert_eq!(best(Metric::Clip), None);
+        assert_eq!(best(Metric::None), None);
+    }
+
+    #[test]
+    fn another_metric_begins_anew() {
+        let best = Best::after(None, Metric::L1, 3, &scores(0.1, 5.0));
+        let best = Best::after(best, Metric::Psnr, 4, &scores(0.2, 4.0));
+        assert_eq!(best, Some(Best { metric: Metric::Psnr, step: 4, value: 4.0, worse: 0 }));
+    }
+
+    #[test]
+    fn every_figure_has_the_name_of_the_configuration() {
+        for metric in [Metric::None, Metric::L1, Metric::Psnr, Metric::Ssim, Metric::Lpips, Metric::Clip] {
+            assert_eq!(serde_json::to_value(metric).unwrap(), metric.name());
+        }
+    }
+}

@@ -1,0 +1,99 @@
+//! How a run is asked to stop: by a signal, or by the clock.
+
+use std::fmt;
+use std::process::exit;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use burn_train::Interrupter;
+
+/// Exit code of a run that was asked to stop.
+pub const INTERRUPTED: u8 = 130;
+
+/// What asks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Reason {
+    /// SIGINT or SIGTERM.
+    Signal,
+    /// The end of `--max-time`.
+    MaxTime,
+}
+
+impl fmt::Display for Reason {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Signal => "stopping",
+            Self::MaxTime => "--max-time is nearly over",
+        })
+    }
+}
+
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
+enum Phase {
+    /// Nothing has been made yet, so nothing is lost.
+    #[default]
+    Starting,
+    /// There is a run, which has to be saved first.
+    Running,
+    /// It has been asked already.
+    Asked,
+}
+
+/// A handle by which a run is asked to stop.
+#[derive(Clone, Default)]
+pub struct Stop {
+    interrupter: Interrupter,
+    phase: Arc<Mutex<Phase>>,
+}
+
+impl Stop {
+    /// Asks the run to save and stop. A run that has not begun, with downloads going on or pictures being listed, ends the
+    /// process at once, and so does a second signal.
+    pub fn ask(&self, reason: Reason) {
+        // Held until the process is gone: no folder is made meanwhile.
+        let mut phase = self.phase.lock().unwrap_or_else(PoisonError::into_inner);
+        match *phase {
+            Phase::Starting => {
+                eprintln!("{reason}: the run has not begun, so there is nothing to save");
+                exit(INTERRUPTED.into());
+            }
+            Phase::Running => {
+                eprintln!("{reason}: the run is saved first, Ctrl-C stops at once");
+                *phase = Phase::Asked;
+                self.interrupter.stop(None);
+            }
+            Phase::Asked if reason == Reason::Signal => exit(INTERRUPTED.into()),
+            Phase::Asked => {}
+        }
+    }
+
+    /// From now on there is something to save.
+    pub(super) fn run_begins(&self) {
+        *self.phase.lock().unwrap_or_else(PoisonError::into_inner) = Phase::Running;
+    }
+
+    /// Whether the run has been asked to stop.
+    pub fn is_asked(&self) -> bool {
+        self.interrupter.should_stop()
+    }
+
+    /// What the passes over a batch look at between two micro-batches.
+    pub(super) fn interrupter(&self) -> &Interrupter {
+        &self.interrupter
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_clock_asks_a_running_run_once() {
+        let stop = Stop::default();
+        stop.run_begins();
+        assert!(!stop.is_asked());
+        stop.ask(Reason::MaxTime);
+        assert!(stop.is_asked() && stop.interrupter().should_stop());
+        // Were this a signal, the test would end here.
+        stop.ask(Reason::MaxTime);
+    }
+}
