@@ -5,6 +5,7 @@ mod command;
 mod export;
 mod losses;
 mod parity;
+mod precision;
 mod resume;
 mod run;
 mod stop;

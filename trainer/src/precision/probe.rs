@@ -15,6 +15,8 @@ use crate::models::weights::{ParameterVisitor, visit_parameters};
 /// Looks at values on their way through a step, waiting for the device each time: for finding a fault, not for training.
 pub struct Probe {
     names: HashMap<ParamId, String>,
+    /// The loss with the largest gradient at an image so far, and that gradient's largest value.
+    largest: RefCell<Option<(String, f32)>>,
     found: RefCell<Option<Found>>,
 }
 
@@ -24,6 +26,8 @@ pub struct Found {
     direction: Direction,
     place: String,
     dtype: DType,
+    /// The loss that most of the gradient came from, if it was whole at the image.
+    loss: Option<String>,
 }
 
 /// Of the pass through the networks.
@@ -40,7 +44,11 @@ impl fmt::Display for Found {
             Direction::Backward => "backward",
         };
         let dtype = format!("{:?}", self.dtype).to_lowercase();
-        write!(f, "the {direction} pass of {} in {dtype}", self.place)
+        write!(f, "the {direction} pass of {} in {dtype}", self.place)?;
+        match &self.loss {
+            Some(loss) => write!(f, ", where most of the gradient is that of {loss}"),
+            None => Ok(()),
+        }
     }
 }
 
@@ -55,22 +63,33 @@ impl Probe {
         }
         let mut names = Names(HashMap::new());
         visit_parameters(model, &mut names);
-        Self { names: names.0, found: RefCell::new(None) }
+        Self { names: names.0, largest: RefCell::new(None), found: RefCell::new(None) }
     }
 
     /// What was found first, if anything was.
     pub fn take(&self) -> Option<Found> {
+        self.largest.borrow_mut().take();
         self.found.borrow_mut().take()
+    }
+
+    /// Looks at the gradient of `loss` at the images.
+    pub fn loss(&self, loss: &str, at_image: &Tensor<4>) {
+        self.look(Direction::Backward, || loss.to_owned(), at_image, None);
+        let size = largest(at_image);
+        if self.largest.borrow().as_ref().is_none_or(|(_, largest)| size > *largest) {
+            *self.largest.borrow_mut() = Some((loss.to_owned(), size));
+        }
     }
 
     /// Looks at what comes out of `place`.
     pub fn forward<const D: usize>(&self, place: impl FnOnce() -> String, value: &Tensor<D>) {
-        self.look(Direction::Forward, place, value);
+        self.look(Direction::Forward, place, value, None);
     }
 
-    /// Looks at the gradient that comes out of `place`.
+    /// Looks at the gradient that comes out of `place`, on its way from the images.
     pub fn backward<const D: usize>(&self, place: impl FnOnce() -> String, gradient: &Tensor<D>) {
-        self.look(Direction::Backward, place, gradient);
+        let loss = self.largest.borrow().as_ref().map(|(loss, _)| loss.clone());
+        self.look(Direction::Backward, place, gradient, loss);
     }
 
     /// Looks at the gradients of `block`'s parameters.
@@ -93,7 +112,7 @@ impl Probe {
         impl ParameterVisitor for Look<'_> {
             fn parameter<const D: usize>(&mut self, name: &str, id: ParamId, _value: Tensor<D>) {
                 if let Some(gradient) = self.2.get::<D>(id) {
-                    self.0.backward(|| format!("{} ({name})", self.1), &gradient);
+                    self.0.look(Direction::Backward, || format!("{} ({name})", self.1), &gradient, None);
                 }
             }
         }
@@ -119,19 +138,29 @@ impl Probe {
         common.1.unwrap_or_default().join(".")
     }
 
-    fn look<const D: usize>(&self, direction: Direction, place: impl FnOnce() -> String, value: &Tensor<D>) {
+    fn look<const D: usize>(
+        &self,
+        direction: Direction,
+        place: impl FnOnce() -> String,
+        value: &Tensor<D>,
+        loss: Option<String>,
+    ) {
         if self.found.borrow().is_none() && !is_finite(value) {
-            *self.found.borrow_mut() = Some(Found { direction, place: place(), dtype: value.dtype() });
+            *self.found.borrow_mut() = Some(Found { direction, place: place(), dtype: value.dtype(), loss });
         }
     }
 }
 
 /// Whether all of `value` is finite; waits for the device. What cannot be read is none of this function's business.
 pub(crate) fn is_finite<const D: usize>(value: &Tensor<D>) -> bool {
-    let largest = value.clone().without_autodiff().max_abs().cast(DType::F32);
     let nan = value.clone().without_autodiff().contains_nan();
-    let largest = largest.try_into_vec_as::<f32>().map_or(0.0, |values| values.first().copied().unwrap_or(0.0));
-    largest.is_finite() && !nan.into_data().iter::<bool>().any(|nan| nan)
+    largest(value).is_finite() && !nan.into_data().iter::<bool>().any(|nan| nan)
+}
+
+/// The largest absolute value; 0 for what cannot be read.
+fn largest<const D: usize>(value: &Tensor<D>) -> f32 {
+    let largest = value.clone().without_autodiff().max_abs().cast(DType::F32);
+    largest.try_into_vec_as::<f32>().map_or(0.0, |values| values.first().copied().unwrap_or(0.0))
 }
 
 #[cfg(test)]
@@ -176,5 +205,23 @@ mod tests {
             let found = probe.take().map(|found| found.to_string());
             assert_eq!(found.as_deref(), Some("the backward pass of b in f16"), "{shown}");
         }
+    }
+
+    #[test]
+    fn an_overflow_in_a_network_is_put_down_to_the_loss_with_the_largest_gradient() {
+        let (_, probe) = probe();
+        let device = Device::flex();
+        let at_image = |value: f32| Tensor::<4>::full([1, 3, 2, 2], value, &device);
+        for _ in 0..2 {
+            probe.loss("the loss pixel", &at_image(1e3));
+            probe.loss("the loss perceptual", &at_image(-2e4));
+            probe.loss("the loss adversarial", &at_image(1.0));
+            probe.backward(|| "decoder.conv_out".into(), &at_image(f32::INFINITY));
+            let found = probe.take().unwrap().to_string();
+            let said = "the backward pass of decoder.conv_out in f32, where most of the gradient is that of the loss perceptual";
+            assert_eq!(found, said);
+        }
+        probe.loss("the loss pixel", &at_image(f32::NAN));
+        assert_eq!(probe.take().unwrap().to_string(), "the backward pass of the loss pixel in f32");
     }
 }
