@@ -34,6 +34,7 @@ use crate::models::VqGan;
 use crate::optimizer::ModelOptimizer;
 use crate::precision::{LossScaler, Probe, compute_copy};
 use crate::progress::Progress;
+use crate::reporting::Reporter;
 use crate::run_state::{Snapshot, State, StateError};
 use crate::samples::grid_png;
 use crate::validation::{Extent, Judges, Scores, validate};
@@ -137,6 +138,7 @@ struct Training {
     probe: Option<Probe>,
     memory: MemoryMeter,
     progress: Progress,
+    reporter: Reporter,
     step: u64,
     /// The newest checkpoint that is safe.
     saved: Option<(u64, PathBuf)>,
@@ -196,6 +198,7 @@ impl Training {
             schedule: LrSchedule::new(&config.schedule, &config.optimizer, config.run.steps),
             memory: MemoryMeter::new(&device.device),
             progress: Progress::new(step, config.run.steps, config.batch.effective),
+            reporter: Reporter::start(&folder, step, config.run.tensorboard)?,
             architecture: start.architecture,
             model: Some(start.model),
             ema: start.ema,
@@ -344,9 +347,11 @@ impl Training {
             let samples = self.folder.join("samples");
             std::fs::create_dir_all(&samples).map_err(RunError::io("create", &samples))?;
             atomic_write(&samples.join(format!("step-{:06}.png", self.step)), &png)?;
+            self.reporter.samples(self.step, &png, &self.progress);
         }
         let scores = validated.scores;
         self.logs.validation(self.step, &scores)?;
+        self.reporter.validation(self.step, &scores, &self.progress);
         self.progress.line(&format!("step {}: {}", self.step, in_words(&scores)));
         if self.step == 0 {
             self.before = Some(scores);

@@ -89,11 +89,13 @@ pub struct RunConfig {
     pub seed: u64,
     /// `auto`, `cpu`, `cuda:0`, `wgpu:0`.
     pub device: String,
+    /// Write event files for TensorBoard into the run's folder.
+    pub tensorboard: bool,
 }
 
 impl Default for RunConfig {
     fn default() -> Self {
-        Self { name: String::new(), steps: 1000, seed: 0, device: "auto".into() }
+        Self { name: String::new(), steps: 1000, seed: 0, device: "auto".into(), tensorboard: true }
     }
 }
 

@@ -49,6 +49,9 @@ pub enum TrainError {
     /// The run's folder.
     #[error(transparent)]
     Run(#[from] RunError),
+    /// TensorBoard's event file.
+    #[error(transparent)]
+    TensorBoard(#[from] report::tensorboard::WriteError),
     /// A checkpoint could not be written.
     #[error(transparent)]
     Save(#[from] SaveError<StateError>),

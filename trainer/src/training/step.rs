@@ -232,6 +232,7 @@ impl Training {
         }
         self.logs.append(&line)?;
         self.say_skips(updated, figures);
+        self.reporter.step(&line, &self.progress);
         for warning in self.data.training.take_warnings() {
             self.progress.line(&format!("skipped {warning}"));
         }

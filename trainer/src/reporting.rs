@@ -1,0 +1,84 @@
+//! What a run shows of itself in its folder: TensorBoard's event files.
+//!
+//! A run is not given up because it cannot be shown: what cannot be written is said once, and not tried again.
+
+use std::io::Cursor;
+use std::path::Path;
+
+use image::ImageReader;
+use report::keys;
+use report::tensorboard::{EventFile, Histogram, Value as Shown, WriteError};
+use serde::Serialize;
+use serde_json::Value;
+
+use crate::progress::Progress;
+
+/// The folder of the event files in a run's folder.
+const TENSORBOARD: &str = "tensorboard";
+
+/// Shows one run.
+pub struct Reporter {
+    events: Option<EventFile>,
+}
+
+impl Reporter {
+    /// For the run in `folder`, which has done `step` steps; `tensorboard` says whether event files are written.
+    ///
+    /// # Errors
+    /// If the event file cannot be begun.
+    pub fn start(folder: &Path, step: u64, tensorboard: bool) -> Result<Self, WriteError> {
+        // What a new run says of step 0 counts too, if files of a run that never came to its first checkpoint are there.
+        let first = if step == 0 { 0 } else { step + 1 };
+        let events = tensorboard.then(|| EventFile::create(&folder.join(TENSORBOARD), first)).transpose()?;
+        Ok(Self { events })
+    }
+
+    /// A line of `metrics.jsonl`.
+    pub fn step(&mut self, line: &Value, progress: &Progress) {
+        let step = line["step"].as_u64().unwrap_or_default();
+        self.scalars(step, line, keys::tag, progress);
+    }
+
+    /// Scores of a validation after `step` steps, by their names.
+    pub fn validation(&mut self, step: u64, scores: &impl Serialize, progress: &Progress) {
+        let scores = serde_json::to_value(scores).unwrap_or_default();
+        self.scalars(step, &scores, keys::validation_tag, progress);
+    }
+
+    /// A grid of samples, as a PNG.
+    pub fn samples(&mut self, step: u64, png: &[u8], progress: &Progress) {
+        let size = ImageReader::new(Cursor::new(png)).with_guessed_format().map(ImageReader::into_dimensions);
+        if let Ok(Ok((width, height))) = size {
+            let image = Shown::Image { width, height, encoded: png.to_vec() };
+            self.write(step, &[("samples".to_owned(), image)], progress);
+        }
+    }
+
+    /// Distributions by their names, such as the gradients' norms of each group of parameters.
+    pub fn histograms<'a>(
+        &mut self,
+        step: u64,
+        values: impl IntoIterator<Item = (&'a str, &'a [f64])>,
+        progress: &Progress,
+    ) {
+        let histogram =
+            |(name, values): (&str, &[f64])| Some((name.to_owned(), Shown::Histogram(Histogram::of(values)?)));
+        let histograms: Vec<_> = values.into_iter().filter_map(histogram).collect();
+        self.write(step, &histograms, progress);
+    }
+
+    fn scalars(&mut self, step: u64, line: &Value, tag: impl Fn(&str) -> String, progress: &Progress) {
+        let Some(line) = line.as_object() else { return };
+        let scalars: Vec<_> =
+            keys::numbers(line).into_iter().map(|(key, number)| (tag(&key), Shown::Scalar(number))).collect();
+        self.write(step, &scalars, progress);
+    }
+
+    fn write(&mut self, step: u64, values: &[(String, Shown)], progress: &Progress) {
+        let Some(events) = &mut self.events else { return };
+        if let Err(error) = events.write(step, values) {
+            self.events = None;
+            progress.line(&format!("nothing more for TensorBoard: {error}"));
+        }
+    }
+}
