@@ -1,10 +1,11 @@
-//! What a run shows of itself in its folder: TensorBoard's event files.
+//! What a run shows of itself in its folder: TensorBoard's event files while it goes on, and a page when it ends.
 //!
 //! A run is not given up because it cannot be shown: what cannot be written is said once, and not tried again.
 
 use std::io::Cursor;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
+use checkpoints::run::atomic_write;
 use image::ImageReader;
 use report::keys;
 use report::tensorboard::{EventFile, Histogram, Value as Shown, WriteError};
@@ -18,6 +19,7 @@ const TENSORBOARD: &str = "tensorboard";
 
 /// Shows one run.
 pub struct Reporter {
+    folder: PathBuf,
     events: Option<EventFile>,
 }
 
@@ -30,7 +32,7 @@ impl Reporter {
         // What a new run says of step 0 counts too, if files of a run that never came to its first checkpoint are there.
         let first = if step == 0 { 0 } else { step + 1 };
         let events = tensorboard.then(|| EventFile::create(&folder.join(TENSORBOARD), first)).transpose()?;
-        Ok(Self { events })
+        Ok(Self { folder: folder.to_owned(), events })
     }
 
     /// A line of `metrics.jsonl`.
@@ -65,6 +67,17 @@ impl Reporter {
             |(name, values): (&str, &[f64])| Some((name.to_owned(), Shown::Histogram(Histogram::of(values)?)));
         let histograms: Vec<_> = values.into_iter().filter_map(histogram).collect();
         self.write(step, &histograms, progress);
+    }
+
+    /// Writes `report.html`.
+    pub fn finish(&self, progress: &Progress) {
+        let path = self.folder.join("report.html");
+        let written = report::Run::read(&self.folder)
+            .map_err(|error| error.to_string())
+            .and_then(|run| atomic_write(&path, report::page(&[run]).as_bytes()).map_err(|error| error.to_string()));
+        if let Err(error) = written {
+            progress.line(&format!("no report: {error}"));
+        }
     }
 
     fn scalars(&mut self, step: u64, line: &Value, tag: impl Fn(&str) -> String, progress: &Progress) {

@@ -241,6 +241,7 @@ impl Training {
         self.save()?;
         self.wait_for_writer()?;
         self.progress.finish();
+        self.reporter.finish(&self.progress);
         let (step, steps) = (self.step, self.config.run.steps);
         let stopped_early = self.gets_no_better();
         let after = self.after.filter(|(at, _)| *at == step);

@@ -2,6 +2,12 @@
 //!
 //! Neither needs the trainer: all is read from the files that a run leaves.
 
+mod curve;
 pub mod keys;
+mod page;
+mod run;
 pub mod tensorboard;
 
+pub use curve::Curve;
+pub use page::{MOST_RUNS, page};
+pub use run::{NoRun, Run, Sample};
