@@ -2,6 +2,7 @@
 //!
 //! A run is not given up because it cannot be shown: what cannot be written is said once, and not tried again.
 
+use std::collections::BTreeMap;
 use std::io::Cursor;
 use std::path::{Path, PathBuf};
 
@@ -56,16 +57,12 @@ impl Reporter {
         }
     }
 
-    /// Distributions by their names, such as the gradients' norms of each group of parameters.
-    pub fn histograms<'a>(
-        &mut self,
-        step: u64,
-        values: impl IntoIterator<Item = (&'a str, &'a [f64])>,
-        progress: &Progress,
-    ) {
-        let histogram =
-            |(name, values): (&str, &[f64])| Some((name.to_owned(), Shown::Histogram(Histogram::of(values)?)));
-        let histograms: Vec<_> = values.into_iter().filter_map(histogram).collect();
+    /// The norms of the parameters' gradients in `step`, by block.
+    pub fn gradient_norms(&mut self, step: u64, norms: &BTreeMap<String, Vec<f64>>, progress: &Progress) {
+        let histogram = |(block, norms): (&String, &Vec<f64>)| {
+            Some((format!("gradients/{block}"), Shown::Histogram(Histogram::of(norms)?)))
+        };
+        let histograms: Vec<_> = norms.iter().filter_map(histogram).collect();
         self.write(step, &histograms, progress);
     }
 

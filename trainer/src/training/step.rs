@@ -1,5 +1,6 @@
 //! One optimizer step.
 
+use std::collections::BTreeMap;
 use std::time::Instant;
 
 use burn::tensor::Tensor;
@@ -7,14 +8,14 @@ use burn_train::Interrupter;
 use serde_json::json;
 
 use super::loaders::{Loaders, micro_batches};
-use super::{TrainError, Training};
+use super::{TrainError, Training, every};
 use crate::adversary::Adversary;
 use crate::config::{Compute, Recompute};
 use crate::device::Choice;
 use crate::engine::{
     Checkpoint, EffectiveBatch, Figures, LossScales, Networks, StepSettings, effective_batch_gradient,
 };
-use crate::gradients::{global_norm, unscale_and_clip};
+use crate::gradients::{global_norm, norms_by_block, unscale_and_clip};
 use crate::losses::ClipGuidance;
 use crate::models::quantizer::CodebookUse;
 use crate::precision::Probe;
@@ -82,10 +83,13 @@ impl Training {
         let batch = self.gradients(settings, loaders, interrupter)?;
         let figures = self.read_figures(&batch).map_err(|message| self.device_failed(message))?;
         let loss_scales = settings.loss_scales;
+        let norms =
+            self.gradient_norms(&batch, loss_scales.generator).map_err(|message| self.device_failed(message))?;
         let updated = self.update(batch, &figures);
         let given_up = self.too_many_skips(loss_scales, interrupter)?;
         self.step += 1;
         self.report(&figures, &updated, started, loaders.wait_seconds() - waited)?;
+        self.reporter.gradient_norms(self.step, &norms, &self.progress);
         given_up.map_or(Ok(()), |error| Err(error.into()))
     }
 
@@ -113,6 +117,17 @@ impl Training {
         let generator = global_norm(self.model(), &batch.generator).unwrap_or_else(zero);
         let discriminator = self.adversary.as_ref().and_then(|adversary| adversary.grad_norm(&batch.discriminator));
         batch.read(generator, discriminator)
+    }
+
+    /// The norms of the parameters' gradients by block, without the loss scale, where they are to be shown.
+    fn gradient_norms(&self, batch: &EffectiveBatch, loss_scale: f64) -> Result<BTreeMap<String, Vec<f64>>, String> {
+        let run = &self.config.run;
+        if !run.tensorboard || !every(run.gradient_histograms, self.step + 1) {
+            return Ok(BTreeMap::new());
+        }
+        let mut norms = norms_by_block(self.model(), &batch.generator)?;
+        norms.values_mut().flatten().for_each(|norm| *norm /= loss_scale);
+        Ok(norms)
     }
 
     /// Takes the loss scale out, clips, and lets the optimizers take their step; one whose gradient is not finite leaves it
