@@ -142,7 +142,7 @@ type Column = (&'static str, fn(&Run) -> Option<String>);
 fn summary(runs: &[(String, &Run)]) -> String {
     let columns: [Column; 8] = [
         ("steps", |run| Some(state(run))),
-        ("loss", |run| Some(shown(last_average(run.curves.get("loss/total")?)?, Unit::Number))),
+        ("loss, averaged", |run| Some(shown(last_average(run.curves.get("loss/total")?)?, Unit::Number))),
         ("validation error", |run| Some(shown(run.curves.get("validation/l1")?.last()?, Unit::Number))),
         ("PSNR", |run| Some(format!("{:.2} dB", run.curves.get("validation/psnr")?.last()?))),
         ("codes used", |run| {

@@ -74,6 +74,7 @@ pub(super) fn shown(value: f64, unit: Unit) -> String {
             let (size, name) = binary(value);
             format!("{} {name}", digits(value / size))
         }
+        Unit::Seconds if value != 0.0 && value.abs() < 1.0 => format!("{} ms", digits(1e3 * value)),
         Unit::Seconds => format!("{} s", digits(value)),
         Unit::Share => format!("{} %", digits(100.0 * value)),
     }
@@ -121,7 +122,9 @@ mod tests {
             (43_358_618.0, Unit::Bytes, "41.35 MiB"),
             (2.0, Unit::Bytes, "2 B"),
             (0.125, Unit::Share, "12.5 %"),
-            (0.0004, Unit::Seconds, "4e-4 s"),
+            (0.0004, Unit::Seconds, "0.4 ms"),
+            (1.5, Unit::Seconds, "1.5 s"),
+            (0.0, Unit::Seconds, "0 s"),
         ] {
             assert_eq!(shown(value, unit), expected);
         }

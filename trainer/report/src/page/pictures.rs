@@ -116,7 +116,7 @@ mod tests {
     fn a_large_grid_becomes_smaller_and_a_small_one_stays() {
         let folder = tempfile::tempdir().unwrap();
         let save = |name: &str, width: u32| {
-            let noise = |x: u32, y: u32| image::Rgb([(x * 7919 ^ y * 104_729) as u8, (x * y) as u8, (x ^ y) as u8]);
+            let noise = |x: u32, y: u32| image::Rgb([((x * 7919) ^ (y * 104_729)) as u8, (x * y) as u8, (x ^ y) as u8]);
             let path = folder.path().join(name);
             image::RgbImage::from_fn(width, 100, noise).save(&path).unwrap();
             path

@@ -9,7 +9,7 @@ const digits = (value) => {
 const units = {
   number: digits,
   steps: digits,
-  seconds: (value) => digits(value) + " s",
+  seconds: (value) => value !== 0 && Math.abs(value) < 1 ? digits(1e3 * value) + " ms" : digits(value) + " s",
   share: (value) => digits(100 * value) + " %",
   bytes: (value) => {
     const names = ["B", "KiB", "MiB", "GiB", "TiB"];
