@@ -85,3 +85,11 @@ fn a_broken_run_is_reported_as_far_as_it_goes() {
     let error = run(folder.path(), &["report", "mine", "--output", "nowhere/page.html"]).error(1);
     assert!(error.contains("nowhere/page.html"), "{error}");
 }
+
+#[test]
+fn a_dashboard_needs_a_terminal() {
+    let folder = small();
+    let error = run(folder.path(), &["--config", "small.toml", "--tui"]).error(2);
+    assert!(error.contains("--tui needs a terminal"), "{error}");
+    assert!(!folder.path().join("runs").exists());
+}

@@ -38,6 +38,7 @@ impl Reporter {
 
     /// A line of `metrics.jsonl`.
     pub fn step(&mut self, line: &Value, progress: &Progress) {
+        progress.figures(line);
         let step = line["step"].as_u64().unwrap_or_default();
         self.scalars(step, line, keys::tag, progress);
     }
@@ -45,6 +46,7 @@ impl Reporter {
     /// Scores of a validation after `step` steps, by their names.
     pub fn validation(&mut self, step: u64, scores: &impl Serialize, progress: &Progress) {
         let scores = serde_json::to_value(scores).unwrap_or_default();
+        progress.scores(&scores);
         self.scalars(step, &scores, keys::validation_tag, progress);
     }
 

@@ -33,7 +33,7 @@ use crate::memory::MemoryMeter;
 use crate::models::VqGan;
 use crate::optimizer::ModelOptimizer;
 use crate::precision::{LossScaler, Probe, compute_copy};
-use crate::progress::Progress;
+use crate::progress::{Progress, check_terminal};
 use crate::reporting::Reporter;
 use crate::run_state::{Snapshot, State, StateError};
 use crate::samples::grid_png;
@@ -56,6 +56,8 @@ pub struct Options {
     pub debug_numerics: bool,
     /// By when it has to be over.
     pub deadline: Option<Deadline>,
+    /// Show the run on a dashboard that takes the terminal.
+    pub dashboard: bool,
 }
 
 /// A checkpoint to go on with.
@@ -105,7 +107,14 @@ pub struct Outcome {
 /// # Errors
 /// One line for the user each; what was saved before stays, and a run that could not begin leaves nothing.
 pub fn train(loaded: &Loaded, options: Options, stop: &Stop) -> Result<Outcome, TrainError> {
+    let dashboard = options.dashboard;
+    if dashboard {
+        check_terminal()?;
+    }
     let (mut training, made) = Training::prepare(loaded, options, stop)?;
+    if dashboard {
+        training.progress.show_dashboard(stop.interrupter());
+    }
     let outcome = training.run(stop);
     // Without a step there is nothing in it but what it started from.
     if outcome.is_err() && training.step == 0 {
@@ -236,6 +245,8 @@ impl Training {
                 let _ = self.save();
             }
             let _ = self.wait_for_writer();
+            self.progress.finish();
+            self.reporter.finish(&self.progress);
             return Err(error);
         }
         self.save()?;
@@ -337,7 +348,10 @@ impl Training {
         let micro = self.config.batch.micro;
         let extent = Extent { images: settings.images, micro, samples: settings.samples };
         let judges = Judges::of(&self.losses);
-        let Some(validated) = validate(model, judges, &self.data.validation, extent, || stop.is_asked())? else {
+        let images = settings.images.min(self.data.validation.len());
+        let progress = |count| self.progress.validated(count, images);
+        let Some(validated) = validate(model, judges, &self.data.validation, extent, || stop.is_asked(), progress)?
+        else {
             return Ok(false);
         };
         for warning in self.data.validation.take_warnings() {

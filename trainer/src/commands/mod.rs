@@ -88,7 +88,7 @@ impl CommandError {
             Self::Train(TrainError::Occupied(_) | TrainError::NothingToResume(_)) => WRONG_USAGE,
             Self::Train(TrainError::Finished { .. } | TrainError::StoppedEarly { .. }) => WRONG_USAGE,
             Self::Train(TrainError::Device(DeviceError::NotBuiltIn { .. })) => WRONG_USAGE,
-            Self::Train(TrainError::Freezing(_)) => WRONG_USAGE,
+            Self::Train(TrainError::Freezing(_) | TrainError::NoTerminal(_)) => WRONG_USAGE,
             Self::Train(TrainError::Loss(error)) if error.is_wrong_usage() => WRONG_USAGE,
             _ => 1,
         }

@@ -13,7 +13,7 @@ use crate::adversary::Adversary;
 use crate::config::{Compute, Recompute};
 use crate::device::Choice;
 use crate::engine::{
-    Checkpoint, EffectiveBatch, Figures, LossScales, Networks, StepSettings, effective_batch_gradient,
+    Checkpoint, EffectiveBatch, Figures, LossScales, MicroBatch, Networks, StepSettings, effective_batch_gradient,
 };
 use crate::gradients::{global_norm, norms_by_block, unscale_and_clip};
 use crate::losses::ClipGuidance;
@@ -101,6 +101,8 @@ impl Training {
     ) -> Result<EffectiveBatch, StepError> {
         let Loaders { first_pass, second_pass } = loaders;
         let first_pass = first_pass.iter_mut().flat_map(|loader| micro_batches(loader, &self.config, interrupter));
+        let first_pass =
+            first_pass.inspect(|batch| self.progress.first_pass(batch.as_ref().map_or(0, MicroBatch::samples)));
         let discriminator = self.adversary.as_ref().map(Adversary::model);
         effective_batch_gradient(
             Networks { vqgan: self.model(), discriminator },
@@ -264,15 +266,15 @@ impl Training {
         let adversary = self.adversary.as_ref().map(Adversary::scaler);
         let halves = [
             ("", Some(&updated.generator), Some(&self.scaler)),
-            (" of the discriminator", updated.discriminator.as_ref(), adversary),
+            (" discriminator", updated.discriminator.as_ref(), adversary),
         ];
-        for (of, taken, scaler) in halves {
+        for (network, taken, scaler) in halves {
             let (Some(Taken { skipped: true, loss_scale, .. }), Some(scaler)) = (taken, scaler) else { continue };
             let next = match scaler.is_dynamic() {
-                true => format!("loss scale {loss_scale} -> {}", scaler.scale()),
+                true => format!("scale {loss_scale} -> {}", scaler.scale()),
                 false => format!("{} in a row", scaler.state().in_a_row),
             };
-            self.progress.line(&format!("step {}: overflow, the step{of} is skipped; {next}", self.step));
+            self.progress.line(&format!("step {}:{network} skipped: overflow, {next}", self.step));
         }
         if let Some(found) = self.probe.as_ref().and_then(Probe::take) {
             let loss = figures.total;
