@@ -6,6 +6,7 @@ mod export;
 mod losses;
 mod parity;
 mod precision;
+mod report;
 mod resume;
 mod run;
 mod stop;

@@ -1,5 +1,7 @@
 //! Arithmetic on the gradient of a whole model.
 
+use std::collections::BTreeMap;
+
 use burn::module::{Module, ModuleVisitor, Param, ParamId};
 use burn::optim::GradientsParams;
 use burn::tensor::{DType, Gradients, Tensor};
@@ -71,6 +73,44 @@ pub fn global_norm<M: Module>(model: &M, gradients: &GradientsParams) -> Option<
     sum.1.map(Tensor::sqrt)
 }
 
+/// Euclidean norm of each parameter's gradient, by the blocks that the parameters are in (`encoder.down.0`), read from the
+/// device in one transfer.
+///
+/// # Errors
+/// What the device says, if it failed.
+pub fn norms_by_block<M: Module>(model: &M, gradients: &GradientsParams) -> Result<BTreeMap<String, Vec<f64>>, String> {
+    struct Squares<'a>(&'a GradientsParams, Vec<String>, Vec<Tensor<1>>);
+    impl ParameterVisitor for Squares<'_> {
+        fn parameter<const D: usize>(&mut self, name: &str, id: ParamId, _value: Tensor<D>) {
+            if let Some(gradient) = self.0.get::<D>(id) {
+                self.1.push(block(name).to_owned());
+                self.2.push(gradient.square().sum());
+            }
+        }
+    }
+    let mut squares = Squares(gradients, Vec::new(), Vec::new());
+    visit_parameters(model, &mut squares);
+    let Squares(_, blocks, squares) = squares;
+    let mut norms = BTreeMap::<String, Vec<f64>>::new();
+    if !squares.is_empty() {
+        let squares = Tensor::cat(squares, 0).try_into_data().map_err(|error| error.to_string())?.convert::<f64>();
+        for (block, square) in blocks.into_iter().zip(squares.iter::<f64>()) {
+            norms.entry(block).or_default().push(square.sqrt());
+        }
+    }
+    Ok(norms)
+}
+
+/// The first two parts of a parameter's name, and a number that follows them.
+fn block(name: &str) -> &str {
+    let mut ends = name.match_indices('.').map(|(end, _)| end).chain([name.len()]).skip(1);
+    let Some(end) = ends.next() else { return name };
+    match ends.next() {
+        Some(next) if name[end + 1..next].parse::<usize>().is_ok() => &name[..next],
+        _ => &name[..end],
+    }
+}
+
 /// Takes the loss scale out of all gradients, and then scales them so that their global norm, known to be `norm` without
 /// the loss scale, is at most `limit` (Pascanu et al. 2013, arXiv 1211.5063; PyTorch's `clip_grad_norm_`); a limit of 0 is
 /// none.
@@ -129,4 +169,46 @@ pub fn relative_deviation<M: Module>(model: &M, a: &GradientsParams, b: &Gradien
     let mut compare = Compare { a, b, difference: 0.0, reference: 0.0 };
     visit_parameters(model, &mut compare);
     (compare.difference / compare.reference).sqrt()
+}
+
+#[cfg(test)]
+mod tests {
+    use burn::nn::LinearConfig;
+    use burn::tensor::Device;
+
+    use super::*;
+
+    #[test]
+    fn a_block_is_named_by_two_parts_and_a_number() {
+        for (name, expected) in [
+            ("encoder.down.0.block.1.conv1.weight", "encoder.down.0"),
+            ("encoder.conv_in.weight", "encoder.conv_in"),
+            ("decoder.mid.attention.q.bias", "decoder.mid"),
+            ("quantize.embedding", "quantize.embedding"),
+            ("blocks.3", "blocks.3"),
+            ("weight", "weight"),
+        ] {
+            assert_eq!(block(name), expected);
+        }
+    }
+
+    #[test]
+    fn norms_of_the_parameters_make_up_the_global_norm() {
+        let device = Device::flex().autodiff();
+        let layer = LinearConfig::new(3, 2).init(&device);
+        let input = Tensor::<2>::from_floats([[3.0, 0.0, 4.0]], &device);
+        let gradients = GradientsParams::from_grads(layer.forward(input).sum().backward(), &layer);
+        let norms = norms_by_block(&layer, &gradients).unwrap();
+        // The input twice, and a one for each of two outputs.
+        let expected = [("bias", 2f64.sqrt()), ("weight", 50f64.sqrt())];
+        for ((block, norms), (name, norm)) in norms.iter().zip(expected) {
+            assert_eq!(block, name);
+            assert_eq!(norms.len(), 1);
+            assert!((norms[0] - norm).abs() < 1e-6, "{block}: {norms:?}");
+        }
+        assert_eq!(norms.len(), 2);
+        let global: f64 = global_norm(&layer, &gradients).unwrap().into_scalar();
+        assert!((global - 52f64.sqrt()).abs() < 1e-6);
+        assert!(norms_by_block(&layer, &GradientsParams::new()).unwrap().is_empty());
+    }
 }

@@ -23,6 +23,7 @@ pub mod optimizer;
 pub mod precision;
 pub mod pretrained;
 pub mod progress;
+pub mod reporting;
 pub mod run_state;
 pub mod samples;
 pub mod ssim;

@@ -1,21 +1,30 @@
-//! What a user sees of a run while it goes on: a bar on a terminal, plain lines elsewhere. All of it on stderr.
+//! What a user sees of a run while it goes on: bars on a terminal, plain lines elsewhere, all of it on stderr; or, when asked
+//! for, a dashboard that takes the whole terminal.
 
+mod bars;
+mod dashboard;
+mod lines;
+
+use std::cell::Cell;
 use std::io::IsTerminal;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
-use indicatif::{HumanDuration, ProgressBar, ProgressStyle};
+use burn_train::Interrupter;
+use indicatif::HumanDuration;
+use serde_json::Value;
 
+use self::bars::Bars;
+use self::dashboard::Dashboard;
+pub use self::dashboard::{NoTerminal, check_terminal, give_terminal_back};
+use self::lines::Lines;
 use crate::memory::readable;
-
-/// Without a terminal, a line is written this often.
-const LINE_EVERY: Duration = Duration::from_secs(10);
 
 /// What is shown after a step.
 #[derive(Debug, Clone, Copy)]
 pub struct Shown {
     /// Optimizer steps done.
     pub step: u64,
-    /// The weighted sum of the losses.
+    /// The weighted sum of the losses; not finite after an overflow.
     pub loss: f64,
     /// Training pictures per second.
     pub images_per_second: f64,
@@ -25,78 +34,169 @@ pub struct Shown {
     pub loss_scale: f64,
 }
 
+/// What goes on within a step or between two, picture by picture.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Part {
+    /// The pass for losses that couple samples.
+    FirstPass,
+    /// The pass that the gradients come from.
+    SecondPass,
+    Validation,
+}
+
+impl Part {
+    fn name(self) -> &'static str {
+        match self {
+            Self::FirstPass => "first pass",
+            Self::SecondPass => "gradients",
+            Self::Validation => "validation",
+        }
+    }
+}
+
+/// How far a run is.
+#[derive(Debug, Clone, Copy)]
+struct Position {
+    /// Steps done.
+    step: u64,
+    /// Steps in all.
+    steps: u64,
+    part: Part,
+    /// Pictures of the part that are done.
+    done: u64,
+    /// Pictures of the part.
+    of: u64,
+}
+
+/// A way to show a run.
+trait View {
+    /// Some pictures more are done.
+    fn part(&self, position: Position);
+
+    /// A step is done; `text` is all that there is to say of it.
+    fn step(&self, position: Position, text: &str);
+
+    /// All figures of a step or a validation, as in `metrics.jsonl`.
+    fn figures(&self, _figures: &Value, _of: Part) {}
+
+    /// A line that stays.
+    fn line(&self, text: &str);
+
+    /// No more steps follow.
+    fn finish(&self);
+}
+
 /// The progress of one run.
 pub struct Progress {
-    bar: Option<ProgressBar>,
-    steps: u64,
+    view: Box<dyn View>,
     samples_per_step: u64,
     started: Instant,
     first_step: u64,
-    last_line: Option<Instant>,
+    position: Cell<Position>,
+    /// Steps since the start in which the generator did not move.
+    skipped: Cell<u64>,
 }
 
 impl Progress {
     /// For a run that has done `first_step` of its `steps` steps.
     pub fn new(first_step: u64, steps: u64, samples_per_step: usize) -> Self {
-        let bar = std::io::stderr().is_terminal().then(|| {
-            let style = ProgressStyle::with_template("{prefix:>12} {wide_bar} {msg}");
-            let bar = ProgressBar::new(steps * samples_per_step as u64);
-            bar.set_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()).progress_chars("━╸─"));
-            bar.set_prefix(format!("step {first_step}/{steps}"));
-            bar.set_position(first_step * samples_per_step as u64);
-            bar
-        });
+        let samples_per_step = samples_per_step as u64;
+        let position = Position { step: first_step, steps, part: Part::SecondPass, done: 0, of: samples_per_step };
+        let view: Box<dyn View> = match std::io::stderr().is_terminal() {
+            true => Box::new(Bars::new(position)),
+            false => Box::new(Lines::default()),
+        };
         Self {
-            bar,
-            steps,
-            samples_per_step: samples_per_step as u64,
+            view,
+            samples_per_step,
             started: Instant::now(),
             first_step,
-            last_line: None,
+            position: Cell::new(position),
+            skipped: Cell::default(),
         }
+    }
+
+    /// Takes the terminal for a dashboard, in which the user can ask the run to stop; see [`check_terminal`].
+    pub fn show_dashboard(&mut self, interrupter: &Interrupter) {
+        self.view.finish();
+        self.view = Box::new(Dashboard::open(self.position.get(), interrupter));
+    }
+
+    /// Some samples of the current step are through the first pass.
+    pub fn first_pass(&self, count: usize) {
+        self.advance(Part::FirstPass, count, self.samples_per_step);
     }
 
     /// Some samples of the current step are done.
     pub fn samples(&self, count: usize) {
-        if let Some(bar) = &self.bar {
-            bar.inc(count as u64);
+        self.advance(Part::SecondPass, count, self.samples_per_step);
+    }
+
+    /// Some of `all` validation pictures are done.
+    pub fn validated(&self, count: usize, all: usize) {
+        self.advance(Part::Validation, count, all as u64);
+    }
+
+    fn advance(&self, part: Part, count: usize, of: u64) {
+        let mut position = self.position.get();
+        if position.part != part {
+            position = Position { part, done: 0, ..position };
         }
+        position = Position { done: (position.done + count as u64).min(of), of, ..position };
+        self.position.set(position);
+        self.view.part(position);
+    }
+
+    /// All figures of a step: its line of `metrics.jsonl`.
+    pub fn figures(&self, line: &Value) {
+        self.skipped.update(|count| count + u64::from(line["skipped"] == true));
+        self.view.figures(line, Part::SecondPass);
+    }
+
+    /// All scores of a validation.
+    pub fn scores(&self, scores: &Value) {
+        self.start_part(Part::SecondPass);
+        self.view.figures(scores, Part::Validation);
+    }
+
+    fn start_part(&self, part: Part) {
+        self.position.set(Position { part, done: 0, of: self.samples_per_step, ..self.position.get() });
     }
 
     /// A step is done.
     pub fn step(&mut self, shown: Shown) {
+        self.start_part(Part::SecondPass);
+        let position = Position { step: shown.step, ..self.position.get() };
+        self.position.set(position);
         let done = shown.step.saturating_sub(self.first_step).max(1);
-        let left = self.started.elapsed().mul_f64((self.steps - shown.step) as f64 / done as f64);
-        let text = format!(
-            "loss {:.4}  {:.1} images/s  {}  scale {}  {} left",
-            shown.loss,
+        let left = self.started.elapsed().mul_f64(position.steps.saturating_sub(shown.step) as f64 / done as f64);
+        let loss = if shown.loss.is_finite() { format!("{:.4}", shown.loss) } else { "–".to_owned() };
+        let mut text = format!(
+            "loss {loss}  {:.1} images/s  {}  {} left",
             shown.images_per_second,
             readable(shown.peak_memory),
-            shown.loss_scale,
             HumanDuration(left),
         );
-        if let Some(bar) = &self.bar {
-            bar.set_prefix(format!("step {}/{}", shown.step, self.steps));
-            bar.set_position(shown.step * self.samples_per_step);
-            bar.set_message(text);
-        } else if self.last_line.is_none_or(|last| last.elapsed() >= LINE_EVERY) || shown.step == self.steps {
-            self.last_line = Some(Instant::now());
-            eprintln!("step {}/{}  {text}", shown.step, self.steps);
+        if shown.loss_scale != 1.0 {
+            text += &match shown.loss_scale < 1e7 {
+                true => format!("  scale {}", shown.loss_scale),
+                false => format!("  scale {:.1e}", shown.loss_scale),
+            };
         }
+        let skipped = self.skipped.get();
+        if skipped > 0 {
+            text += &format!("  {skipped} skipped");
+        }
+        self.view.step(position, &text);
     }
 
     /// A line that stays, above the bar.
     pub fn line(&self, text: &str) {
-        match &self.bar {
-            Some(bar) => bar.suspend(|| eprintln!("{text}")),
-            None => eprintln!("{text}"),
-        }
+        self.view.line(text);
     }
 
     /// No more steps follow.
     pub fn finish(&self) {
-        if let Some(bar) = &self.bar {
-            bar.finish_and_clear();
-        }
+        self.view.finish();
     }
 }

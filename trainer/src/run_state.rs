@@ -198,7 +198,7 @@ pub fn is_checkpoint(folder: &Path) -> bool {
 
 /// Keys that may change between the parts of a run. They change neither what a step computes nor in which order, but for
 /// `run.steps`, which a schedule other than the constant one follows, and `batch.micro` where a step depends on it.
-const FREE: [&str; 20] = [
+const FREE: [&str; 22] = [
     "run.name",
     "run.steps",
     "run.device",
@@ -219,6 +219,8 @@ const FREE: [&str; 20] = [
     "validation.every_steps",
     "validation.samples",
     "validation.patience",
+    "run.tensorboard",
+    "run.gradient_histograms",
 ];
 
 /// Whether `key` may change; all of `[memory]` may.
@@ -316,6 +318,8 @@ mod tests {
         let mut now = then.clone();
         now.batch.micro = 1;
         now.run.steps = 7;
+        now.run.tensorboard = false;
+        now.run.gradient_histograms = 1;
         now.memory.checkpoint = Recompute::Blocks;
         now.clip.cutouts_at_once = 2;
         now.discriminator.pretrained = Some("model.ckpt".into());

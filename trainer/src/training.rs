@@ -33,7 +33,8 @@ use crate::memory::MemoryMeter;
 use crate::models::VqGan;
 use crate::optimizer::ModelOptimizer;
 use crate::precision::{LossScaler, Probe, compute_copy};
-use crate::progress::Progress;
+use crate::progress::{Progress, check_terminal};
+use crate::reporting::Reporter;
 use crate::run_state::{Snapshot, State, StateError};
 use crate::samples::grid_png;
 use crate::validation::{Extent, Judges, Scores, validate};
@@ -55,6 +56,8 @@ pub struct Options {
     pub debug_numerics: bool,
     /// By when it has to be over.
     pub deadline: Option<Deadline>,
+    /// Show the run on a dashboard that takes the terminal.
+    pub dashboard: bool,
 }
 
 /// A checkpoint to go on with.
@@ -104,7 +107,14 @@ pub struct Outcome {
 /// # Errors
 /// One line for the user each; what was saved before stays, and a run that could not begin leaves nothing.
 pub fn train(loaded: &Loaded, options: Options, stop: &Stop) -> Result<Outcome, TrainError> {
+    let dashboard = options.dashboard;
+    if dashboard {
+        check_terminal()?;
+    }
     let (mut training, made) = Training::prepare(loaded, options, stop)?;
+    if dashboard {
+        training.progress.show_dashboard(stop.interrupter());
+    }
     let outcome = training.run(stop);
     // Without a step there is nothing in it but what it started from.
     if outcome.is_err() && training.step == 0 {
@@ -137,6 +147,7 @@ struct Training {
     probe: Option<Probe>,
     memory: MemoryMeter,
     progress: Progress,
+    reporter: Reporter,
     step: u64,
     /// The newest checkpoint that is safe.
     saved: Option<(u64, PathBuf)>,
@@ -196,6 +207,7 @@ impl Training {
             schedule: LrSchedule::new(&config.schedule, &config.optimizer, config.run.steps),
             memory: MemoryMeter::new(&device.device),
             progress: Progress::new(step, config.run.steps, config.batch.effective),
+            reporter: Reporter::start(&folder, step, config.run.tensorboard)?,
             architecture: start.architecture,
             model: Some(start.model),
             ema: start.ema,
@@ -233,11 +245,14 @@ impl Training {
                 let _ = self.save();
             }
             let _ = self.wait_for_writer();
+            self.progress.finish();
+            self.reporter.finish(&self.progress);
             return Err(error);
         }
         self.save()?;
         self.wait_for_writer()?;
         self.progress.finish();
+        self.reporter.finish(&self.progress);
         let (step, steps) = (self.step, self.config.run.steps);
         let stopped_early = self.gets_no_better();
         let after = self.after.filter(|(at, _)| *at == step);
@@ -333,7 +348,10 @@ impl Training {
         let micro = self.config.batch.micro;
         let extent = Extent { images: settings.images, micro, samples: settings.samples };
         let judges = Judges::of(&self.losses);
-        let Some(validated) = validate(model, judges, &self.data.validation, extent, || stop.is_asked())? else {
+        let images = settings.images.min(self.data.validation.len());
+        let progress = |count| self.progress.validated(count, images);
+        let Some(validated) = validate(model, judges, &self.data.validation, extent, || stop.is_asked(), progress)?
+        else {
             return Ok(false);
         };
         for warning in self.data.validation.take_warnings() {
@@ -344,9 +362,11 @@ impl Training {
             let samples = self.folder.join("samples");
             std::fs::create_dir_all(&samples).map_err(RunError::io("create", &samples))?;
             atomic_write(&samples.join(format!("step-{:06}.png", self.step)), &png)?;
+            self.reporter.samples(self.step, &png, &self.progress);
         }
         let scores = validated.scores;
         self.logs.validation(self.step, &scores)?;
+        self.reporter.validation(self.step, &scores, &self.progress);
         self.progress.line(&format!("step {}: {}", self.step, in_words(&scores)));
         if self.step == 0 {
             self.before = Some(scores);

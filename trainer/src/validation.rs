@@ -111,6 +111,7 @@ pub struct Extent {
 }
 
 /// Validates `model` (without autodiff) on the first pictures of `set`; nothing if `should_stop` says so in between.
+/// `progress` is told of each few that are done.
 ///
 /// # Errors
 /// If a picture limit is exceeded or the device fails.
@@ -120,6 +121,7 @@ pub fn validate(
     set: &Arc<ValidationSet>,
     extent: Extent,
     should_stop: impl Fn() -> bool,
+    progress: impl Fn(usize),
 ) -> Result<Option<Validated>, ValidationError> {
     let Extent { images, micro, samples: keep } = extent;
     let (device, dtype) = model.place();
@@ -145,6 +147,7 @@ pub fn validate(
             samples.extend(originals.into_iter().zip(reconstructions).map(|(a, b)| [a, b]));
             samples.truncate(keep);
         }
+        progress(batch.samples());
     }
     if sums.images == 0 {
         return Err(ValidationError::NoPictures(images));

@@ -3,6 +3,7 @@
 mod devices;
 mod export;
 mod reconstruct;
+mod report;
 mod train;
 
 use std::io::Write;
@@ -36,6 +37,8 @@ enum Verb {
     Reconstruct(reconstruct::ReconstructArgs),
     /// Write a trained model in the form that taming-transformers, LlamaGen or diffusers load
     Export(export::ExportArgs),
+    /// Write a page to read one or several runs by: curves, samples, what differs
+    Report(report::ReportArgs),
     /// List the devices that this program can compute on
     Devices(devices::DevicesArgs),
 }
@@ -65,6 +68,8 @@ enum CommandError {
     #[error(transparent)]
     Model(#[from] crate::models::weights::ModelError),
     #[error(transparent)]
+    Write(#[from] checkpoints::run::RunError),
+    #[error(transparent)]
     Image(#[from] datasets::ImageError),
     #[error("{0}")]
     Usage(String),
@@ -83,7 +88,7 @@ impl CommandError {
             Self::Train(TrainError::Occupied(_) | TrainError::NothingToResume(_)) => WRONG_USAGE,
             Self::Train(TrainError::Finished { .. } | TrainError::StoppedEarly { .. }) => WRONG_USAGE,
             Self::Train(TrainError::Device(DeviceError::NotBuiltIn { .. })) => WRONG_USAGE,
-            Self::Train(TrainError::Freezing(_)) => WRONG_USAGE,
+            Self::Train(TrainError::Freezing(_) | TrainError::NoTerminal(_)) => WRONG_USAGE,
             Self::Train(TrainError::Loss(error)) if error.is_wrong_usage() => WRONG_USAGE,
             _ => 1,
         }
@@ -112,6 +117,7 @@ fn dispatch(command_line: &CommandLine) -> Result<ExitCode, CommandError> {
         None => train::run(&command_line.train),
         Some(Verb::Reconstruct(args)) => reconstruct::run(args),
         Some(Verb::Export(args)) => export::run(args),
+        Some(Verb::Report(args)) => report::run(args),
         Some(Verb::Devices(args)) => devices::run(args),
     }
 }

@@ -42,6 +42,9 @@ pub(super) struct TrainArgs {
     /// The run's folder [default: runs/<name>, or that of what is resumed]
     #[arg(long, value_name = "DIR")]
     run_dir: Option<PathBuf>,
+    /// Show the run on a dashboard that takes the terminal; q stops it
+    #[arg(long, conflicts_with = "json")]
+    tui: bool,
     #[command(flatten)]
     json: Json,
 }
@@ -61,7 +64,14 @@ pub(super) fn run(args: &TrainArgs) -> Result<ExitCode, CommandError> {
     let folder = run_dir.unwrap_or_else(|| PathBuf::from("runs").join(&loaded.config.run.name));
     let newest = args.resume.is_some().then_some(Resume::Newest);
     let resume = source.map(|source| source.resume).or(newest);
-    let options = Options { resume, allow: args.allow.clone(), folder, debug_numerics: args.debug_numerics, deadline };
+    let options = Options {
+        resume,
+        allow: args.allow.clone(),
+        folder,
+        debug_numerics: args.debug_numerics,
+        deadline,
+        dashboard: args.tui,
+    };
     let outcome = train(&loaded, options, &stop)?;
     if args.json.json {
         print_json(&json!({

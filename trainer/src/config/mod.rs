@@ -89,11 +89,22 @@ pub struct RunConfig {
     pub seed: u64,
     /// `auto`, `cpu`, `cuda:0`, `wgpu:0`.
     pub device: String,
+    /// Write event files for TensorBoard into the run's folder.
+    pub tensorboard: bool,
+    /// Optimizer steps between histograms of the gradients' norms in those files; 0: none.
+    pub gradient_histograms: u64,
 }
 
 impl Default for RunConfig {
     fn default() -> Self {
-        Self { name: String::new(), steps: 1000, seed: 0, device: "auto".into() }
+        Self {
+            name: String::new(),
+            steps: 1000,
+            seed: 0,
+            device: "auto".into(),
+            tensorboard: true,
+            gradient_histograms: 10,
+        }
     }
 }
 

@@ -49,6 +49,12 @@ pub enum TrainError {
     /// The run's folder.
     #[error(transparent)]
     Run(#[from] RunError),
+    /// A dashboard without a terminal.
+    #[error(transparent)]
+    NoTerminal(#[from] crate::progress::NoTerminal),
+    /// TensorBoard's event file.
+    #[error(transparent)]
+    TensorBoard(#[from] report::tensorboard::WriteError),
     /// A checkpoint could not be written.
     #[error(transparent)]
     Save(#[from] SaveError<StateError>),

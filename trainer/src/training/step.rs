@@ -1,5 +1,6 @@
 //! One optimizer step.
 
+use std::collections::BTreeMap;
 use std::time::Instant;
 
 use burn::tensor::Tensor;
@@ -7,14 +8,14 @@ use burn_train::Interrupter;
 use serde_json::json;
 
 use super::loaders::{Loaders, micro_batches};
-use super::{TrainError, Training};
+use super::{TrainError, Training, every};
 use crate::adversary::Adversary;
 use crate::config::{Compute, Recompute};
 use crate::device::Choice;
 use crate::engine::{
-    Checkpoint, EffectiveBatch, Figures, LossScales, Networks, StepSettings, effective_batch_gradient,
+    Checkpoint, EffectiveBatch, Figures, LossScales, MicroBatch, Networks, StepSettings, effective_batch_gradient,
 };
-use crate::gradients::{global_norm, unscale_and_clip};
+use crate::gradients::{global_norm, norms_by_block, unscale_and_clip};
 use crate::losses::ClipGuidance;
 use crate::models::quantizer::CodebookUse;
 use crate::precision::Probe;
@@ -82,10 +83,13 @@ impl Training {
         let batch = self.gradients(settings, loaders, interrupter)?;
         let figures = self.read_figures(&batch).map_err(|message| self.device_failed(message))?;
         let loss_scales = settings.loss_scales;
+        let norms =
+            self.gradient_norms(&batch, loss_scales.generator).map_err(|message| self.device_failed(message))?;
         let updated = self.update(batch, &figures);
         let given_up = self.too_many_skips(loss_scales, interrupter)?;
         self.step += 1;
         self.report(&figures, &updated, started, loaders.wait_seconds() - waited)?;
+        self.reporter.gradient_norms(self.step, &norms, &self.progress);
         given_up.map_or(Ok(()), |error| Err(error.into()))
     }
 
@@ -97,6 +101,8 @@ impl Training {
     ) -> Result<EffectiveBatch, StepError> {
         let Loaders { first_pass, second_pass } = loaders;
         let first_pass = first_pass.iter_mut().flat_map(|loader| micro_batches(loader, &self.config, interrupter));
+        let first_pass =
+            first_pass.inspect(|batch| self.progress.first_pass(batch.as_ref().map_or(0, MicroBatch::samples)));
         let discriminator = self.adversary.as_ref().map(Adversary::model);
         effective_batch_gradient(
             Networks { vqgan: self.model(), discriminator },
@@ -113,6 +119,17 @@ impl Training {
         let generator = global_norm(self.model(), &batch.generator).unwrap_or_else(zero);
         let discriminator = self.adversary.as_ref().and_then(|adversary| adversary.grad_norm(&batch.discriminator));
         batch.read(generator, discriminator)
+    }
+
+    /// The norms of the parameters' gradients by block, without the loss scale, where they are to be shown.
+    fn gradient_norms(&self, batch: &EffectiveBatch, loss_scale: f64) -> Result<BTreeMap<String, Vec<f64>>, String> {
+        let run = &self.config.run;
+        if !run.tensorboard || !every(run.gradient_histograms, self.step + 1) {
+            return Ok(BTreeMap::new());
+        }
+        let mut norms = norms_by_block(self.model(), &batch.generator)?;
+        norms.values_mut().flatten().for_each(|norm| *norm /= loss_scale);
+        Ok(norms)
     }
 
     /// Takes the loss scale out, clips, and lets the optimizers take their step; one whose gradient is not finite leaves it
@@ -232,6 +249,7 @@ impl Training {
         }
         self.logs.append(&line)?;
         self.say_skips(updated, figures);
+        self.reporter.step(&line, &self.progress);
         for warning in self.data.training.take_warnings() {
             self.progress.line(&format!("skipped {warning}"));
         }
@@ -248,15 +266,15 @@ impl Training {
         let adversary = self.adversary.as_ref().map(Adversary::scaler);
         let halves = [
             ("", Some(&updated.generator), Some(&self.scaler)),
-            (" of the discriminator", updated.discriminator.as_ref(), adversary),
+            (" discriminator", updated.discriminator.as_ref(), adversary),
         ];
-        for (of, taken, scaler) in halves {
+        for (network, taken, scaler) in halves {
             let (Some(Taken { skipped: true, loss_scale, .. }), Some(scaler)) = (taken, scaler) else { continue };
             let next = match scaler.is_dynamic() {
-                true => format!("loss scale {loss_scale} -> {}", scaler.scale()),
+                true => format!("scale {loss_scale} -> {}", scaler.scale()),
                 false => format!("{} in a row", scaler.state().in_a_row),
             };
-            self.progress.line(&format!("step {}: overflow, the step{of} is skipped; {next}", self.step));
+            self.progress.line(&format!("step {}:{network} skipped: overflow, {next}", self.step));
         }
         if let Some(found) = self.probe.as_ref().and_then(Probe::take) {
             let loss = figures.total;

@@ -6,6 +6,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use burn_train::Interrupter;
 
+use crate::progress::give_terminal_back;
+
 /// Exit code of a run that was asked to stop.
 pub const INTERRUPTED: u8 = 130;
 
@@ -61,7 +63,10 @@ impl Stop {
                 *phase = Phase::Asked;
                 self.interrupter.stop(None);
             }
-            Phase::Asked if reason == Reason::Signal => exit(INTERRUPTED.into()),
+            Phase::Asked if reason == Reason::Signal => {
+                give_terminal_back();
+                exit(INTERRUPTED.into())
+            }
             Phase::Asked => {}
         }
     }

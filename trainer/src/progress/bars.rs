@@ -1,0 +1,56 @@
+//! Two bars: the run, and below it what its current step is at.
+
+use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
+
+use super::{Part, Position, View};
+
+pub(super) struct Bars {
+    both: MultiProgress,
+    run: ProgressBar,
+    part: ProgressBar,
+}
+
+impl Bars {
+    pub(super) fn new(position: Position) -> Self {
+        let both = MultiProgress::new();
+        let bar = |template: &str| {
+            let style = ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar());
+            both.add(ProgressBar::no_length().with_style(style.progress_chars("━╸─")))
+        };
+        // The figures have a line of their own: a line that is broken in two cannot be drawn over.
+        let run = bar("{prefix:>14} {wide_bar} {percent:>3} %\n               {wide_msg}");
+        let part = bar("{prefix:>14} {wide_bar:.dim} {pos}/{len} pictures");
+        let bars = Self { both, run, part };
+        bars.run.set_length(position.steps * position.of);
+        bars.part(position);
+        bars
+    }
+}
+
+impl View for Bars {
+    fn part(&self, position: Position) {
+        let Position { step, steps, part, done, of } = position;
+        self.run.set_prefix(format!("step {step}/{steps}"));
+        // A first pass or a validation takes its time, but brings the run no further.
+        if part == Part::SecondPass {
+            self.run.set_position(step * of + done);
+        }
+        self.part.set_length(of);
+        self.part.set_prefix(part.name());
+        self.part.set_position(done);
+    }
+
+    fn step(&self, position: Position, text: &str) {
+        self.run.set_message(text.to_owned());
+        self.part(position);
+    }
+
+    fn line(&self, text: &str) {
+        self.both.suspend(|| eprintln!("{text}"));
+    }
+
+    fn finish(&self) {
+        self.part.finish_and_clear();
+        self.run.finish_and_clear();
+    }
+}

@@ -1,0 +1,250 @@
+//! burn-train's dashboard in a terminal: curves, figures, and keys to stop the run by.
+
+use std::cell::{Cell, RefCell};
+use std::collections::BTreeSet;
+use std::io::IsTerminal;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::process;
+use std::sync::Arc;
+
+use burn_train::Interrupter;
+use burn_train::logger::TrainingProgressLogger;
+use burn_train::metric::{
+    MetricAttributes, MetricDefinition, MetricEntry, MetricId, NumericAttributes, NumericEntry, SerializedEntry,
+};
+use burn_train::renderer::tui::TuiMetricsRendererWrapper;
+use burn_train::renderer::{MetricState, MetricsRenderer, MetricsRendererTraining};
+use report::keys;
+use serde_json::Value;
+
+use super::{Part, Position, View};
+use crate::memory::readable;
+
+/// A dashboard was asked for where there is no terminal.
+#[derive(Debug, thiserror::Error)]
+#[error("--tui needs a terminal: standard input and output are to be one")]
+pub struct NoTerminal;
+
+/// Whether there is a terminal that a dashboard can take.
+///
+/// # Errors
+/// If there is none.
+pub fn check_terminal() -> Result<(), NoTerminal> {
+    match std::io::stdout().is_terminal() && std::io::stdin().is_terminal() {
+        true => Ok(()),
+        false => Err(NoTerminal),
+    }
+}
+
+/// The whole terminal, until it is dropped or finished.
+pub(super) struct Dashboard {
+    /// Gone when the terminal is given back.
+    renderer: RefCell<Option<TuiMetricsRendererWrapper>>,
+    known: RefCell<BTreeSet<String>>,
+    /// What would have been written over the dashboard, for when it is gone.
+    lines: RefCell<Vec<String>>,
+    /// What the validation before the first step found, which is shown below that step's figures.
+    first_scores: RefCell<Vec<(String, Option<f64>)>>,
+    has_no_step: Cell<bool>,
+    /// Whether steps have two passes.
+    is_coupled: Cell<bool>,
+    /// What the dashboard was told to be at: a split in its words, of which step and how many pictures.
+    current: Cell<Option<(&'static str, u64, u64)>>,
+}
+
+impl Dashboard {
+    pub(super) fn open(position: Position, interrupter: &Interrupter) -> Self {
+        signals::remember();
+        let first_step = position.step as usize;
+        let renderer = TuiMetricsRendererWrapper::new(interrupter.clone(), Some(first_step));
+        let dashboard = Self {
+            renderer: RefCell::new(Some(renderer)),
+            known: RefCell::default(),
+            lines: RefCell::default(),
+            first_scores: RefCell::default(),
+            has_no_step: Cell::new(true),
+            is_coupled: Cell::default(),
+            current: Cell::default(),
+        };
+        let (steps, samples) = (position.steps as usize, position.of as usize);
+        // Its words are those of supervised training, which this is not.
+        let label = "an epoch is an optimizer step here, an item a picture in a pass";
+        dashboard.tell(|renderer| renderer.start(steps, first_step + 1, Some(samples), Some(label)));
+        // The first that is known is the one that is shown until another is chosen.
+        dashboard.register(&keys::tag("loss"));
+        signals::let_through();
+        dashboard
+    }
+
+    /// The dashboard's own way to end the process at once is a panic, here and in its thread; by then the terminal is given
+    /// back, and it has said so.
+    fn tell(&self, what: impl FnOnce(&mut TuiMetricsRendererWrapper)) {
+        let mut renderer = self.renderer.borrow_mut();
+        let Some(renderer) = renderer.as_mut() else { return };
+        if catch_unwind(AssertUnwindSafe(|| what(renderer))).is_err() {
+            process::exit(1);
+        }
+    }
+
+    fn show(&self, name: &str, value: Option<f64>, of: Part) {
+        let id = self.register(name);
+        let value = value.filter(|value| value.is_finite());
+        let text = match value {
+            Some(bytes) if name.starts_with("memory/") => readable(bytes as u64),
+            Some(value) => format!("{}", (value * 1e6).round() / 1e6),
+            None => "–".to_owned(),
+        };
+        let entry = MetricEntry::new(id, SerializedEntry::new(text.clone(), text));
+        let state = MetricState::Numeric(entry, value.map(NumericEntry::Value));
+        self.tell(|renderer| match of {
+            Part::Validation => renderer.update_valid(state),
+            Part::FirstPass | Part::SecondPass => renderer.update_train(state),
+        });
+    }
+
+    fn register(&self, name: &str) -> MetricId {
+        let id = MetricId::new(Arc::new(name.to_owned()));
+        if self.known.borrow_mut().insert(name.to_owned()) {
+            let attributes = NumericAttributes { unit: None, higher_is_better: false };
+            let definition = MetricDefinition {
+                metric_id: id.clone(),
+                name: Arc::new(name.to_owned()),
+                description: None,
+                attributes: MetricAttributes::Numeric(attributes),
+            };
+            self.tell(|renderer| renderer.register_metric(definition));
+        }
+        id
+    }
+}
+
+impl View for Dashboard {
+    fn part(&self, position: Position) {
+        let Position { step, steps, part, mut done, mut of } = position;
+        if part == Part::FirstPass {
+            self.is_coupled.set(true);
+        }
+        // The estimate of the time left takes no step back: of two passes each is half a step.
+        if self.is_coupled.get() && part != Part::Validation {
+            done += if part == Part::SecondPass && done > 0 { of } else { 0 };
+            of *= 2;
+        }
+        let split = if part == Part::Validation { "valid" } else { "train" };
+        self.tell(|renderer| {
+            if self.current.replace(Some((split, step, of))) != Some((split, step, of)) {
+                renderer.update_epoch(step.min(steps.saturating_sub(1)) as usize);
+                renderer.start_split(split, of as usize);
+            }
+            renderer.update_split(done as usize);
+        });
+    }
+
+    fn step(&self, position: Position, _text: &str) {
+        // The step that follows, unless there is none.
+        if position.step < position.steps {
+            self.part(position);
+        }
+    }
+
+    fn figures(&self, figures: &Value, of: Part) {
+        if figures["skipped"] == true {
+            self.tell(|renderer| renderer.log_event_training("Skipped".to_owned()));
+        }
+        let Some(figures) = figures.as_object() else { return };
+        let name = |key: &str| if of == Part::Validation { keys::validation_tag(key) } else { keys::tag(key) };
+        let mut named: Vec<_> = keys::values(figures).into_iter().map(|(key, value)| (name(&key), value)).collect();
+        // What is shown first stays first, and no more than that may fit on the terminal.
+        named.sort_by_key(|(name, _)| (name != "loss/total", !name.starts_with("loss/")));
+        if of == Part::Validation && self.has_no_step.get() {
+            *self.first_scores.borrow_mut() = named;
+            return;
+        }
+        self.has_no_step.set(false);
+        named.into_iter().for_each(|(name, value)| self.show(&name, value, of));
+        self.first_scores.take().into_iter().for_each(|(name, value)| self.show(&name, value, Part::Validation));
+    }
+
+    fn line(&self, text: &str) {
+        match self.renderer.borrow().is_some() && std::io::stderr().is_terminal() {
+            true => self.lines.borrow_mut().push(text.to_owned()),
+            false => eprintln!("{text}"),
+        }
+    }
+
+    fn finish(&self) {
+        // Dropped before anything is written: that gives the terminal back.
+        drop(self.renderer.borrow_mut().take());
+        signals::forget();
+        self.lines.borrow_mut().drain(..).for_each(|line| eprintln!("{line}"));
+    }
+}
+
+impl Drop for Dashboard {
+    fn drop(&mut self) {
+        self.finish();
+    }
+}
+
+/// Gives the terminal back, if a dashboard has it, where the process ends without more ado.
+pub fn give_terminal_back() {
+    signals::restore();
+}
+
+#[cfg(unix)]
+mod signals {
+    use std::io::Write;
+    use std::sync::{Mutex, PoisonError};
+    use std::thread::sleep;
+    use std::time::Duration;
+
+    use rustix::termios::{LocalModes, OptionalActions, Termios, tcgetattr, tcsetattr};
+
+    /// The terminal's settings before a dashboard took it, as long as it has it.
+    static BEFORE: Mutex<Option<Termios>> = Mutex::new(None);
+
+    /// No mouse any more, the cursor, and the screen as it was.
+    const LEAVE: &[u8] = b"\x1b[?1006l\x1b[?1015l\x1b[?1003l\x1b[?1002l\x1b[?1000l\x1b[?1049l\x1b[?25h";
+
+    pub(super) fn remember() {
+        *BEFORE.lock().unwrap_or_else(PoisonError::into_inner) = tcgetattr(std::io::stdin()).ok();
+    }
+
+    pub(super) fn forget() {
+        *BEFORE.lock().unwrap_or_else(PoisonError::into_inner) = None;
+    }
+
+    pub(super) fn restore() {
+        let Some(before) = BEFORE.lock().unwrap_or_else(PoisonError::into_inner).take() else { return };
+        // The process ends here: there is nobody left to tell.
+        let _ = tcsetattr(std::io::stdin(), OptionalActions::Now, &before);
+        let _ = std::io::stdout().write_all(LEAVE);
+        let _ = std::io::stdout().flush();
+    }
+
+    /// A terminal that a dashboard reads key by key makes no signals of Ctrl-C and Ctrl-\. Ours still shall: Ctrl-C asks the
+    /// run to save and stop, wherever it is pressed. The dashboard's thread takes a moment to begin.
+    pub(super) fn let_through() {
+        const TRIES: usize = 100;
+        for _ in 0..TRIES {
+            let Ok(mut settings) = tcgetattr(std::io::stdin()) else { return };
+            if !settings.local_modes.contains(LocalModes::ICANON) {
+                settings.local_modes |= LocalModes::ISIG;
+                // Without it, `q` still stops the run.
+                let _ = tcsetattr(std::io::stdin(), OptionalActions::Now, &settings);
+                return;
+            }
+            sleep(Duration::from_millis(10));
+        }
+    }
+}
+
+#[cfg(not(unix))]
+mod signals {
+    pub(super) fn remember() {}
+
+    pub(super) fn forget() {}
+
+    pub(super) fn restore() {}
+
+    pub(super) fn let_through() {}
+}

@@ -1,0 +1,54 @@
+//! Plain lines, for a file or a pipe.
+
+use std::cell::Cell;
+use std::time::{Duration, Instant};
+
+use super::{Position, View};
+
+/// Between lines of steps.
+const STEP_EVERY: Duration = Duration::from_secs(10);
+
+/// Between lines of what goes on within a step, so that a long step does not look dead.
+const PART_EVERY: Duration = Duration::from_secs(60);
+
+#[derive(Default)]
+pub(super) struct Lines {
+    last: Cell<Option<Instant>>,
+    has_said_a_step: Cell<bool>,
+}
+
+impl Lines {
+    fn silent_for(&self, time: Duration) -> bool {
+        self.last.get().is_none_or(|last| last.elapsed() >= time)
+    }
+
+    fn say(&self, text: &str) {
+        self.last.set(Some(Instant::now()));
+        eprintln!("{text}");
+    }
+}
+
+impl View for Lines {
+    fn part(&self, position: Position) {
+        let Position { step, steps, part, done, of } = position;
+        // The first pictures start the clock.
+        if self.last.get().is_none() {
+            self.last.set(Some(Instant::now()));
+        } else if self.silent_for(PART_EVERY) {
+            self.say(&format!("step {step}/{steps}  {}: {done} of {of} pictures", part.name()));
+        }
+    }
+
+    fn step(&self, position: Position, text: &str) {
+        let Position { step, steps, .. } = position;
+        if !self.has_said_a_step.replace(true) || self.silent_for(STEP_EVERY) || step == steps {
+            self.say(&format!("step {step}/{steps}  {text}"));
+        }
+    }
+
+    fn line(&self, text: &str) {
+        eprintln!("{text}");
+    }
+
+    fn finish(&self) {}
+}

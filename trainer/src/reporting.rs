@@ -1,0 +1,96 @@
+//! What a run shows of itself in its folder: TensorBoard's event files while it goes on, and a page when it ends.
+//!
+//! A run is not given up because it cannot be shown: what cannot be written is said once, and not tried again.
+
+use std::collections::BTreeMap;
+use std::io::Cursor;
+use std::path::{Path, PathBuf};
+
+use checkpoints::run::atomic_write;
+use image::ImageReader;
+use report::keys;
+use report::tensorboard::{EventFile, Histogram, Value as Shown, WriteError};
+use serde::Serialize;
+use serde_json::Value;
+
+use crate::progress::Progress;
+
+/// The folder of the event files in a run's folder.
+const TENSORBOARD: &str = "tensorboard";
+
+/// Shows one run.
+pub struct Reporter {
+    folder: PathBuf,
+    events: Option<EventFile>,
+}
+
+impl Reporter {
+    /// For the run in `folder`, which has done `step` steps; `tensorboard` says whether event files are written.
+    ///
+    /// # Errors
+    /// If the event file cannot be begun.
+    pub fn start(folder: &Path, step: u64, tensorboard: bool) -> Result<Self, WriteError> {
+        // What a new run says of step 0 counts too, if files of a run that never came to its first checkpoint are there.
+        let first = if step == 0 { 0 } else { step + 1 };
+        let events = tensorboard.then(|| EventFile::create(&folder.join(TENSORBOARD), first)).transpose()?;
+        Ok(Self { folder: folder.to_owned(), events })
+    }
+
+    /// A line of `metrics.jsonl`.
+    pub fn step(&mut self, line: &Value, progress: &Progress) {
+        progress.figures(line);
+        let step = line["step"].as_u64().unwrap_or_default();
+        self.scalars(step, line, keys::tag, progress);
+    }
+
+    /// Scores of a validation after `step` steps, by their names.
+    pub fn validation(&mut self, step: u64, scores: &impl Serialize, progress: &Progress) {
+        let scores = serde_json::to_value(scores).unwrap_or_default();
+        progress.scores(&scores);
+        self.scalars(step, &scores, keys::validation_tag, progress);
+    }
+
+    /// A grid of samples, as a PNG.
+    pub fn samples(&mut self, step: u64, png: &[u8], progress: &Progress) {
+        let size = ImageReader::new(Cursor::new(png)).with_guessed_format().map(ImageReader::into_dimensions);
+        if let Ok(Ok((width, height))) = size {
+            let image = Shown::Image { width, height, encoded: png.to_vec() };
+            self.write(step, &[("samples".to_owned(), image)], progress);
+        }
+    }
+
+    /// The norms of the parameters' gradients in `step`, by block.
+    pub fn gradient_norms(&mut self, step: u64, norms: &BTreeMap<String, Vec<f64>>, progress: &Progress) {
+        let histogram = |(block, norms): (&String, &Vec<f64>)| {
+            Some((format!("gradients/{block}"), Shown::Histogram(Histogram::of(norms)?)))
+        };
+        let histograms: Vec<_> = norms.iter().filter_map(histogram).collect();
+        self.write(step, &histograms, progress);
+    }
+
+    /// Writes `report.html`.
+    pub fn finish(&self, progress: &Progress) {
+        let path = self.folder.join("report.html");
+        let written = report::Run::read(&self.folder)
+            .map_err(|error| error.to_string())
+            .and_then(|run| atomic_write(&path, report::page(&[run]).as_bytes()).map_err(|error| error.to_string()));
+        if let Err(error) = written {
+            progress.line(&format!("no report: {error}"));
+        }
+    }
+
+    fn scalars(&mut self, step: u64, line: &Value, tag: impl Fn(&str) -> String, progress: &Progress) {
+        let Some(line) = line.as_object() else { return };
+        let scalars: Vec<_> =
+            keys::numbers(line).into_iter().map(|(key, number)| (tag(&key), Shown::Scalar(number))).collect();
+        self.write(step, &scalars, progress);
+    }
+
+    fn write(&mut self, step: u64, values: &[(String, Shown)], progress: &Progress) {
+        let Some(events) = &mut self.events else { return };
+        if let Err(error) = events.write(step, values) {
+            self.events = None;
+            progress.line(&format!("nothing more for TensorBoard: {error}"));
+        }
+    }
+}
