@@ -22,6 +22,7 @@ use self::reconstruct::Reconstruct;
 use crate::config::Adaptive;
 use crate::gradients::{GradientSum, global_norm};
 use crate::losses::{Adversarial, AdversarialState, Half, Losses, Seen, mean_logits};
+use crate::memory::Phase;
 use crate::models::VqGan;
 use crate::models::blocks::statistics_dtype;
 use crate::models::discriminator::{BatchStatistics, PatchGan};
@@ -105,6 +106,15 @@ impl Default for LossScales {
     }
 }
 
+/// What the engine says of a step while it goes on.
+#[derive(Debug, Clone, Copy)]
+pub enum Event {
+    /// Another part of the step begins.
+    Phase(Phase),
+    /// So many more samples are done.
+    Samples(usize),
+}
+
 /// What one effective batch says about the networks.
 pub struct EffectiveBatch {
     /// Gradient of the generator's weighted losses, mean over the samples, times its loss scale; in f32 at least.
@@ -114,7 +124,8 @@ pub struct EffectiveBatch {
     pub discriminator: GradientsParams,
     /// What the discriminator's norms saw, in order.
     pub statistics: Vec<BatchStatistics>,
-    loss_scales: LossScales,
+    /// What the gradients are multiplied with.
+    pub loss_scales: LossScales,
     sums: Sums,
 }
 
@@ -139,25 +150,29 @@ pub fn effective_batch_gradient<B: MicroBatch, E>(
     settings: StepSettings,
     first_pass: impl Iterator<Item = Result<B, E>>,
     second_pass: impl Iterator<Item = Result<B, E>>,
-    progress: impl Fn(usize),
+    observe: impl Fn(Event),
 ) -> Result<EffectiveBatch, E> {
     // Once per step, and not per micro-batch.
     let copy = settings.compute.map(|dtype| compute_copy(networks.vqgan, dtype));
     let vqgan = copy.as_ref().unwrap_or(networks.vqgan);
     let plain = vqgan.valid();
-    let pass = Pass::new(networks.discriminator, &plain, losses, settings);
+    let pass = Pass::new(networks.discriminator, &plain, losses, settings, &observe);
     let probe = settings.probe;
     let mut sums = Sums::default();
     let (mut generator, mut learned) = (GradientSum::default(), Learned::default());
 
     let coupling = match losses.are_coupled(&settings) {
-        true => pass.couple(first_pass)?,
+        true => {
+            pass.enter(Phase::FirstPass);
+            pass.couple(first_pass)?
+        }
         false => Coupling::default(),
     };
     let (mut last_layer, mut first) = (LastLayerGradients::default(), 0);
     let mut overflow = Overflow { generator: false, discriminator: pass.discriminator.is_none() };
     for batch in second_pass {
         let batch = batch?;
+        pass.enter(Phase::Forward);
         if overflow.generator {
             // The discriminator's step is another one, for which reconstructions are enough.
             if !overflow.discriminator {
@@ -179,11 +194,12 @@ pub fn effective_batch_gradient<B: MicroBatch, E>(
             if !overflow.discriminator {
                 pass.discriminator_gradient(&seen, &mut learned, &mut sums);
             }
+            pass.enter(Phase::Backward);
             let codebook = pass.codebook_surrogate(through_model.quantized(), &coupling, &mut sums);
             through_model.backward(at_image, codebook, &mut generator, probe);
         }
         first += batch.samples();
-        progress(batch.samples());
+        observe(Event::Samples(batch.samples()));
         if settings.stop_early && first < settings.effective {
             overflow.look(networks, &generator, &learned.gradients);
         }
@@ -240,10 +256,17 @@ struct Pass<'a> {
     adversarial: Option<(&'a Adversarial, PatchGan)>,
     /// Only in a step in which it learns.
     discriminator: Option<(&'a Adversarial, PatchGan)>,
+    observe: &'a dyn Fn(Event),
 }
 
 impl<'a> Pass<'a> {
-    fn new(discriminator: Option<&PatchGan>, plain: &'a VqGan, losses: &'a Losses, settings: StepSettings<'a>) -> Self {
+    fn new(
+        discriminator: Option<&PatchGan>,
+        plain: &'a VqGan,
+        losses: &'a Losses,
+        settings: StepSettings<'a>,
+        observe: &'a dyn Fn(Event),
+    ) -> Self {
         let (device, dtype) = plain.place();
         let copy = |discriminator: &PatchGan| match settings.compute {
             Some(dtype) => compute_copy(discriminator, dtype),
@@ -261,7 +284,12 @@ impl<'a> Pass<'a> {
                 .filter(|(loss, _)| loss.weight.at(settings.step) != 0.0)
                 .map(|(loss, discriminator)| (loss, discriminator.no_grad())),
             discriminator: both.filter(|(loss, _)| settings.step >= loss.discriminator_start),
+            observe,
         }
+    }
+
+    fn enter(&self, phase: Phase) {
+        (self.observe)(Event::Phase(phase));
     }
 
     fn images(&self, batch: &impl MicroBatch) -> Tensor<4> {
@@ -312,6 +340,7 @@ impl<'a> Pass<'a> {
             sum = sum + at_image * weight.reshape([1, 1, 1, 1]);
         }
         if let Some(clip) = &self.losses.clip {
+            self.enter(Phase::Loss("clip"));
             let record = &mut |name, value: Tensor<1>, weight| sums.add_loss(name, value, weight);
             if let Some(at_image) = clip.gradient(seen, coupling.contrastive.as_ref(), record) {
                 self.probe_gradient("the loss clip", &at_image);
@@ -341,6 +370,7 @@ impl<'a> Pass<'a> {
             if weight == 0.0 {
                 continue;
             }
+            self.enter(Phase::Loss(loss.name()));
             let at_image = gradient_at(&seen.reconstruction, |leaf| {
                 let value = loss.per_sample(seen.original.clone().autodiff(), leaf).sum() * seen.per_sample;
                 let plain = value.clone().without_autodiff();
@@ -361,6 +391,7 @@ impl<'a> Pass<'a> {
         discriminator: &PatchGan,
         seen: &Seen,
     ) -> (Tensor<4>, Tensor<1>) {
+        self.enter(Phase::Loss("adversarial"));
         let mut value = None;
         let at_image = gradient_at(&seen.reconstruction, |leaf| {
             let loss = loss.generator(discriminator.forward(leaf)).sum() * seen.per_sample;
@@ -413,6 +444,7 @@ impl<'a> Pass<'a> {
     /// reconstructions have a graph each, one after the other.
     fn discriminator_gradient(&self, seen: &Seen, learned: &mut Learned, sums: &mut Sums) {
         let Some((loss, discriminator)) = &self.discriminator else { return };
+        self.enter(Phase::Loss("discriminator"));
         let StepSettings { adversarial: AdversarialState { lecam, .. }, probe, loss_scales, .. } = &self.settings;
         for (half, name, images) in
             [(Half::Real, "logits_real", &seen.original), (Half::Fake, "logits_fake", &seen.reconstruction)]

@@ -27,5 +27,6 @@ pub mod reporting;
 pub mod run_state;
 pub mod samples;
 pub mod ssim;
+pub mod sweep;
 pub mod training;
 pub mod validation;

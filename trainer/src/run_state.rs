@@ -225,7 +225,7 @@ const FREE: [&str; 22] = [
 
 /// Whether `key` may change; all of `[memory]` may.
 fn is_free(key: &str) -> bool {
-    FREE.contains(&key) || key.starts_with("memory.")
+    FREE.contains(&key) || key.starts_with("memory.") || key.starts_with("sweep.")
 }
 
 /// What is another thing now than when a run was saved.

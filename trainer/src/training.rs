@@ -5,6 +5,7 @@ mod error;
 mod folder;
 mod loaders;
 mod logs;
+mod measure;
 mod start;
 mod step;
 mod stop;
@@ -41,6 +42,7 @@ use crate::validation::{Extent, Judges, Scores, validate};
 
 pub use self::deadline::Deadline;
 pub use self::error::TrainError;
+pub use self::measure::{FirstGradient, Measured, measure};
 pub use self::stop::{INTERRUPTED, Reason, Stop};
 
 /// What the command line adds to a configuration.
@@ -146,6 +148,8 @@ struct Training {
     /// Only while faults are looked for.
     probe: Option<Probe>,
     memory: MemoryMeter,
+    /// Sees the gradients of the next step, if anyone asked; not part of its memory.
+    first_gradient: Option<FirstGradient>,
     progress: Progress,
     reporter: Reporter,
     step: u64,
@@ -206,6 +210,7 @@ impl Training {
             losses,
             schedule: LrSchedule::new(&config.schedule, &config.optimizer, config.run.steps),
             memory: MemoryMeter::new(&device.device),
+            first_gradient: None,
             progress: Progress::new(step, config.run.steps, config.batch.effective),
             reporter: Reporter::start(&folder, step, config.run.tensorboard)?,
             architecture: start.architecture,

@@ -2,8 +2,10 @@
 
 mod devices;
 mod export;
+mod measure;
 mod reconstruct;
 mod report;
+mod sweep;
 mod train;
 
 use std::io::Write;
@@ -16,10 +18,15 @@ use clap::{Args, Parser, Subcommand};
 use crate::config::{ConfigError, Override};
 use crate::device::{Choice, DeviceError};
 use crate::pretrained::PretrainedError;
+use crate::sweep::SweepError;
+use crate::sweep::measure::MeasureError;
 use crate::training::TrainError;
 
 /// Exit code of a usage or configuration error.
 const WRONG_USAGE: u8 = 2;
+
+/// Exit code of a sweep in which a bar that the user set is not met.
+const BAR_NOT_MET: u8 = 3;
 
 /// Fine-tunes a VQGAN with a large effective batch in the memory of one micro-batch.
 #[derive(Debug, Parser)]
@@ -39,6 +46,11 @@ enum Verb {
     Export(export::ExportArgs),
     /// Write a page to read one or several runs by: curves, samples, what differs
     Report(report::ReportArgs),
+    /// Measure memory, speed and the gradient's exactness at other micro-batches, precisions and resolutions
+    Sweep(Box<sweep::SweepArgs>),
+    /// Measure one row of a sweep
+    #[command(hide = true)]
+    Measure(measure::MeasureArgs),
     /// List the devices that this program can compute on
     Devices(devices::DevicesArgs),
 }
@@ -71,6 +83,10 @@ enum CommandError {
     Write(#[from] checkpoints::run::RunError),
     #[error(transparent)]
     Image(#[from] datasets::ImageError),
+    #[error(transparent)]
+    Sweep(#[from] SweepError),
+    #[error(transparent)]
+    Measure(#[from] MeasureError),
     #[error("{0}")]
     Usage(String),
     #[error("{path}: {source}")]
@@ -90,6 +106,8 @@ impl CommandError {
             Self::Train(TrainError::Device(DeviceError::NotBuiltIn { .. })) => WRONG_USAGE,
             Self::Train(TrainError::Freezing(_) | TrainError::NoTerminal(_)) => WRONG_USAGE,
             Self::Train(TrainError::Loss(error)) if error.is_wrong_usage() => WRONG_USAGE,
+            Self::Sweep(SweepError::Config(_) | SweepError::NoRows | SweepError::Baseline { .. }) => WRONG_USAGE,
+            Self::Sweep(SweepError::Random(error)) if error.is_wrong_usage() => WRONG_USAGE,
             _ => 1,
         }
     }
@@ -118,6 +136,8 @@ fn dispatch(command_line: &CommandLine) -> Result<ExitCode, CommandError> {
         Some(Verb::Reconstruct(args)) => reconstruct::run(args),
         Some(Verb::Export(args)) => export::run(args),
         Some(Verb::Report(args)) => report::run(args),
+        Some(Verb::Sweep(args)) => sweep::run(args),
+        Some(Verb::Measure(args)) => measure::run(args),
         Some(Verb::Devices(args)) => devices::run(args),
     }
 }

@@ -9,7 +9,7 @@ use checkpoints::hub::Location;
 
 use super::{
     BatchConfig, ClipConfig, Config, DataConfig, DataSource, LossScaleConfig, Metric, ModelConfig, OptimizerConfig,
-    PrecisionConfig, RunConfig, ScheduleConfig,
+    PrecisionConfig, RunConfig, ScheduleConfig, SweepConfig,
 };
 use crate::device::Choice;
 use crate::freezing::{Trainable, check_pattern};
@@ -72,7 +72,7 @@ impl Config {
     /// # Errors
     /// The first problem, in the order of the file's tables.
     pub fn check(&self) -> Result<(), Problem> {
-        let Self { run, batch, precision, model, data, optimizer, schedule, ema, checkpoints, .. } = self;
+        let Self { run, batch, precision, model, data, optimizer, schedule, ema, checkpoints, sweep, .. } = self;
         check_run(run)?;
         check_batch(batch)?;
         check_precision(precision)?;
@@ -88,6 +88,7 @@ impl Config {
         below_one("ema.decay", ema.decay)?;
         at_least_one("checkpoints.keep_last", checkpoints.keep_last)?;
         not_negative("checkpoints.every_minutes", checkpoints.every_minutes)?;
+        check_sweep(sweep)?;
         self.check_best()
     }
 
@@ -253,6 +254,21 @@ fn check_data(data: &DataConfig) -> Result<(), Problem> {
         return problem("data.resolution", format!("is {}, must lie in 8 to 4096", data.resolution));
     }
     Ok(())
+}
+
+/// What the rows are made of is checked row by row.
+fn check_sweep(sweep: &SweepConfig) -> Result<(), Problem> {
+    for (key, values) in [("sweep.micro", &sweep.micro), ("sweep.effective", &sweep.effective)] {
+        values.iter().try_for_each(|&value| at_least_one(key, value))?;
+    }
+    if sweep.steps < 2 {
+        return problem("sweep.steps", format!("is {}, must be at least 2: the first one warms up", sweep.steps));
+    }
+    at_least_one("sweep.timeout", usize::try_from(sweep.timeout).unwrap_or(usize::MAX))?;
+    match sweep.min_images_per_second {
+        Some(least) => not_negative("sweep.min_images_per_second", least),
+        None => Ok(()),
+    }
 }
 
 /// What an optimizer or a schedule is for.

@@ -42,6 +42,20 @@ impl LossesConfig {
         ]
     }
 
+    /// Has every loss count in full from the first step, at its weight.
+    pub fn all_from_the_first_step(&mut self) {
+        let Self { pixel, codebook, perceptual, adversarial, clip_image, clip_text, clip_contrastive, clip_direction } =
+            self;
+        (pixel.start, pixel.ramp) = (0, 0);
+        (codebook.start, codebook.ramp) = (0, 0);
+        (perceptual.start, perceptual.ramp) = (0, 0);
+        (adversarial.start, adversarial.ramp) = (0, 0);
+        (clip_image.start, clip_image.ramp) = (0, 0);
+        (clip_text.start, clip_text.ramp) = (0, 0);
+        (clip_contrastive.start, clip_contrastive.ramp) = (0, 0);
+        (clip_direction.start, clip_direction.ramp) = (0, 0);
+    }
+
     /// Whether a loss sees the reconstruction. Without one the decoder learns nothing.
     pub fn see_images(&self) -> bool {
         let [image @ .., _codebook] = self.weights();

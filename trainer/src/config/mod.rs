@@ -7,6 +7,7 @@ mod networks;
 mod optimizer;
 mod precision;
 mod read;
+mod sweep;
 
 use std::path::PathBuf;
 
@@ -25,6 +26,7 @@ pub use optimizer::{
 pub use precision::{Compute, LossScaleConfig, PrecisionConfig, ScalerConfig};
 pub(crate) use read::nearest;
 pub use read::{BUILT_IN, ConfigError, Loaded, Origin, Override, load};
+pub use sweep::{Bytes, MaxDeviation, SweepConfig, Tolerance};
 
 /// Everything a run needs to know. An unknown key is an error.
 #[derive(Debug, Clone, Default, PartialEq, Deserialize, Serialize)]
@@ -58,6 +60,9 @@ pub struct Config {
     pub checkpoints: CheckpointsConfig,
     /// `[validation]`
     pub validation: ValidationConfig,
+    /// `[sweep]`
+    #[serde(skip_serializing_if = "SweepConfig::is_default")]
+    pub sweep: SweepConfig,
 }
 
 impl Config {

@@ -11,9 +11,10 @@ use toml::de::{DeTable, DeValue};
 use super::{Config, Problem};
 
 /// The configurations that come with the program, by name.
-pub const BUILT_IN: [(&str, &str); 2] = [
+pub const BUILT_IN: [(&str, &str); 3] = [
     ("tiny-cpu.toml", include_str!("../../../configs/tiny-cpu.toml")),
     ("small-gpu.toml", include_str!("../../../configs/small-gpu.toml")),
+    ("sweep-ci.toml", include_str!("../../../configs/sweep-ci.toml")),
 ];
 
 /// Why there is no configuration.
@@ -198,7 +199,7 @@ fn at_span(file: &str, text: &str, error: &toml::de::Error) -> ConfigError {
 }
 
 /// Turns serde's sentence on an unknown name into ours, with the nearest right one.
-fn explain(message: &str) -> String {
+pub(super) fn explain(message: &str) -> String {
     let message = message.split_whitespace().collect::<Vec<_>>().join(" ");
     for (sentence, noun) in [("unknown field `", "key"), ("unknown variant `", "value")] {
         let Some(rest) = message.strip_prefix(sentence) else { continue };
@@ -222,6 +223,11 @@ impl Loaded {
     pub fn is_from(&self, path: &Path) -> bool {
         let canonical = |path: &Path| path.canonicalize().ok();
         canonical(path).is_some_and(|path| canonical(Path::new(&self.file)) == Some(path))
+    }
+
+    /// The file, or the built-in configuration's name.
+    pub fn name(&self) -> &str {
+        &self.file
     }
 
     /// Says where the value stands that `problem` is about.

@@ -45,7 +45,7 @@ fn unit_rows(values: &[f32], width: usize) -> Vec<f32> {
     values.chunks(width.max(1)).flat_map(unit).collect()
 }
 
-pub(super) fn rng_for(seed: u64, name: &str) -> ChaCha8Rng {
+pub(crate) fn rng_for(seed: u64, name: &str) -> ChaCha8Rng {
     ChaCha8Rng::seed_from_u64(seed ^ param_id(name).val())
 }
 

@@ -13,10 +13,11 @@ use crate::adversary::Adversary;
 use crate::config::{Compute, Recompute};
 use crate::device::Choice;
 use crate::engine::{
-    Checkpoint, EffectiveBatch, Figures, LossScales, MicroBatch, Networks, StepSettings, effective_batch_gradient,
+    Checkpoint, EffectiveBatch, Event, Figures, LossScales, MicroBatch, Networks, StepSettings, effective_batch_gradient,
 };
 use crate::gradients::{global_norm, norms_by_block, unscale_and_clip};
 use crate::losses::ClipGuidance;
+use crate::memory::Phase;
 use crate::models::quantizer::CodebookUse;
 use crate::precision::Probe;
 use crate::progress::Shown;
@@ -71,6 +72,7 @@ impl Training {
 
     /// One optimizer step: gradients of the effective batch, unscale, clip, update, average, report.
     pub(super) fn one_step(&mut self, loaders: &mut Loaders, interrupter: &Interrupter) -> Result<(), StepError> {
+        let first_gradient = self.first_gradient.take();
         let settings = self.step_settings();
         // A loader that has missed steps is of no use any more.
         loaders.first_pass = match (self.losses.are_coupled(&settings), loaders.first_pass.take()) {
@@ -81,7 +83,11 @@ impl Training {
         let (started, waited) = (Instant::now(), loaders.wait_seconds());
         self.memory.start();
         let batch = self.gradients(settings, loaders, interrupter)?;
+        self.memory.enter(Phase::Optimizer);
         let figures = self.read_figures(&batch).map_err(|message| self.device_failed(message))?;
+        if let Some(see) = first_gradient {
+            self.memory.apart(|| self.show_gradient(see, settings, &batch, &figures, interrupter))?;
+        }
         let loss_scales = settings.loss_scales;
         let norms =
             self.gradient_norms(&batch, loss_scales.generator).map_err(|message| self.device_failed(message))?;
@@ -110,11 +116,30 @@ impl Training {
             settings,
             first_pass,
             micro_batches(second_pass, &self.config, interrupter),
-            |samples| self.progress.samples(samples),
+            |event| self.observe(event),
         )
     }
 
-    fn read_figures(&self, batch: &EffectiveBatch) -> Result<Figures, String> {
+    /// The gradients of the step that is on, once more.
+    pub(super) fn gradients_again(
+        &self,
+        settings: StepSettings,
+        interrupter: &Interrupter,
+    ) -> Result<EffectiveBatch, StepError> {
+        let coupled = self.losses.are_coupled(&settings);
+        let first_pass = if coupled { Some(self.start_loader()?) } else { None };
+        let mut loaders = Loaders { first_pass, second_pass: self.start_loader()? };
+        self.gradients(settings, &mut loaders, interrupter)
+    }
+
+    fn observe(&self, event: Event) {
+        match event {
+            Event::Phase(phase) => self.memory.enter(phase),
+            Event::Samples(count) => self.progress.samples(count),
+        }
+    }
+
+    pub(super) fn read_figures(&self, batch: &EffectiveBatch) -> Result<Figures, String> {
         let zero = || Tensor::zeros([1], &self.device.device);
         let generator = global_norm(self.model(), &batch.generator).unwrap_or_else(zero);
         let discriminator = self.adversary.as_ref().and_then(|adversary| adversary.grad_norm(&batch.discriminator));
@@ -182,10 +207,7 @@ impl Training {
                     probe: Some(&probe),
                     ..self.step_settings()
                 };
-                let coupled = self.losses.are_coupled(&settings);
-                let first_pass = if coupled { Some(self.start_loader()?) } else { None };
-                let mut loaders = Loaders { first_pass, second_pass: self.start_loader()? };
-                self.gradients(settings, &mut loaders, interrupter)?;
+                self.gradients_again(settings, interrupter)?;
                 probe.take()
             }
         };
@@ -241,6 +263,9 @@ impl Training {
         for (name, value) in &figures.losses {
             line[*name] = json!(value);
         }
+        for (phase, peak) in self.memory.phases() {
+            line["memory"][phase.to_string()] = json!(peak);
+        }
         if let Some(taken) = discriminator {
             line["discriminator_grad_norm"] = json!(figures.discriminator_grad_norm);
             line["discriminator_learning_rate"] = json!(taken.learning_rate);
@@ -282,7 +307,7 @@ impl Training {
         }
     }
 
-    fn device_failed(&self, message: String) -> TrainError {
+    pub(super) fn device_failed(&self, message: String) -> TrainError {
         TrainError::DeviceFailed { step: self.step + 1, message, saved: self.last_saved() }
     }
 

@@ -191,6 +191,15 @@ fn merges_only(bytes: &[u8], end_of_text: u32) -> Result<Vec<u8>, String> {
     clip_description(Value::Object(vocabulary), merges, end_of_text)
 }
 
+/// A vocabulary without merges: every byte is a token, so that texts have more tokens than they should.
+pub(crate) fn byte_vocabulary(end_of_text: u32) -> Map<String, Value> {
+    let characters = byte_characters();
+    let bytes = characters.iter().map(char::to_string);
+    let tokens = bytes.chain(characters.iter().map(|character| format!("{character}</w>")));
+    let ends = [(START.to_owned(), end_of_text.saturating_sub(1).into()), (END.to_owned(), end_of_text.into())];
+    tokens.zip(0u32..).map(|(token, id)| (token, id.into())).chain(ends).collect()
+}
+
 /// A printable character for each byte, in the order in which GPT-2 and CLIP number them: first the bytes that are
 /// printable by themselves, then the others.
 fn byte_characters() -> Vec<char> {

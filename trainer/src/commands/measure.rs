@@ -1,0 +1,39 @@
+//! `train measure`: one row of `train sweep` or `train plan`, which run it in a process of its own. Not shown in the help.
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::Args;
+
+use super::{CommandError, print_line};
+use crate::config;
+use crate::sweep::measure::{Gradient, measure};
+
+#[derive(Debug, Args)]
+pub(super) struct MeasureArgs {
+    #[arg(long)]
+    config: String,
+    /// An empty folder, or none yet
+    #[arg(long)]
+    run_dir: PathBuf,
+    #[arg(long)]
+    steps: u64,
+    /// Write the first step's gradient
+    #[arg(long)]
+    write_gradient: Option<PathBuf>,
+    /// Compare the first step's gradient
+    #[arg(long, conflicts_with = "write_gradient")]
+    compare_gradient: Option<PathBuf>,
+}
+
+pub(super) fn run(args: &MeasureArgs) -> Result<ExitCode, CommandError> {
+    let loaded = config::load(&args.config, &[])?;
+    let gradient = match (&args.write_gradient, &args.compare_gradient) {
+        (Some(path), _) => Gradient::Write(path.clone()),
+        (None, Some(path)) => Gradient::Compare(path.clone()),
+        (None, None) => Gradient::Ignore,
+    };
+    let figures = measure(&loaded, &args.run_dir, args.steps, gradient)?;
+    print_line(&serde_json::json!(figures).to_string());
+    Ok(ExitCode::SUCCESS)
+}

@@ -1,0 +1,180 @@
+//! `train sweep`: memory, speed and the gradient's exactness at other cuts.
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use clap::Args;
+use serde_json::json;
+
+use super::{BAR_NOT_MET, CommandError, INTERRUPTED, Json, parse_device, parse_override, print_json, print_line};
+use crate::config::{self, Override};
+use crate::device::Choice;
+use crate::memory::readable;
+use crate::sweep::random::Networks;
+use crate::sweep::{self, Bars, Children, Report, Row, Status, Stopped, SweepError};
+
+/// Each list and each bar stands for its key in [sweep] and goes before it
+#[derive(Debug, Args)]
+pub(super) struct SweepArgs {
+    /// Configuration: a TOML file, a name in configs/, or a built-in name such as sweep-ci.toml
+    #[arg(long, value_name = "NAME-OR-PATH")]
+    config: String,
+    /// Override a key of the configuration, as in model.architecture=tiny
+    #[arg(long = "set", value_name = "KEY=VALUE", value_parser = parse_override)]
+    set: Vec<Override>,
+    /// auto, cpu, cuda:N, wgpu:N or wgpu:cpu; the same as --set run.device=...
+    #[arg(long, value_parser = parse_device)]
+    device: Option<Choice>,
+    /// Micro-batches, as in 1,2,4
+    #[arg(long, value_name = "LIST", value_delimiter = ',')]
+    micro: Vec<usize>,
+    /// Effective batches
+    #[arg(long, value_name = "LIST", value_delimiter = ',')]
+    effective: Vec<usize>,
+    /// Precisions, as in fp32,bf16
+    #[arg(long, value_name = "LIST", value_delimiter = ',')]
+    precision: Vec<String>,
+    /// Sides of the pictures, in pixels
+    #[arg(long, value_name = "LIST", value_delimiter = ',')]
+    resolution: Vec<u32>,
+    /// What the backward pass computes again: none, blocks or both
+    #[arg(long, value_name = "LIST", value_delimiter = ',')]
+    checkpoint: Vec<String>,
+    /// Optimizer steps of each row, at least 2 [default: 3]
+    #[arg(long)]
+    steps: Option<u64>,
+    /// Seconds after which a row is given up [default: 600]
+    #[arg(long, value_name = "SECONDS")]
+    timeout: Option<u64>,
+    /// Bar: the most memory, as in 4GiB
+    #[arg(long, value_name = "SIZE")]
+    max_memory: Option<String>,
+    /// Bar: the largest deviation of the gradient: 1e-5, or by precision fp32=1e-5,bf16=0.1
+    #[arg(long, value_name = "NUMBER")]
+    max_deviation: Option<String>,
+    /// Bar: the fewest images per second
+    #[arg(long, value_name = "NUMBER")]
+    min_images_per_second: Option<f64>,
+    /// Bar: the sweep.json of an earlier sweep, than which nothing may be worse
+    #[arg(long, value_name = "FILE")]
+    baseline: Option<PathBuf>,
+    /// How much worse than the baseline is let pass: 10%, or memory=2%,speed=30% [default: 10%]
+    #[arg(long, value_name = "SHARE")]
+    tolerance: Option<String>,
+    /// Fetch what the configuration has on the Hub, in place of random weights of the same shapes
+    #[arg(long)]
+    pretrained: bool,
+    /// A built-in architecture with random weights in place of model.pretrained
+    #[arg(long, value_name = "NAME", conflicts_with = "pretrained")]
+    architecture: Option<String>,
+    /// Write sweep.json, junit.xml and summary.md into this folder
+    #[arg(long, value_name = "DIR")]
+    output: Option<PathBuf>,
+    #[command(flatten)]
+    json: Json,
+}
+
+impl SweepArgs {
+    /// The options as overrides of `[sweep]`, behind all `--set`.
+    fn overrides(&self) -> Vec<Override> {
+        fn list<T: std::fmt::Display>(values: &[T], quote: &str) -> Option<String> {
+            let values: Vec<String> = values.iter().map(|value| format!("{quote}{value}{quote}")).collect();
+            (!values.is_empty()).then(|| format!("[{}]", values.join(", ")))
+        }
+        let keys = [
+            ("run.device", self.device.map(|device| device.to_string())),
+            ("sweep.micro", list(&self.micro, "")),
+            ("sweep.effective", list(&self.effective, "")),
+            ("sweep.precision", list(&self.precision, "\"")),
+            ("sweep.resolution", list(&self.resolution, "")),
+            ("sweep.checkpoint", list(&self.checkpoint, "\"")),
+            ("sweep.steps", self.steps.map(|steps| steps.to_string())),
+            ("sweep.timeout", self.timeout.map(|seconds| seconds.to_string())),
+            ("sweep.max_memory", self.max_memory.clone()),
+            ("sweep.max_deviation", self.max_deviation.clone()),
+            ("sweep.min_images_per_second", self.min_images_per_second.map(|speed| speed.to_string())),
+            ("sweep.baseline", self.baseline.as_ref().map(|path| path.display().to_string())),
+            ("sweep.tolerance", self.tolerance.clone()),
+        ];
+        let own = keys.into_iter().filter_map(|(key, value)| Some(Override::new(key, &value?)));
+        self.set.iter().cloned().chain(own).collect()
+    }
+}
+
+pub(super) fn run(args: &SweepArgs) -> Result<ExitCode, CommandError> {
+    let loaded = config::load(&args.config, &args.overrides())?;
+    let (cuts, left_out) = sweep::cuts(&loaded)?;
+    for cut in &left_out {
+        eprintln!("left out, since its micro-batch is above its effective batch: {cut}");
+    }
+    let bars = Bars::of(&loaded.config.sweep)?;
+    let networks = match args.pretrained {
+        true => Networks::as_configured(),
+        false => Networks::random_for(&loaded.config, args.architecture.as_deref()),
+    };
+    let networks = networks.map_err(SweepError::from)?;
+    if !networks.random().is_empty() {
+        eprintln!("random weights, of the same shapes, for {}", networks.random().join(", "));
+    }
+    let children = Children {
+        steps: loaded.config.sweep.steps,
+        timeout: Duration::from_secs(loaded.config.sweep.timeout),
+        stopped: stopped_by_signals()?,
+    };
+    let show = |number: usize, row: &Row| eprintln!("row {number}/{}  {}", cuts.len(), outcome(row));
+    let mut sweep = match sweep::run(&loaded, &cuts, &networks, &children, show) {
+        Err(SweepError::Interrupted) => {
+            eprintln!("interrupted");
+            return Ok(ExitCode::from(INTERRUPTED));
+        }
+        sweep => sweep?,
+    };
+    for reference in &sweep.references {
+        if let Some(message) = reference.status.message() {
+            eprintln!("no reference gradient: {}: {}: {message}", reference.cut, reference.status.name());
+        }
+    }
+    sweep.bars = sweep::judge(&sweep.rows, &bars);
+    let notes = bars.notes(&sweep);
+    notes.iter().for_each(|note| eprintln!("{note}"));
+    let report = Report { sweep: &sweep, notes: &notes };
+    if let Some(folder) = &args.output {
+        report.write(folder).map_err(|source| CommandError::Io { path: folder.display().to_string(), source })?;
+    }
+    if let Some(summary) = std::env::var_os("GITHUB_STEP_SUMMARY").filter(|path| !path.is_empty()).map(PathBuf::from) {
+        report
+            .append_to(&summary)
+            .map_err(|source| CommandError::Io { path: summary.display().to_string(), source })?;
+    }
+    match args.json.json {
+        true => print_json(&json!(sweep)),
+        false => print_line(&sweep::table(&sweep.rows)),
+    }
+    let unmet = sweep.bars.iter().filter(|bar| !bar.met);
+    unmet.clone().for_each(|bar| eprintln!("bar not met: {}", bar.text));
+    Ok(match (unmet.count(), sweep.rows.iter().any(|row| row.status == Status::Ok)) {
+        (1.., _) => ExitCode::from(BAR_NOT_MET),
+        (0, false) => ExitCode::FAILURE,
+        (0, true) => ExitCode::SUCCESS,
+    })
+}
+
+/// What became of a row, while the others go on.
+fn outcome(row: &Row) -> String {
+    match (row.status.message(), row.peak_memory, row.images_per_second) {
+        (None, Some(peak), Some(speed)) => format!("{}: {}, {speed:.2} images/s", row.cut, readable(peak)),
+        (message, ..) => format!("{}: {}: {}", row.cut, row.status.name(), message.unwrap_or_default()),
+    }
+}
+
+/// The first SIGINT or SIGTERM ends the row that is on, and the sweep with it.
+pub(super) fn stopped_by_signals() -> Result<Stopped, CommandError> {
+    let stopped: Stopped = Arc::new(AtomicBool::new(false));
+    let handle = stopped.clone();
+    ctrlc::set_handler(move || handle.store(true, Ordering::SeqCst))
+        .map_err(|error| CommandError::Usage(format!("cannot listen to signals: {error}")))?;
+    Ok(stopped)
+}

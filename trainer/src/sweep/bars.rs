@@ -1,0 +1,249 @@
+//! What rows are held to.
+
+use std::path::Path;
+
+use serde::{Deserialize, Serialize};
+
+use super::output::{deviation_text, speed_text};
+use super::rows::{Cut, Row, Status, Sweep, SweepError};
+use crate::config::{MaxDeviation, SweepConfig, Tolerance};
+use crate::memory::readable;
+
+/// What a user asks of every row.
+#[derive(Debug, Default)]
+pub struct Bars {
+    max_memory: Option<u64>,
+    max_deviation: Option<MaxDeviation>,
+    min_images_per_second: Option<f64>,
+    baseline: Option<(Sweep, Tolerance)>,
+}
+
+/// One row held to one bar.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Bar {
+    /// `max_memory`, `max_deviation`, `min_images_per_second`, `baseline_memory` or `baseline_speed`.
+    pub bar: String,
+    /// The row's number, counted from 0.
+    pub row: usize,
+    /// The most or the least that is let pass.
+    pub limit: f64,
+    /// What the row has; nothing if it has no such figure.
+    pub value: Option<f64>,
+    /// Whether it is let pass.
+    pub met: bool,
+    /// In words.
+    pub text: String,
+}
+
+impl Bars {
+    /// Those of `[sweep]`; reads the baseline.
+    ///
+    /// # Errors
+    /// If the baseline cannot be read.
+    pub fn of(sweep: &SweepConfig) -> Result<Self, SweepError> {
+        Ok(Self {
+            max_memory: sweep.max_memory.map(|bytes| bytes.0),
+            max_deviation: sweep.max_deviation.clone(),
+            min_images_per_second: sweep.min_images_per_second,
+            baseline: match &sweep.baseline {
+                Some(path) => Some((read(path)?, sweep.tolerance)),
+                None => None,
+            },
+        })
+    }
+
+    /// What the user should know about the baseline: rows on one side only, and another device.
+    pub fn notes(&self, sweep: &Sweep) -> Vec<String> {
+        let Some((baseline, _)) = &self.baseline else { return Vec::new() };
+        let has = |sweep: &Sweep, cut: Cut| sweep.rows.iter().any(|row| row.cut == cut);
+        let new = sweep.rows.iter().filter(|row| !has(baseline, row.cut));
+        let gone = baseline.rows.iter().filter(|row| !has(sweep, row.cut));
+        let mut notes: Vec<String> = new.map(|row| format!("not in the baseline: {}", row.cut)).collect();
+        notes.extend(gone.map(|row| format!("in the baseline alone: {}", row.cut)));
+        if let (Some(now), Some(then)) = (&sweep.device, &baseline.device)
+            && now != then
+        {
+            notes.push(format!("the baseline was measured on another device, {then}; this is {now}"));
+        }
+        notes
+    }
+
+    fn of_row(&self, index: usize, row: &Row) -> Vec<Bar> {
+        let mut bars = Vec::new();
+        let mut hold = |bar: &str, limit: f64, value: Option<f64>, most: bool, words: [String; 2]| {
+            let met = value.is_some_and(|value| if most { value <= limit } else { value >= limit });
+            let [what, than] = words;
+            let text = match (value, row.status.message()) {
+                (None, Some(message)) => format!("{}: {}: {message}", row.cut, row.status.name()),
+                (None, None) => format!("{}: there is no {what} to compare with {than}", row.cut),
+                (Some(_), _) => {
+                    let side = if met == most { "at most" } else { "at least" };
+                    let relation = match (met, most) {
+                        (true, _) => side,
+                        (false, true) => "above",
+                        (false, false) => "below",
+                    };
+                    format!("{}: {what}, {relation} {than}", row.cut)
+                }
+            };
+            bars.push(Bar { bar: bar.to_owned(), row: index, limit, value, met, text });
+        };
+        let memory = row.peak_memory.map(|bytes| bytes as f64);
+        let memory_text =
+            row.peak_memory.map_or("peak memory".into(), |peak| format!("peak memory {}", readable(peak)));
+        let speed_words =
+            row.images_per_second.map_or("speed".into(), |speed| format!("{} images/s", speed_text(speed)));
+        if let Some(limit) = self.max_memory {
+            hold("max_memory", limit as f64, memory, true, [memory_text.clone(), readable(limit)]);
+        }
+        if let Some(limit) = self.max_deviation.as_ref().and_then(|limits| limits.of(row.cut.precision)) {
+            let words =
+                row.deviation.map_or("deviation".into(), |value| format!("deviation {}", deviation_text(value)));
+            hold("max_deviation", limit, row.deviation, true, [words, deviation_text(limit)]);
+        }
+        if let Some(limit) = self.min_images_per_second {
+            hold(
+                "min_images_per_second",
+                limit,
+                row.images_per_second,
+                false,
+                [speed_words.clone(), speed_text(limit)],
+            );
+        }
+        let before = self.baseline.iter().flat_map(|(baseline, tolerance)| {
+            baseline.rows.iter().filter(|before| before.cut == row.cut).map(move |before| (before, tolerance))
+        });
+        for (before, tolerance) in before {
+            if let Some(peak) = before.peak_memory {
+                let limit = peak as f64 * (1.0 + tolerance.memory);
+                let than = format!("{} + {} %", readable(peak), percent(tolerance.memory));
+                hold("baseline_memory", limit, memory, true, [memory_text.clone(), format!("the baseline's {than}")]);
+            }
+            if let Some(speed) = before.images_per_second {
+                let limit = speed * (1.0 - tolerance.speed);
+                let than = format!("{} - {} %", speed_text(speed), percent(tolerance.speed));
+                let than = format!("the baseline's {than}");
+                hold("baseline_speed", limit, row.images_per_second, false, [speed_words.clone(), than]);
+            }
+        }
+        bars
+    }
+}
+
+fn percent(share: f64) -> f64 {
+    (share * 1e4).round() / 100.0
+}
+
+/// Holds every row to every bar.
+pub fn judge(rows: &[Row], bars: &Bars) -> Vec<Bar> {
+    rows.iter().enumerate().flat_map(|(index, row)| bars.of_row(index, row)).collect()
+}
+
+fn read(path: &Path) -> Result<Sweep, SweepError> {
+    let wrong = |message: String| SweepError::Baseline { path: path.to_owned(), message };
+    let text = std::fs::read_to_string(path).map_err(|error| wrong(error.to_string()))?;
+    let sweep: Sweep = serde_json::from_str(&text).map_err(|error| wrong(format!("is no sweep.json: {error}")))?;
+    match sweep.rows.iter().any(|row| row.status == Status::Ok) {
+        true => Ok(sweep),
+        false => Err(wrong("no row of it has figures".into())),
+    }
+}
+
+#[cfg(test)]
+pub(super) mod tests {
+    use serde_json::Map;
+
+    use super::*;
+    use crate::config::{Compute, Recompute};
+
+    pub(in crate::sweep) fn row(micro: usize, status: Status, figures: Option<(u64, f64, f64)>) -> Row {
+        Row {
+            cut: Cut { micro, effective: 8, precision: Compute::Fp32, resolution: 32, checkpoint: Recompute::None },
+            status,
+            peak_memory: figures.map(|(peak, _, _)| peak),
+            images_per_second: figures.map(|(_, speed, _)| speed),
+            deviation: figures.map(|(_, _, deviation)| deviation),
+            deviation_generator: figures.map(|(_, _, deviation)| deviation),
+            deviation_discriminator: None,
+            loss: figures.map(|_| 0.25),
+            skipped: figures.map(|_| 0),
+            memory: Map::new(),
+            seconds: 1.5,
+        }
+    }
+
+    pub(in crate::sweep) fn sweep(rows: Vec<Row>) -> Sweep {
+        Sweep {
+            config: "ci.toml".into(),
+            device: Some("cpu, 2 threads".into()),
+            random_weights: Vec::new(),
+            steps: 3,
+            references: Vec::new(),
+            rows,
+            bars: Vec::new(),
+        }
+    }
+
+    fn unmet(rows: &[Row], bars: &Bars) -> Vec<String> {
+        judge(rows, bars).into_iter().filter(|bar| !bar.met).map(|bar| bar.text).collect()
+    }
+
+    const MIB: u64 = 1 << 20;
+
+    #[test]
+    fn a_bar_not_met_is_one_line() {
+        let bars = Bars {
+            max_memory: Some(100 * MIB),
+            max_deviation: Some(MaxDeviation::All(1e-5)),
+            min_images_per_second: Some(2.0),
+            baseline: None,
+        };
+        let good = row(1, Status::Ok, Some((100 * MIB, 2.0, 1e-5)));
+        assert_eq!(unmet(&[good], &bars), Vec::<String>::new());
+        let bad = row(2, Status::Ok, Some((101 * MIB, 1.5, 2e-5)));
+        assert_eq!(
+            unmet(&[bad], &bars),
+            [
+                "micro 2 of 8, fp32, 32 px, checkpoint none: peak memory 101.00 MiB, above 100.00 MiB",
+                "micro 2 of 8, fp32, 32 px, checkpoint none: deviation 2.0e-5, above 1.0e-5",
+                "micro 2 of 8, fp32, 32 px, checkpoint none: 1.50 images/s, below 2.00",
+            ]
+        );
+        let crashed = row(4, Status::OutOfMemory("much".into()), None);
+        assert_eq!(unmet(&[crashed], &bars), ["micro 4 of 8, fp32, 32 px, checkpoint none: out of memory: much"; 3]);
+        let mut without = row(4, Status::Ok, Some((1, 9.0, 0.0)));
+        without.deviation = None;
+        assert_eq!(
+            unmet(&[without], &bars),
+            ["micro 4 of 8, fp32, 32 px, checkpoint none: there is no deviation to compare with 1.0e-5"]
+        );
+    }
+
+    #[test]
+    fn a_baseline_lets_pass_what_its_tolerance_says() {
+        let baseline = sweep(vec![row(1, Status::Ok, Some((100 * MIB, 10.0, 0.0))), row(2, Status::Ok, None)]);
+        let bars = Bars { baseline: Some((baseline, Tolerance { memory: 0.02, speed: 0.3 })), ..Bars::default() };
+        let within = row(1, Status::Ok, Some((102 * MIB, 7.0, 1.0)));
+        assert_eq!(unmet(&[within], &bars), Vec::<String>::new());
+        let worse = row(1, Status::Ok, Some((103 * MIB, 6.9, 1.0)));
+        assert_eq!(
+            unmet(std::slice::from_ref(&worse), &bars),
+            [
+                "micro 1 of 8, fp32, 32 px, checkpoint none: peak memory 103.00 MiB, above the baseline's 100.00 MiB + 2 %",
+                "micro 1 of 8, fp32, 32 px, checkpoint none: 6.90 images/s, below the baseline's 10.00 - 30 %",
+            ]
+        );
+        let failed = row(1, Status::Failed("no".into()), None);
+        assert_eq!(unmet(&[failed], &bars).len(), 2);
+        let mut now = sweep(vec![worse, row(4, Status::Ok, None)]);
+        now.device = Some("cuda:0".into());
+        assert_eq!(
+            bars.notes(&now),
+            [
+                "not in the baseline: micro 4 of 8, fp32, 32 px, checkpoint none",
+                "in the baseline alone: micro 2 of 8, fp32, 32 px, checkpoint none",
+                "the baseline was measured on another device, cpu, 2 threads; this is cuda:0",
+            ]
+        );
+    }
+}

@@ -1,0 +1,143 @@
+//! A row's process: this program again, watched until it ends or its time is up.
+
+use std::fs::{self, File};
+use std::io;
+use std::path::Path;
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use super::measure::{Figures, Gradient};
+use super::rows::{Status, SweepError};
+
+/// Often enough that a short row is not made longer by waiting for it.
+const LOOK_EVERY: Duration = Duration::from_millis(10);
+
+/// Set from a signal handler: the row that is on is killed and no other begins.
+pub type Stopped = Arc<AtomicBool>;
+
+/// Runs rows one after another.
+#[derive(Debug)]
+pub struct Children {
+    /// How many steps a row takes.
+    pub steps: u64,
+    /// What a row's process may take.
+    pub timeout: Duration,
+    /// See [`Stopped`].
+    pub stopped: Stopped,
+}
+
+impl Children {
+    /// Measures the run of the configuration file `config` in `folder`, an empty one, by the hidden verb `measure`. Returns
+    /// its figures or what became of it, and how long it took.
+    ///
+    /// # Errors
+    /// If no process can be started, or if a signal ended the sweep.
+    pub fn measure(
+        &self,
+        config: &Path,
+        folder: &Path,
+        gradient: &Gradient,
+    ) -> Result<(Result<Figures, Status>, Duration), SweepError> {
+        let io = |what: &'static str| move |source: io::Error| SweepError::Io { what, source };
+        let (stdout, stderr) = (folder.join("stdout"), folder.join("stderr"));
+        let mut command = Command::new(std::env::current_exe().map_err(io("find this program"))?);
+        command.arg("measure").arg("--config").arg(config).arg("--run-dir").arg(folder.join("run"));
+        command.arg("--steps").arg(self.steps.to_string());
+        match gradient {
+            Gradient::Write(path) => drop(command.arg("--write-gradient").arg(path)),
+            Gradient::Compare(path) => drop(command.arg("--compare-gradient").arg(path)),
+            Gradient::Ignore => {}
+        }
+        let create = |path: &Path| File::create(path).map_err(io("write what a row says"));
+        command.stdin(Stdio::null()).stdout(create(&stdout)?).stderr(create(&stderr)?);
+        let started = Instant::now();
+        let mut child = command.spawn().map_err(io("start a row"))?;
+        let ended = self.wait(&mut child, started).map_err(io("wait for a row"));
+        // Whatever happened, the process is gone before anything else begins.
+        let _ = child.kill();
+        let _ = child.wait();
+        let ended = ended?;
+        if self.stopped.load(Ordering::SeqCst) {
+            return Err(SweepError::Interrupted);
+        }
+        let said = fs::read_to_string(&stderr).unwrap_or_default();
+        let figures = match ended {
+            None => Err(Status::TimedOut(format!("not done after {} s", self.timeout.as_secs()))),
+            Some(status) if status.success() => {
+                let printed = fs::read_to_string(&stdout).unwrap_or_default();
+                serde_json::from_str(&printed).map_err(|error| Status::Failed(format!("no figures: {error}")))
+            }
+            Some(status) => Err(why(status, &said)),
+        };
+        Ok((figures, started.elapsed()))
+    }
+
+    /// `None` if the process was still running when its time was up, or when the sweep was told to stop.
+    fn wait(&self, child: &mut Child, started: Instant) -> io::Result<Option<ExitStatus>> {
+        loop {
+            if let Some(status) = child.try_wait()? {
+                return Ok(Some(status));
+            }
+            if started.elapsed() >= self.timeout || self.stopped.load(Ordering::SeqCst) {
+                return Ok(None);
+            }
+            std::thread::sleep(LOOK_EVERY);
+        }
+    }
+}
+
+/// What a process died of, from how it ended and the last that it said.
+fn why(status: ExitStatus, said: &str) -> Status {
+    let lines = || said.lines().rev().map(str::trim).filter(|line| !line.is_empty());
+    let error = lines().find_map(|line| line.strip_prefix("error: ")).or_else(|| lines().next());
+    let error = error.unwrap_or("it said nothing").to_owned();
+    let lower = said.to_lowercase();
+    // Rust's allocator, CubeCL's and CUDA's words.
+    let words = ["memory allocation of", "out of memory", "outofmemory", "out_of_memory", "buffertoobig"];
+    if words.iter().any(|word| lower.contains(word)) {
+        let line = lines().find(|line| words.iter().any(|word| line.to_lowercase().contains(word)));
+        return Status::OutOfMemory(line.map_or(error, |line| line.trim_start_matches("error: ").to_owned()));
+    }
+    match signal(status) {
+        Some(KILLED) => Status::OutOfMemory("killed by signal 9, most likely by the system for want of memory".into()),
+        Some(signal) => Status::Crashed(format!("signal {signal}: {error}")),
+        None => Status::Failed(error),
+    }
+}
+
+/// SIGKILL: not ours, whose victims are those that ran out of time.
+const KILLED: i32 = 9;
+
+#[cfg(unix)]
+fn signal(status: ExitStatus) -> Option<i32> {
+    std::os::unix::process::ExitStatusExt::signal(&status)
+}
+
+#[cfg(not(unix))]
+fn signal(_status: ExitStatus) -> Option<i32> {
+    None
+}
+
+#[cfg(all(test, unix))]
+mod tests {
+    use std::os::unix::process::ExitStatusExt;
+
+    use super::*;
+
+    #[test]
+    fn what_a_process_died_of_is_told_from_its_last_words() {
+        let exit = |code: i32| ExitStatus::from_raw(code << 8);
+        let signal = ExitStatus::from_raw;
+        let said = "device: cpu\nmemory allocation of 274877906944 bytes failed\n";
+        let words = "memory allocation of 274877906944 bytes failed".to_owned();
+        assert_eq!(why(signal(6), said), Status::OutOfMemory(words));
+        assert!(matches!(why(signal(9), "step 1/3\n"), Status::OutOfMemory(_)));
+        assert_eq!(why(signal(11), "step 1/3\n"), Status::Crashed("signal 11: step 1/3".into()));
+        let said = "error: the device failed at step 1: CUDA_ERROR_OUT_OF_MEMORY\n";
+        assert!(matches!(why(exit(1), said), Status::OutOfMemory(_)));
+        assert_eq!(why(exit(1), "device: cpu\nerror: no such thing\n"), Status::Failed("no such thing".into()));
+        assert_eq!(why(exit(1), ""), Status::Failed("it said nothing".into()));
+    }
+}

@@ -1,0 +1,123 @@
+//! The inside of one row: a few real steps, and the first one's gradient.
+
+use std::cell::RefCell;
+use std::path::{Path, PathBuf};
+use std::rc::Rc;
+
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
+
+use super::gradient_file::{self, Deviation, GradientError};
+use crate::config::Loaded;
+use crate::training::{self, Options, TrainError};
+
+/// What to do with the gradient of the first step.
+#[derive(Debug, Clone)]
+pub enum Gradient {
+    /// It is the reference: write it there.
+    Write(PathBuf),
+    /// Compare it with the reference.
+    Compare(PathBuf),
+    /// Nothing.
+    Ignore,
+}
+
+/// Why a row has no figures.
+#[derive(Debug, thiserror::Error)]
+pub enum MeasureError {
+    /// The run.
+    #[error(transparent)]
+    Train(#[from] TrainError),
+    /// Its gradient.
+    #[error(transparent)]
+    Gradient(#[from] GradientError),
+    /// The run left no line for a step.
+    #[error("the steps left no figures in {}", .0.display())]
+    NoFigures(PathBuf),
+}
+
+/// The figures of a row.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Figures {
+    /// The device, in words.
+    pub device: String,
+    /// Bytes, the most of any step.
+    pub peak_memory: u64,
+    /// Bytes by phase, the most of any step.
+    pub memory: Map<String, Value>,
+    /// Of all steps but the first, which warms up.
+    pub images_per_second: f64,
+    /// The weighted sum of the losses in the first step; `None` where it is not finite.
+    pub loss: Option<f64>,
+    /// Steps whose gradients overflowed.
+    pub skipped: u64,
+    /// Of the first step's gradient, where there is something to compare it with.
+    pub deviation: Option<Deviation>,
+}
+
+/// Takes `steps` steps of the run that `loaded` describes, in the empty `folder`.
+///
+/// # Errors
+/// As for a run, and if the gradient cannot be written or compared.
+pub fn measure(loaded: &Loaded, folder: &Path, steps: u64, gradient: Gradient) -> Result<Figures, MeasureError> {
+    let outcome: Rc<RefCell<Result<Option<Deviation>, GradientError>>> = Rc::new(RefCell::new(Ok(None)));
+    let seen = outcome.clone();
+    let options = Options { resume: false, folder: folder.to_owned() };
+    let measured = training::measure(
+        loaded,
+        &options,
+        steps,
+        Box::new(move |vqgan, discriminator, batch| {
+            *seen.borrow_mut() = match &gradient {
+                Gradient::Write(path) => gradient_file::write(path, vqgan, discriminator, batch).map(|()| None),
+                Gradient::Compare(path) => gradient_file::deviation(path, vqgan, discriminator, batch).map(Some),
+                Gradient::Ignore => Ok(None),
+            };
+        }),
+    )?;
+    let deviation = outcome.replace(Ok(None))?;
+    figures(&measured.lines, deviation, loaded.config.batch.effective, measured.device)
+        .ok_or_else(|| MeasureError::NoFigures(folder.join("metrics.jsonl")))
+}
+
+fn figures(lines: &[Value], deviation: Option<Deviation>, effective: usize, device: String) -> Option<Figures> {
+    let (first, rest) = lines.split_first()?;
+    let mut memory = Map::new();
+    for (phase, peak) in lines.iter().filter_map(|line| line["memory"].as_object()).flatten() {
+        let most = memory.get(phase).and_then(Value::as_u64).unwrap_or(0).max(peak.as_u64()?);
+        memory.insert(phase.clone(), most.into());
+    }
+    let seconds = rest.iter().map(|line| Some(effective as f64 / line["images_per_second"].as_f64()?));
+    let seconds: f64 = seconds.sum::<Option<f64>>()?;
+    let peaks = lines.iter().map(|line| line["peak_memory"].as_u64());
+    Some(Figures {
+        device,
+        peak_memory: peaks.collect::<Option<Vec<_>>>()?.into_iter().max()?,
+        memory,
+        images_per_second: (rest.len() * effective) as f64 / seconds,
+        loss: first["loss"].as_f64(),
+        skipped: lines.iter().filter(|line| line["skipped"] == true).count() as u64,
+        deviation,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn the_first_step_counts_for_memory_and_loss_but_not_for_speed() {
+        let line = |speed: f64, peak: u64, loss: f64| {
+            json!({ "images_per_second": speed, "peak_memory": peak, "loss": loss, "skipped": false,
+                    "memory": { "weights": 1, "backward": peak } })
+        };
+        let lines = [line(0.5, 9, 1.0), line(4.0, 8, 2.0), line(1.0, 7, 3.0)];
+        let figures = figures(&lines, None, 4, "cpu".into()).unwrap();
+        assert_eq!((figures.peak_memory, figures.loss, figures.skipped), (9, Some(1.0), 0));
+        // Eight images in one second and four.
+        assert_eq!(figures.images_per_second, 8.0 / 5.0);
+        assert_eq!(Value::Object(figures.memory), json!({ "weights": 1, "backward": 9 }));
+    }
+}

@@ -1,0 +1,327 @@
+//! The rows of a sweep, from what is varied to what came of each.
+
+use std::fmt;
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
+
+use super::bars::Bar;
+use super::child::Children;
+use super::measure::{Figures, Gradient};
+use super::random::{Networks, RandomError};
+use crate::config::{Compute, Config, ConfigError, Loaded, Recompute};
+
+/// What one row has of its own.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub struct Cut {
+    /// `batch.micro`
+    pub micro: usize,
+    /// `batch.effective`
+    pub effective: usize,
+    /// `precision.compute`
+    pub precision: Compute,
+    /// `data.resolution`, in pixels.
+    pub resolution: u32,
+    /// `memory.checkpoint`
+    pub checkpoint: Recompute,
+}
+
+impl fmt::Display for Cut {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { micro, effective, precision, resolution, checkpoint } = self;
+        write!(f, "micro {micro} of {effective}, {precision}, {resolution} px, checkpoint {checkpoint}")
+    }
+}
+
+impl Cut {
+    fn of(config: &Config) -> Self {
+        Self {
+            micro: config.batch.micro,
+            effective: config.batch.effective,
+            precision: config.precision.compute,
+            resolution: config.data.resolution,
+            checkpoint: config.memory.checkpoint,
+        }
+    }
+
+    /// `config` with this row's values, and with every loss that is on counting from the first step, so that few steps show
+    /// what the whole run takes.
+    pub fn apply(&self, config: &Config) -> Config {
+        let mut config = config.clone();
+        config.batch.micro = self.micro;
+        config.batch.effective = self.effective;
+        config.precision.compute = self.precision;
+        config.data.resolution = self.resolution;
+        config.memory.checkpoint = self.checkpoint;
+        config.sweep = crate::config::SweepConfig::default();
+        config.losses.all_from_the_first_step();
+        config.discriminator.start = None;
+        config
+    }
+}
+
+/// The row that others are compared with: f32, and of all cuts the one that takes the least memory, so that there is a
+/// reference wherever there is a row.
+pub fn reference_of(cut: Cut) -> Cut {
+    Cut { micro: 1, precision: Compute::Fp32, checkpoint: Recompute::Blocks, ..cut }
+}
+
+/// What became of a row.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "status", content = "message", rename_all = "kebab-case")]
+pub enum Status {
+    /// It has figures.
+    Ok,
+    /// It asked for more memory than there is.
+    OutOfMemory(String),
+    /// It took too long.
+    TimedOut(String),
+    /// Its process was ended by a signal.
+    Crashed(String),
+    /// It ended with an error.
+    Failed(String),
+}
+
+impl Status {
+    /// In words.
+    pub fn name(&self) -> &'static str {
+        match self {
+            Self::Ok => "ok",
+            Self::OutOfMemory(_) => "out of memory",
+            Self::TimedOut(_) => "timed out",
+            Self::Crashed(_) => "crashed",
+            Self::Failed(_) => "failed",
+        }
+    }
+
+    /// More than the name says.
+    pub fn message(&self) -> Option<&str> {
+        match self {
+            Self::Ok => None,
+            Self::OutOfMemory(text) | Self::TimedOut(text) | Self::Crashed(text) | Self::Failed(text) => Some(text),
+        }
+    }
+}
+
+/// A row of the table.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Row {
+    /// What it has of its own.
+    #[serde(flatten)]
+    pub cut: Cut,
+    /// What became of it.
+    #[serde(flatten)]
+    pub status: Status,
+    /// Bytes; nothing of the comparison with the reference is in it.
+    pub peak_memory: Option<u64>,
+    /// Of all steps but the first.
+    pub images_per_second: Option<f64>,
+    /// Of the first step's whole gradient from the reference's, `||a - b|| / ||b||`.
+    pub deviation: Option<f64>,
+    /// The same of the generator alone.
+    pub deviation_generator: Option<f64>,
+    /// The same of the discriminator alone.
+    pub deviation_discriminator: Option<f64>,
+    /// Of the first step.
+    pub loss: Option<f64>,
+    /// Steps that overflowed.
+    pub skipped: Option<u64>,
+    /// Bytes by phase.
+    pub memory: Map<String, Value>,
+    /// What the row took, with its start.
+    pub seconds: f64,
+}
+
+impl Row {
+    fn new(cut: Cut, measured: Result<Figures, Status>, took: Duration) -> Self {
+        let (status, figures) = match measured {
+            Ok(figures) => (Status::Ok, Some(figures)),
+            Err(status) => (status, None),
+        };
+        let deviation = figures.as_ref().and_then(|figures| figures.deviation);
+        Self {
+            cut,
+            status,
+            peak_memory: figures.as_ref().map(|figures| figures.peak_memory),
+            images_per_second: figures.as_ref().map(|figures| figures.images_per_second),
+            deviation: deviation.and_then(|deviation| deviation.whole),
+            deviation_generator: deviation.and_then(|deviation| deviation.generator),
+            deviation_discriminator: deviation.and_then(|deviation| deviation.discriminator),
+            loss: figures.as_ref().and_then(|figures| figures.loss),
+            skipped: figures.as_ref().map(|figures| figures.skipped),
+            memory: figures.map(|figures| figures.memory).unwrap_or_default(),
+            seconds: took.as_secs_f64(),
+        }
+    }
+}
+
+/// What rows of one effective batch and resolution are compared with.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Reference {
+    /// How it was computed.
+    #[serde(flatten)]
+    pub cut: Cut,
+    /// Without `ok` its rows have no deviation.
+    #[serde(flatten)]
+    pub status: Status,
+    /// Of the first step.
+    pub loss: Option<f64>,
+}
+
+/// A whole sweep, as `sweep.json` has it.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Sweep {
+    /// The configuration's name.
+    pub config: String,
+    /// The device, in words, if any row got so far.
+    pub device: Option<String>,
+    /// Which networks had random weights, if any had.
+    pub random_weights: Vec<String>,
+    /// Optimizer steps of each row.
+    pub steps: u64,
+    /// What the rows were compared with.
+    pub references: Vec<Reference>,
+    /// By resolution, effective batch, precision, checkpoint and micro-batch, each in the order asked for.
+    pub rows: Vec<Row>,
+    /// What each row was held to.
+    #[serde(default)]
+    pub bars: Vec<Bar>,
+}
+
+/// Why there is no sweep, apart from what becomes of single rows.
+#[derive(Debug, thiserror::Error)]
+pub enum SweepError {
+    /// The configuration.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    /// Every combination has a micro-batch above its effective batch.
+    #[error("no row is left: every micro-batch is above the effective batch")]
+    NoRows,
+    /// The networks that a row needs.
+    #[error(transparent)]
+    Random(#[from] RandomError),
+    /// The configuration cannot be written for a row.
+    #[error("the row's configuration cannot be written: {0}")]
+    Toml(#[from] toml::ser::Error),
+    /// The disk, or the system's processes.
+    #[error("cannot {what}: {source}")]
+    Io {
+        /// What was tried.
+        what: &'static str,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// A baseline that cannot be read.
+    #[error("--baseline {}: {message}", path.display())]
+    Baseline {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        message: String,
+    },
+    /// A signal.
+    #[error("interrupted")]
+    Interrupted,
+}
+
+/// The rows of `loaded`'s `[sweep]`, and those left out because their micro-batch is above their effective batch.
+///
+/// # Errors
+/// If a row's configuration is none, or if no row is left.
+pub fn cuts(loaded: &Loaded) -> Result<(Vec<Cut>, Vec<Cut>), SweepError> {
+    let own = Cut::of(&loaded.config);
+    let sweep = &loaded.config.sweep;
+    let mut all = Vec::new();
+    for resolution in or_own(&sweep.resolution, own.resolution) {
+        for effective in or_own(&sweep.effective, own.effective) {
+            for precision in or_own(&sweep.precision, own.precision) {
+                for checkpoint in or_own(&sweep.checkpoint, own.checkpoint) {
+                    for micro in or_own(&sweep.micro, own.micro) {
+                        let cut = Cut { micro, effective, precision, resolution, checkpoint };
+                        if !all.contains(&cut) {
+                            all.push(cut);
+                        }
+                    }
+                }
+            }
+        }
+    }
+    let (rows, left_out): (Vec<_>, Vec<_>) = all.into_iter().partition(|cut| cut.micro <= cut.effective);
+    for cut in &rows {
+        cut.apply(&loaded.config).check().map_err(|problem| loaded.locate(problem))?;
+    }
+    if rows.is_empty() { Err(SweepError::NoRows) } else { Ok((rows, left_out)) }
+}
+
+fn or_own<T: Copy>(values: &[T], own: T) -> Vec<T> {
+    if values.is_empty() { vec![own] } else { values.to_vec() }
+}
+
+/// Measures every row of `cuts`, one after another, each in a process of its own; `show` sees each when it is there, with
+/// its number counted from 1.
+///
+/// # Errors
+/// If processes or files cannot be had, or if a signal came. What becomes of a row is no error.
+pub fn run(
+    loaded: &Loaded,
+    cuts: &[Cut],
+    networks: &Networks,
+    children: &Children,
+    mut show: impl FnMut(usize, &Row),
+) -> Result<Sweep, SweepError> {
+    let folder = networks.folder();
+    let mut sweep = Sweep {
+        config: loaded.name().to_owned(),
+        device: None,
+        random_weights: networks.random(),
+        steps: children.steps,
+        references: Vec::new(),
+        rows: Vec::new(),
+        bars: Vec::new(),
+    };
+    let gradient = folder.join("reference.safetensors");
+    let measure = |cut: &Cut, what: &Gradient| {
+        let folder = tempfile::tempdir_in(folder).map_err(io_error("make a row's folder"))?;
+        let config = write_config(&networks.config(cut.apply(&loaded.config)), folder.path())?;
+        children.measure(&config, folder.path(), what)
+    };
+    for (index, cut) in cuts.iter().enumerate() {
+        let reference = reference_of(*cut);
+        if sweep.references.last().is_none_or(|last| last.cut != reference) {
+            let (measured, _) = measure(&reference, &Gradient::Write(gradient.clone()))?;
+            let (status, loss) = match measured {
+                Ok(figures) => (Status::Ok, figures.loss),
+                Err(status) => (status, None),
+            };
+            sweep.references.push(Reference { cut: reference, status, loss });
+        }
+        let has_reference = sweep.references.last().is_some_and(|last| last.status == Status::Ok);
+        let what = if has_reference { Gradient::Compare(gradient.clone()) } else { Gradient::Ignore };
+        let (measured, took) = measure(cut, &what)?;
+        if let Ok(figures) = &measured {
+            sweep.device = Some(figures.device.clone());
+        }
+        let row = Row::new(*cut, measured, took);
+        show(index + 1, &row);
+        sweep.rows.push(row);
+    }
+    Ok(sweep)
+}
+
+/// `config` as a file in `folder`.
+///
+/// # Errors
+/// If it cannot be written.
+pub(super) fn write_config(config: &Config, folder: &Path) -> Result<PathBuf, SweepError> {
+    let path = folder.join("row.toml");
+    fs::write(&path, toml::to_string(config)?).map_err(io_error("write a row's configuration"))?;
+    Ok(path)
+}
+
+pub(super) fn io_error(what: &'static str) -> impl FnOnce(io::Error) -> SweepError {
+    move |source| SweepError::Io { what, source }
+}

@@ -1,0 +1,88 @@
+//! A few steps of a run for their figures alone.
+
+use burn_train::Interrupter;
+use checkpoints::run::RunError;
+use serde_json::Value;
+
+use super::step::StepError;
+use super::{Options, TrainError, Training};
+use crate::adversary::Adversary;
+use crate::config::Loaded;
+use crate::engine::{EffectiveBatch, Figures, StepSettings};
+use crate::models::VqGan;
+use crate::models::discriminator::PatchGan;
+
+/// Sees the gradients of the first step before they are unscaled and clipped.
+pub type FirstGradient = Box<dyn FnOnce(&VqGan, Option<&PatchGan>, &EffectiveBatch)>;
+
+/// What a few steps were like.
+#[derive(Debug, Clone)]
+pub struct Measured {
+    /// The device, in words.
+    pub device: String,
+    /// Each step's line of `metrics.jsonl`.
+    pub lines: Vec<Value>,
+}
+
+/// Takes the first `steps` steps of the run that `loaded` describes, in the empty folder of `options`, without validating
+/// or saving anything.
+///
+/// # Errors
+/// As for a run.
+pub fn measure(
+    loaded: &Loaded,
+    options: &Options,
+    steps: u64,
+    first_gradient: FirstGradient,
+) -> Result<Measured, TrainError> {
+    let mut training = Training::prepare(loaded, options)?;
+    training.first_gradient = Some(first_gradient);
+    let mut loaders = training.start_loaders()?;
+    for _ in 0..steps.min(training.config.run.steps) {
+        match training.one_step(&mut loaders, &Interrupter::new()) {
+            Ok(()) | Err(StepError::Interrupted) => {}
+            Err(StepError::Failed(error)) => return Err(error),
+        }
+    }
+    let path = options.folder.join("metrics.jsonl");
+    let text = std::fs::read_to_string(&path).map_err(RunError::io("read", &path))?;
+    let lines = text.lines().filter_map(|line| serde_json::from_str(line).ok()).collect();
+    Ok(Measured { device: training.device.description.clone(), lines })
+}
+
+impl Training {
+    /// Shows the gradients of the step that is on, of which `batch` and `figures` are what was computed. After an overflow
+    /// that a smaller loss scale may cure they are computed again, until they are finite or the scale is its smallest.
+    pub(super) fn show_gradient(
+        &self,
+        see: FirstGradient,
+        mut settings: StepSettings,
+        batch: &EffectiveBatch,
+        figures: &Figures,
+        interrupter: &Interrupter,
+    ) -> Result<(), StepError> {
+        let rule = self.config.precision.scaling().ok();
+        let smaller = |settings: &StepSettings, figures: &Figures| {
+            let rule = rule.as_ref()?;
+            let mut scales = settings.loss_scales;
+            let lower = |scale: f64| (scale * rule.backoff_factor).max(rule.min);
+            if !(figures.grad_norm.is_finite() && figures.total.is_finite()) {
+                scales.generator = lower(scales.generator);
+            }
+            if figures.discriminator_grad_norm.is_some_and(|norm| !norm.is_finite()) {
+                scales.discriminator = lower(scales.discriminator);
+            }
+            (scales != settings.loss_scales).then_some(scales)
+        };
+        let (mut next, mut again) = (smaller(&settings, figures), None);
+        while let Some(scales) = next {
+            settings.loss_scales = scales;
+            let batch = self.gradients_again(settings, interrupter)?;
+            let figures = self.read_figures(&batch).map_err(|message| self.device_failed(message))?;
+            next = smaller(&settings, &figures);
+            again = Some(batch);
+        }
+        see(self.model(), self.adversary.as_ref().map(Adversary::model), again.as_ref().unwrap_or(batch));
+        Ok(())
+    }
+}
