@@ -10,3 +10,4 @@ mod report;
 mod resume;
 mod run;
 mod stop;
+mod sweep;

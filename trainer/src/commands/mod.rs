@@ -3,6 +3,7 @@
 mod devices;
 mod export;
 mod measure;
+mod plan;
 mod reconstruct;
 mod report;
 mod sweep;
@@ -48,6 +49,8 @@ enum Verb {
     Report(report::ReportArgs),
     /// Measure memory, speed and the gradient's exactness at other micro-batches, precisions and resolutions
     Sweep(Box<sweep::SweepArgs>),
+    /// Say what other micro-batches would take, from a few measured steps
+    Plan(plan::PlanArgs),
     /// Measure one row of a sweep
     #[command(hide = true)]
     Measure(measure::MeasureArgs),
@@ -137,6 +140,7 @@ fn dispatch(command_line: &CommandLine) -> Result<ExitCode, CommandError> {
         Some(Verb::Export(args)) => export::run(args),
         Some(Verb::Report(args)) => report::run(args),
         Some(Verb::Sweep(args)) => sweep::run(args),
+        Some(Verb::Plan(args)) => plan::run(args),
         Some(Verb::Measure(args)) => measure::run(args),
         Some(Verb::Devices(args)) => devices::run(args),
     }

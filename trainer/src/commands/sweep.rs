@@ -153,9 +153,9 @@ pub(super) fn run(args: &SweepArgs) -> Result<ExitCode, CommandError> {
         true => print_json(&json!(sweep)),
         false => print_line(&sweep::table(&sweep.rows)),
     }
-    let unmet = sweep.bars.iter().filter(|bar| !bar.met);
-    unmet.clone().for_each(|bar| eprintln!("bar not met: {}", bar.text));
-    Ok(match (unmet.count(), sweep.rows.iter().any(|row| row.status == Status::Ok)) {
+    let unmet = sweep::unmet_lines(&sweep.bars);
+    unmet.iter().for_each(|line| eprintln!("bar not met: {line}"));
+    Ok(match (unmet.len(), sweep.rows.iter().any(|row| row.status == Status::Ok)) {
         (1.., _) => ExitCode::from(BAR_NOT_MET),
         (0, false) => ExitCode::FAILURE,
         (0, true) => ExitCode::SUCCESS,

@@ -192,6 +192,14 @@ impl Default for DataConfig {
     }
 }
 
+impl DataConfig {
+    /// Takes drawn pictures of the same size, for which no file is needed.
+    pub fn draw_shapes(&mut self) {
+        self.source = DataSource::Shapes;
+        self.path = None;
+    }
+}
+
 /// A source of pictures.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(rename_all = "lowercase")]

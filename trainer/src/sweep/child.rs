@@ -63,6 +63,7 @@ impl Children {
             return Err(SweepError::Interrupted);
         }
         let said = fs::read_to_string(&stderr).unwrap_or_default();
+        let said = without_places(&said, config);
         let figures = match ended {
             None => Err(Status::TimedOut(format!("not done after {} s", self.timeout.as_secs()))),
             Some(status) if status.success() => {
@@ -86,6 +87,18 @@ impl Children {
             std::thread::sleep(LOOK_EVERY);
         }
     }
+}
+
+/// Lines of the row's own configuration file say nothing to a user, who has never seen it.
+fn without_places(said: &str, config: &Path) -> String {
+    let place = format!("{}:", config.display());
+    let shorten = |line: &str| match line.split_once(&place) {
+        Some((before, after)) => {
+            format!("{before}{}\n", after.trim_start_matches(|c: char| c.is_ascii_digit() || c == ':').trim_start())
+        }
+        None => format!("{line}\n"),
+    };
+    said.lines().map(shorten).collect()
 }
 
 /// What a process died of, from how it ended and the last that it said.
@@ -125,6 +138,13 @@ mod tests {
     use std::os::unix::process::ExitStatusExt;
 
     use super::*;
+
+    #[test]
+    fn the_rows_own_file_is_not_spoken_of() {
+        let said = "device: cpu\nerror: /tmp/x/row.toml:25: `data.resolution` is 33\nerror: /tmp/x/row.toml: no\n";
+        let expected = "device: cpu\nerror: `data.resolution` is 33\nerror: no\n";
+        assert_eq!(without_places(said, Path::new("/tmp/x/row.toml")), expected);
+    }
 
     #[test]
     fn what_a_process_died_of_is_told_from_its_last_words() {

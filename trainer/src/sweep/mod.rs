@@ -10,7 +10,8 @@ mod output;
 pub mod random;
 mod rows;
 
-pub use bars::{Bar, Bars, judge};
+pub use bars::{Bar, Bars, judge, unmet_lines};
 pub use child::{Children, Stopped};
 pub use output::{Report, markdown, table};
+pub(crate) use rows::measure_cut;
 pub use rows::{Cut, Row, Status, Sweep, SweepError, cuts, reference_of, run};

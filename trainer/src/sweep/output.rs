@@ -9,7 +9,7 @@ use comfy_table::presets::{ASCII_MARKDOWN, NOTHING};
 use comfy_table::{CellAlignment, ContentArrangement, Table, TableStyle};
 use quick_junit::{NonSuccessKind, Property, Report as JUnit, TestCase, TestCaseStatus, TestSuite};
 
-use super::bars::Bar;
+use super::bars::{Bar, unmet_lines};
 use super::rows::{Row, Status, Sweep};
 use crate::memory::readable;
 
@@ -97,13 +97,10 @@ pub fn table(rows: &[Row]) -> String {
 }
 
 impl Report<'_> {
-    fn unmet(&self) -> impl Iterator<Item = &Bar> {
-        self.sweep.bars.iter().filter(|bar| !bar.met)
-    }
-
     /// A line on how the bars were met.
     fn verdict(&self) -> String {
-        let (bars, unmet) = (self.sweep.bars.len(), self.unmet().count());
+        let Sweep { bars, .. } = self.sweep;
+        let (bars, unmet) = (bars.len(), bars.iter().filter(|bar| !bar.met).count());
         match (bars, unmet) {
             (0, _) => "No bars were set.".into(),
             (_, 0) => format!("All {bars} bars are met."),
@@ -129,7 +126,8 @@ impl Report<'_> {
     pub fn junit(&self) -> Result<String, quick_junit::SerializeError> {
         let mut suite = TestSuite::new(format!("sweep of {}", self.sweep.config));
         for (index, row) in self.sweep.rows.iter().enumerate() {
-            let unmet: Vec<&str> = self.unmet().filter(|bar| bar.row == index).map(|bar| bar.text.as_str()).collect();
+            let bars: Vec<Bar> = self.sweep.bars.iter().filter(|bar| bar.row == index).cloned().collect();
+            let unmet = unmet_lines(&bars);
             let mut status = match (&row.status, unmet.is_empty()) {
                 (_, false) => TestCaseStatus::non_success(NonSuccessKind::Failure),
                 (Status::Ok, true) => TestCaseStatus::success(),
@@ -162,10 +160,9 @@ impl Report<'_> {
 /// Markdown for a CI job's summary.
 pub fn markdown(report: Report) -> String {
     let mut text = format!("### train sweep\n\n{}\n\n", report.verdict());
-    for bar in report.unmet() {
-        text += &format!("- {}\n", bar.text);
-    }
-    if report.unmet().next().is_some() {
+    let unmet = unmet_lines(&report.sweep.bars);
+    unmet.iter().for_each(|line| text += &format!("- {line}\n"));
+    if !unmet.is_empty() {
         text.push('\n');
     }
     let mut table: Vec<String> = build(ASCII_MARKDOWN, &report.sweep.rows).lines().collect();

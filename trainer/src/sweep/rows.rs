@@ -3,7 +3,7 @@
 use std::fmt;
 use std::fs;
 use std::io;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
@@ -38,7 +38,8 @@ impl fmt::Display for Cut {
 }
 
 impl Cut {
-    fn of(config: &Config) -> Self {
+    /// The cut that `config` itself has.
+    pub fn of(config: &Config) -> Self {
         Self {
             micro: config.batch.micro,
             effective: config.batch.effective,
@@ -223,6 +224,9 @@ pub enum SweepError {
         /// What is wrong with it.
         message: String,
     },
+    /// No row has figures.
+    #[error("nothing could be measured: {0}")]
+    Nothing(String),
     /// A signal.
     #[error("interrupted")]
     Interrupted,
@@ -273,7 +277,6 @@ pub fn run(
     children: &Children,
     mut show: impl FnMut(usize, &Row),
 ) -> Result<Sweep, SweepError> {
-    let folder = networks.folder();
     let mut sweep = Sweep {
         config: loaded.name().to_owned(),
         device: None,
@@ -283,12 +286,8 @@ pub fn run(
         rows: Vec::new(),
         bars: Vec::new(),
     };
-    let gradient = folder.join("reference.safetensors");
-    let measure = |cut: &Cut, what: &Gradient| {
-        let folder = tempfile::tempdir_in(folder).map_err(io_error("make a row's folder"))?;
-        let config = write_config(&networks.config(cut.apply(&loaded.config)), folder.path())?;
-        children.measure(&config, folder.path(), what)
-    };
+    let gradient = networks.folder().join("reference.safetensors");
+    let measure = |cut: &Cut, what: &Gradient| measure_cut(loaded, cut, networks, children, what);
     for (index, cut) in cuts.iter().enumerate() {
         let reference = reference_of(*cut);
         if sweep.references.last().is_none_or(|last| last.cut != reference) {
@@ -312,16 +311,21 @@ pub fn run(
     Ok(sweep)
 }
 
-/// `config` as a file in `folder`.
+/// Measures one cut in a process of its own. Returns its figures or what became of it, and how long it took.
 ///
 /// # Errors
-/// If it cannot be written.
-pub(super) fn write_config(config: &Config, folder: &Path) -> Result<PathBuf, SweepError> {
-    let path = folder.join("row.toml");
-    fs::write(&path, toml::to_string(config)?).map_err(io_error("write a row's configuration"))?;
-    Ok(path)
-}
-
-pub(super) fn io_error(what: &'static str) -> impl FnOnce(io::Error) -> SweepError {
-    move |source| SweepError::Io { what, source }
+/// If processes or files cannot be had, or if a signal came.
+pub(crate) fn measure_cut(
+    loaded: &Loaded,
+    cut: &Cut,
+    networks: &Networks,
+    children: &Children,
+    gradient: &Gradient,
+) -> Result<(Result<Figures, Status>, Duration), SweepError> {
+    let io = |what: &'static str| move |source: io::Error| SweepError::Io { what, source };
+    let folder = tempfile::tempdir_in(networks.folder()).map_err(io("make a row's folder"))?;
+    let config = networks.config(cut.apply(&loaded.config));
+    let path = folder.path().join("row.toml");
+    fs::write(&path, toml::to_string(&config)?).map_err(io("write a row's configuration"))?;
+    children.measure(&path, folder.path(), gradient)
 }

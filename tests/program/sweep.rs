@@ -1,0 +1,242 @@
+//! `train sweep`: its figures, its files, its bars, and rows that end badly.
+
+use std::fs;
+use std::path::Path;
+
+use serde_json::Value;
+use tempfile::TempDir;
+
+use crate::command::{Finished, command, finished, run, small};
+
+/// [`SMALL`](crate::command::SMALL) with everything on that couples samples.
+const COUPLED: &str = "
+[losses.codebook]
+entropy = 0.1
+[losses.adversarial]
+weight = 0.5
+[discriminator]
+channels = 8
+layers = 1
+";
+
+fn folder() -> TempDir {
+    let folder = small();
+    let path = folder.path().join("small.toml");
+    fs::write(&path, fs::read_to_string(&path).unwrap() + COUPLED).unwrap();
+    folder
+}
+
+fn sweep(folder: &Path, arguments: &[&str]) -> Finished {
+    let all: Vec<&str> = ["sweep", "--config", "small.toml", "--steps", "2"].iter().chain(arguments).copied().collect();
+    run(folder, &all)
+}
+
+fn read(path: &Path) -> String {
+    fs::read_to_string(path).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
+}
+
+fn rows(finished: &Finished) -> Vec<Value> {
+    let sweep: Value = serde_json::from_str(&finished.stdout).unwrap();
+    sweep["rows"].as_array().unwrap().clone()
+}
+
+#[test]
+fn every_cut_has_its_row_and_the_same_gradient() {
+    let folder = folder();
+    let summary = folder.path().join("job-summary.md");
+    fs::write(&summary, "before\n").unwrap();
+    let mut command = command(
+        folder.path(),
+        &[
+            "sweep",
+            "--config",
+            "small.toml",
+            "--steps",
+            "2",
+            "--micro",
+            "4,3,1",
+            "--checkpoint",
+            "none,blocks",
+            "--json",
+            "--output",
+            "out/ci",
+            "--max-deviation",
+            "1e-5",
+            "--max-memory",
+            "1GiB",
+            "--min-images-per-second",
+            "0.01",
+        ],
+    );
+    let finished = finished(command.env("GITHUB_STEP_SUMMARY", &summary).output().unwrap()).success();
+    let rows = rows(&finished);
+    let cuts: Vec<_> =
+        rows.iter().map(|row| (row["checkpoint"].as_str().unwrap(), row["micro"].as_u64().unwrap())).collect();
+    assert_eq!(cuts, [("none", 4), ("none", 3), ("none", 1), ("blocks", 4), ("blocks", 3), ("blocks", 1)]);
+    for row in &rows {
+        assert_eq!((&row["status"], &row["effective"], &row["resolution"]), (&"ok".into(), &4.into(), &16.into()));
+        let deviation = row["deviation"].as_f64().unwrap();
+        assert!(deviation <= 1e-5, "{row}");
+        // Another cut rounds otherwise: a gradient compared with itself would be no comparison.
+        assert!(deviation > 0.0 || row["micro"] == 1, "{row}");
+        for figure in ["deviation_generator", "deviation_discriminator", "loss", "images_per_second", "seconds"] {
+            assert!(row[figure].as_f64().is_some_and(|value| value >= 0.0), "{figure}: {row}");
+        }
+        let memory = row["memory"].as_object().unwrap();
+        let phases: Vec<&str> = memory.keys().map(String::as_str).collect();
+        assert_eq!(
+            phases,
+            ["adversarial", "backward", "discriminator", "first_pass", "forward", "optimizer", "pixel", "weights"]
+        );
+        let most = memory.values().filter_map(Value::as_u64).max();
+        assert_eq!(most, row["peak_memory"].as_u64(), "{row}");
+        assert!((row["loss"].as_f64().unwrap() - rows[0]["loss"].as_f64().unwrap()).abs() < 1e-5, "{row}");
+    }
+    // More pictures at a time take more memory, and recomputing takes less of it.
+    let peak = |index: usize| rows[index]["peak_memory"].as_u64().unwrap();
+    assert!(peak(0) > peak(1) && peak(1) > peak(2) && peak(3) < peak(0), "{rows:?}");
+
+    let out = folder.path().join("out/ci");
+    let written: Value = serde_json::from_str(&read(&out.join("sweep.json"))).unwrap();
+    assert_eq!(written["rows"], Value::Array(rows));
+    let bars = written["bars"].as_array().unwrap();
+    assert_eq!(bars.len(), 18);
+    assert!(bars.iter().all(|bar| bar["met"] == true), "{bars:?}");
+    let junit = read(&out.join("junit.xml"));
+    assert!(junit.contains("tests=\"6\" skipped=\"0\" failures=\"0\" errors=\"0\""), "{junit}");
+    let markdown = read(&out.join("summary.md"));
+    assert!(markdown.contains("All 18 bars are met."), "{markdown}");
+    assert_eq!(read(&summary), format!("before\n{markdown}"));
+}
+
+/// Settings that depend on the micro-batch by their nature are told from those that do not.
+#[test]
+fn a_gradient_that_depends_on_the_cut_fails_the_bar() {
+    let folder = folder();
+    for setting in ["losses.adversarial.adaptive=micro-batch", "discriminator.norm=batch"] {
+        let arguments = ["--micro", "1,3", "--max-deviation", "1e-5", "--set", setting, "--output", "out"];
+        let finished = sweep(folder.path(), &arguments);
+        assert_eq!(finished.code, 3, "{}", finished.stderr);
+        let unmet: Vec<&str> = finished.stderr.lines().filter(|line| line.starts_with("bar not met: ")).collect();
+        assert_eq!(unmet.len(), 1, "{}", finished.stderr);
+        assert!(
+            unmet[0].starts_with("bar not met: micro 3 of 4, fp32, 16 px, checkpoint none: deviation "),
+            "{unmet:?}"
+        );
+        let junit = read(&folder.path().join("out/junit.xml"));
+        assert!(junit.contains("failures=\"1\""), "{junit}");
+        assert!(
+            finished.stdout.lines().count() == 3 && finished.stdout.contains("micro  effective"),
+            "{}",
+            finished.stdout
+        );
+    }
+}
+
+#[test]
+fn a_baseline_is_held_to() {
+    let folder = folder();
+    sweep(folder.path(), &["--micro", "1,2", "--output", "base"]).success();
+    let base = folder.path().join("base/sweep.json");
+    let against = |name: &str, arguments: &[&str]| {
+        let all = [&["--baseline", name, "--tolerance", "memory=5%,speed=95%"], arguments].concat();
+        sweep(folder.path(), &all)
+    };
+    let same = against("base/sweep.json", &["--micro", "1,3"]).success();
+    assert!(same.stderr.contains("not in the baseline: micro 3 of 4"), "{}", same.stderr);
+    assert!(same.stderr.contains("in the baseline alone: micro 2 of 4"), "{}", same.stderr);
+
+    let mut better: Value = serde_json::from_str(&read(&base)).unwrap();
+    for row in better["rows"].as_array_mut().unwrap() {
+        row["peak_memory"] = (row["peak_memory"].as_u64().unwrap() / 2).into();
+    }
+    fs::write(folder.path().join("better.json"), better.to_string()).unwrap();
+    let worse = against("better.json", &["--micro", "1"]);
+    assert_eq!(worse.code, 3, "{}", worse.stderr);
+    assert!(worse.stderr.contains("above the baseline's") && worse.stderr.contains("+ 5 %"), "{}", worse.stderr);
+
+    let error = against("none.json", &["--micro", "1"]).error(2);
+    assert!(error.starts_with("error: --baseline none.json: "), "{error}");
+}
+
+/// The attention over a million places asks for four terabytes, which no machine lends.
+#[test]
+fn a_row_that_ends_badly_is_a_row_and_not_the_end() {
+    let folder = small();
+    let arguments = ["--micro", "1", "--resolution", "2048,15,16", "--set", "model.channels=[4,4]", "--json"];
+    let arguments =
+        [&arguments[..], &["--set", "data.images=8", "--set", "data.validation=0", "--output", "out"]].concat();
+    let mixed = sweep(folder.path(), &arguments).success();
+    let rows = rows(&mixed);
+    let statuses: Vec<&str> = rows.iter().map(|row| row["status"].as_str().unwrap()).collect();
+    assert_eq!(statuses, ["out-of-memory", "failed", "ok"], "{}", mixed.stderr);
+    assert!(rows[0]["message"].as_str().unwrap().starts_with("memory allocation of "), "{}", rows[0]);
+    assert!(rows[1]["message"].as_str().unwrap().contains("16 to 4096 pixels, not 15"), "{}", rows[1]);
+    assert!(rows[0]["peak_memory"].is_null() && rows[2]["deviation"].is_number(), "{rows:?}");
+    let junit = read(&folder.path().join("out/junit.xml"));
+    assert!(junit.contains("skipped=\"2\" errors=\"0\" failures=\"0\""), "{junit}");
+
+    let barred = sweep(folder.path(), &["--micro", "1", "--resolution", "15,16", "--max-memory", "1GiB"]);
+    assert_eq!(barred.code, 3, "{}", barred.stderr);
+    assert!(
+        barred.stderr.contains("bar not met: micro 1 of 4, fp32, 15 px, checkpoint none: failed: "),
+        "{}",
+        barred.stderr
+    );
+    assert_eq!(sweep(folder.path(), &["--resolution", "15"]).code, 1);
+}
+
+#[test]
+fn a_row_that_takes_too_long_is_given_up() {
+    let folder = small();
+    let arguments = ["--timeout", "1", "--effective", "100000", "--micro", "1", "--json"];
+    let finished = sweep(folder.path(), &arguments);
+    assert_eq!(finished.code, 1, "{}", finished.stderr);
+    let rows = rows(&finished);
+    assert_eq!((&rows[0]["status"], &rows[0]["message"]), (&"timed-out".into(), &"not done after 1 s".into()));
+}
+
+/// Nothing is fetched for a sweep unless it is asked for: the tests have no network.
+#[test]
+fn networks_on_the_hub_get_random_weights() {
+    let folder = small();
+    let arguments = [
+        "--micro",
+        "2",
+        "--set",
+        "losses.perceptual.weight=1",
+        "--set",
+        "losses.perceptual.backbone=hf://someone/vgg16",
+    ];
+    let arguments = [&arguments[..], &["--resolution", "32", "--json"]].concat();
+    let finished = sweep(folder.path(), &arguments).success();
+    let sweep_json: Value = serde_json::from_str(&finished.stdout).unwrap();
+    let random = ["losses.perceptual.backbone", "losses.perceptual.linear"];
+    assert_eq!(sweep_json["random_weights"], serde_json::json!(random));
+    assert!(sweep_json["rows"][0]["memory"]["perceptual"].is_u64(), "{sweep_json}");
+    let fetching = sweep(folder.path(), &[&arguments[..], &["--pretrained"]].concat());
+    assert_eq!(fetching.code, 1, "{}", fetching.stderr);
+    assert!(fetching.stderr.contains("failed: `losses.perceptual.backbone`"), "{}", fetching.stderr);
+}
+
+#[test]
+fn what_cannot_be_swept_is_said() {
+    let folder = small();
+    for (arguments, words) in [
+        (vec!["--micro", "8"], "no row is left: every micro-batch is above the effective batch"),
+        (vec!["--micro", "0"], "--set sweep.micro=[0]: `sweep.micro` is 0, must be at least 1"),
+        (vec!["--precision", "fp33"], "unknown value `fp33`, did you mean `fp32`?"),
+        (vec!["--max-memory", "lots"], "must be a size such as \"4GiB\""),
+        (vec!["--resolution", "4"], "`data.resolution` is 4, must lie in 8 to 4096"),
+        (
+            vec!["--set", "model.architecture=tiny", "--set", "model.pretrained=hf://someone/something"],
+            "cannot be set beside",
+        ),
+    ] {
+        let error = sweep(folder.path(), &arguments).error(2);
+        assert!(error.contains(words), "{error}");
+    }
+    let left_out = sweep(folder.path(), &["--micro", "1,8", "--json"]).success();
+    assert_eq!(rows(&left_out).len(), 1);
+    assert!(left_out.stderr.contains("left out, since its micro-batch"), "{}", left_out.stderr);
+}

@@ -1,0 +1,149 @@
+//! `train plan`: which micro-batch fits, before a run finds out.
+
+use std::process::ExitCode;
+use std::time::Duration;
+
+use clap::Args;
+use comfy_table::presets::NOTHING;
+use comfy_table::{CellAlignment, ContentArrangement, Table};
+use serde_json::json;
+
+use super::sweep::stopped_by_signals;
+use super::{BAR_NOT_MET, CommandError, INTERRUPTED, Json, parse_device, parse_override, print_json, print_line};
+use crate::config::{self, Bytes, Override};
+use crate::device::Choice;
+use crate::memory::readable;
+use crate::plan::{Plan, Row, plan};
+use crate::sweep::random::Networks;
+use crate::sweep::{Children, Cut, SweepError};
+
+#[derive(Debug, Args)]
+pub(super) struct PlanArgs {
+    /// Configuration: a TOML file, a name in configs/, or a built-in name such as small-gpu.toml
+    #[arg(long, value_name = "NAME-OR-PATH")]
+    config: String,
+    /// Override a key of the configuration, as in data.resolution=128
+    #[arg(long = "set", value_name = "KEY=VALUE", value_parser = parse_override)]
+    set: Vec<Override>,
+    /// auto, cpu, cuda:N, wgpu:N or wgpu:cpu; the same as --set run.device=...
+    #[arg(long, value_parser = parse_device)]
+    device: Option<Choice>,
+    /// The memory that there is, as in 4GiB
+    #[arg(long, value_name = "SIZE", value_parser = parse_size)]
+    limit: Option<Bytes>,
+    /// Train on the configuration's pictures, in place of drawn ones of the same size
+    #[arg(long)]
+    data: bool,
+    /// Fetch what the configuration has on the Hub, in place of random weights of the same shapes
+    #[arg(long)]
+    pretrained: bool,
+    /// A built-in architecture with random weights in place of model.pretrained
+    #[arg(long, value_name = "NAME", conflicts_with = "pretrained")]
+    architecture: Option<String>,
+    #[command(flatten)]
+    json: Json,
+}
+
+fn parse_size(text: &str) -> Result<Bytes, String> {
+    text.parse()
+}
+
+pub(super) fn run(args: &PlanArgs) -> Result<ExitCode, CommandError> {
+    let mut overrides = args.set.clone();
+    if let Some(device) = args.device {
+        overrides.push(Override::new("run.device", &device.to_string()));
+    }
+    let mut loaded = config::load(&args.config, &overrides)?;
+    if !args.data {
+        loaded.config.data.draw_shapes();
+    }
+    let networks = match args.pretrained {
+        true => Networks::as_configured(),
+        false => Networks::random_for(&loaded.config, args.architecture.as_deref()),
+    };
+    let networks = networks.map_err(SweepError::from)?;
+    let children = Children {
+        steps: 2,
+        timeout: Duration::from_secs(loaded.config.sweep.timeout),
+        stopped: stopped_by_signals()?,
+    };
+    let show = |cut: &Cut| eprintln!("measuring {cut}");
+    let plan = match plan(&loaded, &networks, &children, args.limit.map(|limit| limit.0), show) {
+        Err(SweepError::Interrupted) => {
+            eprintln!("interrupted");
+            return Ok(ExitCode::from(INTERRUPTED));
+        }
+        plan => plan?,
+    };
+    plan.notes.iter().for_each(|note| eprintln!("{note}"));
+    if args.json.json {
+        print_json(&json!(plan));
+    } else {
+        print_plan(&plan);
+    }
+    Ok(if plan.best.is_some() { ExitCode::SUCCESS } else { ExitCode::from(BAR_NOT_MET) })
+}
+
+fn print_plan(plan: &Plan) {
+    print_line(&format!("{}, {} px", plan.device, plan.resolution));
+    if !plan.random_weights.is_empty() {
+        print_line(&format!("random weights, of the same shapes, for {}", plan.random_weights.join(", ")));
+    }
+    print_line("");
+    print_line(&table(plan));
+    print_line("");
+    if plan.device.starts_with("cpu") {
+        print_line(
+            "Measured on the CPU, where the program itself and its pictures are in the figure. On a GPU they are not, but its\n\
+             allocator reserves more than is in use, and the driver and its libraries take their own: plan there, with --device.",
+        );
+    }
+    match (plan.best.map(|index| &plan.rows[index]), plan.limit, plan.rows.iter().min_by_key(|row| row.peak_memory)) {
+        (Some(row), ..) => {
+            let which = if plan.limit.is_some() { "fastest that fits" } else { "fastest" };
+            print_line(&format!("{which}:\n{}", toml_lines(row)));
+        }
+        (None, Some(limit), Some(least)) => {
+            print_line(&format!(
+                "nothing fits {}; the least is {}, with",
+                readable(limit),
+                readable(least.peak_memory)
+            ));
+            print_line(&toml_lines(least));
+        }
+        _ => {}
+    }
+}
+
+fn toml_lines(row: &Row) -> String {
+    format!(
+        "  [batch]\n  micro = {}\n  [precision]\n  compute = \"{}\"\n  [memory]\n  checkpoint = \"{}\"",
+        row.micro, row.precision, row.checkpoint
+    )
+}
+
+fn table(plan: &Plan) -> String {
+    let mut table = Table::new();
+    table.load_style(NOTHING).set_content_arrangement(ContentArrangement::Disabled);
+    table.set_header(["precision", "checkpoint", "micro", "peak memory", "", "fits", "speed"]);
+    for row in &plan.rows {
+        let fits = row.fits.map_or("-", |fits| if fits { "yes" } else { "no" });
+        table.add_row([
+            row.precision.to_string(),
+            row.checkpoint.to_string(),
+            row.micro.to_string(),
+            readable(row.peak_memory),
+            if row.measured { "measured" } else { "expected" }.to_owned(),
+            fits.to_owned(),
+            format!("{:.2} x", row.speed),
+        ]);
+    }
+    for (index, column) in table.column_iter_mut().enumerate() {
+        column.set_padding((0, 2));
+        if matches!(index, 2 | 3 | 6) {
+            column.set_cell_alignment(CellAlignment::Right);
+        }
+    }
+    let lines: Vec<String> = table.lines().map(|line| line.trim_end().to_owned()).collect();
+    lines.join("\n")
+}
