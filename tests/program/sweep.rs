@@ -240,3 +240,42 @@ fn what_cannot_be_swept_is_said() {
     assert_eq!(rows(&left_out).len(), 1);
     assert!(left_out.stderr.contains("left out, since its micro-batch"), "{}", left_out.stderr);
 }
+
+#[test]
+fn a_plan_says_what_larger_micro_batches_take() {
+    let folder = folder();
+    let plan = |arguments: &[&str]| {
+        let all = [
+            &["plan", "--config", "small.toml", "--set", "data.resolution=32", "--set", "batch.effective=8"],
+            arguments,
+        ];
+        run(folder.path(), &all.concat())
+    };
+    let finished = plan(&["--steps", "2", "--json"]).success();
+    let json: Value = serde_json::from_str(&finished.stdout).unwrap();
+    let rows = json["rows"].as_array().unwrap();
+    let of = |checkpoint: &str| rows.iter().filter(|row| row["checkpoint"] == checkpoint).collect::<Vec<_>>();
+    let (none, blocks) = (of("none"), of("blocks"));
+    assert_eq!(none.iter().map(|row| row["micro"].as_u64().unwrap()).collect::<Vec<_>>(), [1, 2, 4, 8]);
+    assert_eq!(none.iter().map(|row| row["measured"] == true).collect::<Vec<_>>(), [true, true, false, false]);
+    assert_eq!((&none[0]["speed"], &none[0]["fits"]), (&1.0.into(), &Value::Null));
+
+    // What is expected of micro-batch 4 is what it takes.
+    let sweep = sweep(
+        folder.path(),
+        &["--micro", "4", "--effective", "8", "--resolution", "32", "--checkpoint", "none,blocks", "--json"],
+    );
+    for (row, expected) in self::rows(&sweep.success()).iter().zip([none[2], blocks[2]]) {
+        let [peak, expected] = [row, expected].map(|row| row["peak_memory"].as_f64().unwrap());
+        println!("expected {expected}, measured {peak}");
+        assert!((expected / peak - 1.0).abs() < 0.1, "expected {expected}, measured {peak}");
+    }
+
+    let limit = none[1]["peak_memory"].as_u64().unwrap() + 200_000;
+    let table = plan(&["--steps", "2", "--limit", &format!("{limit}B")]).success();
+    assert!(table.stdout.contains("fastest that fits:\n  [batch]\n  micro = "), "{}", table.stdout);
+    assert!(table.stdout.contains("Measured on the CPU"), "{}", table.stdout);
+    let nothing = plan(&["--steps", "2", "--limit", "1MiB"]);
+    assert_eq!(nothing.code, 3, "{}", nothing.stdout);
+    assert!(nothing.stdout.contains("nothing fits 1.00 MiB; the least is "), "{}", nothing.stdout);
+}

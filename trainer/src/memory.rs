@@ -164,4 +164,19 @@ mod tests {
         meter.start();
         assert!(meter.peak() < MUCH as u64);
     }
+
+    /// A step has a few phases for each micro-batch and takes milliseconds at the very least.
+    #[test]
+    fn entering_a_phase_takes_microseconds() {
+        let meter = MemoryMeter::new(&Device::flex());
+        meter.start();
+        let started = std::time::Instant::now();
+        for _ in 0..50_000 {
+            meter.enter(Phase::Forward);
+            meter.enter(Phase::Backward);
+        }
+        let each = started.elapsed() / 100_000;
+        println!("{each:?}");
+        assert!(each < std::time::Duration::from_micros(10), "{each:?}");
+    }
 }

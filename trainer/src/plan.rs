@@ -66,6 +66,12 @@ impl Line {
         Self { fixed: one - each, each }
     }
 
+    /// Of the seconds that micro-batches take. Where two samples took no longer than one, which is noise or a device that is
+    /// mostly idle, no more is promised than was seen.
+    fn of_seconds(one: f64, two: f64) -> Self {
+        if two > one { Self::through(one, two) } else { Self { fixed: 0.0, each: two / 2.0 } }
+    }
+
     fn at(&self, micro: usize) -> f64 {
         self.fixed + self.each * micro as f64
     }
@@ -82,7 +88,7 @@ impl Fit {
     fn new(one: &Figures, two: &Figures) -> Self {
         Self {
             memory: memory_lines(one, two),
-            seconds: Line::through(1.0 / one.images_per_second, 2.0 / two.images_per_second),
+            seconds: Line::of_seconds(1.0 / one.images_per_second, 2.0 / two.images_per_second),
         }
     }
 
@@ -224,6 +230,13 @@ mod tests {
         assert_eq!(peaks, [(1, 100, true), (2, 100, true), (4, 130, false), (8, 210, false)]);
         let speeds: Vec<f64> = rows.iter().map(|row| row.speed).collect();
         assert!((speeds[3] - 8.0 / 4.5).abs() < 1e-12, "{speeds:?}");
+    }
+
+    #[test]
+    fn no_more_speed_is_promised_than_was_seen() {
+        let figures = |speed: f64| figures(json!({ "backward": 100 }), speed);
+        let rows = rows(8, Compute::Fp32, Recompute::None, &figures(1.0), &figures(2.5));
+        assert_eq!(rows.iter().map(|row| row.speed).collect::<Vec<_>>()[1..], [2.5, 2.5, 2.5]);
     }
 
     #[test]

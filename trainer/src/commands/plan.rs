@@ -31,6 +31,9 @@ pub(super) struct PlanArgs {
     /// The memory that there is, as in 4GiB
     #[arg(long, value_name = "SIZE", value_parser = parse_size)]
     limit: Option<Bytes>,
+    /// Optimizer steps of each measurement, at least 2: the first one warms up
+    #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u64).range(2..))]
+    steps: u64,
     /// Train on the configuration's pictures, in place of drawn ones of the same size
     #[arg(long)]
     data: bool,
@@ -63,7 +66,7 @@ pub(super) fn run(args: &PlanArgs) -> Result<ExitCode, CommandError> {
     };
     let networks = networks.map_err(SweepError::from)?;
     let children = Children {
-        steps: 2,
+        steps: args.steps,
         timeout: Duration::from_secs(loaded.config.sweep.timeout),
         stopped: stopped_by_signals()?,
     };

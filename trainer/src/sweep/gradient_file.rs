@@ -173,3 +173,6 @@ fn each_of<M: Module>(
     visit_parameters(model, &mut visitor);
     visitor.result
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,119 @@
+use burn::tensor::{DType, Device};
+use datasets::Batch;
+
+use super::super::{Bars, judge};
+use super::*;
+use crate::config::SweepConfig;
+use crate::engine::{Checkpoint, Networks, StepSettings, effective_batch_gradient};
+use crate::gradients::relative_deviation;
+use crate::losses::{AdversarialState, CodebookLoss, Losses, PixelLoss, PixelNorm, Weight};
+use crate::models::initialize::random_weights;
+use crate::models::tests::tiny_architecture;
+use crate::sweep::Status;
+use crate::sweep::bars::tests::row;
+
+const SIDE: usize = 8;
+
+fn model() -> VqGan {
+    let architecture = tiny_architecture();
+    let device = Device::flex().autodiff();
+    VqGan::new(&architecture, &random_weights(&architecture, 7), &device, DType::F32).unwrap()
+}
+
+/// Pictures `samples` by formula, each another one.
+fn pictures(samples: std::ops::Range<usize>) -> Batch {
+    let pixel = |sample: usize, i: usize| ((i * (7 + 3 * sample) + 11 * sample * sample) % 256) as u8;
+    Batch {
+        draws: samples.clone().map(|sample| sample as u64).collect(),
+        resolution: SIDE as u32,
+        pixels: samples.clone().flat_map(|sample| (0..SIDE * SIDE * 3).map(move |i| pixel(sample, i))).collect(),
+        captions: samples.map(|_| None).collect(),
+    }
+}
+
+fn gradient(model: &VqGan, effective: usize, cuts: &[(usize, usize)]) -> EffectiveBatch {
+    let losses = Losses {
+        image: vec![(Weight::constant(1.0), Box::new(PixelLoss(PixelNorm::L1)))],
+        codebook: (Weight::constant(1.0), CodebookLoss { beta: 0.25, legacy: false, entropy: 0.0 }),
+        adversarial: None,
+        clip: None,
+    };
+    let settings =
+        StepSettings { step: 0, effective, checkpoint: Checkpoint::None, adversarial: AdversarialState::default() };
+    let batches = || cuts.iter().map(|cut| Ok::<_, String>(pictures(cut.0..cut.1)));
+    let networks = Networks { vqgan: model, discriminator: None };
+    effective_batch_gradient(networks, &losses, settings, batches(), batches(), |_| {}).unwrap()
+}
+
+#[test]
+fn a_file_gives_the_deviation_that_two_gradients_have() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("reference.safetensors");
+    let model = model();
+    let [reference, other] = [(0, 4), (1, 5)].map(|cut| gradient(&model, 4, &[cut]));
+    write(&path, &model, None, &reference).unwrap();
+    let same = deviation(&path, &model, None, &reference).unwrap();
+    assert_eq!(same, Deviation { whole: Some(0.0), generator: Some(0.0), discriminator: None });
+    let deviation = deviation(&path, &model, None, &other).unwrap();
+    let expected = relative_deviation(&model, &other.generator, &reference.generator);
+    assert!(
+        expected > 1e-3 && (deviation.whole.unwrap() - expected).abs() < 1e-9 * expected,
+        "{deviation:?} {expected}"
+    );
+}
+
+#[test]
+fn a_gradient_on_one_side_only_is_named() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("reference.safetensors");
+    let model = model();
+    let mut batch = gradient(&model, 2, &[(0, 2)]);
+    batch.generator = GradientsParams::new();
+    write(&path, &model, None, &batch).unwrap();
+    let error = deviation(&path, &model, None, &gradient(&model, 2, &[(0, 2)])).unwrap_err().to_string();
+    assert!(error.starts_with("`generator.encoder.") && error.contains("none, in the reference"), "{error}");
+}
+
+/// The mean over micro-batches of their means, which is what trainers get wrong that divide by the number of
+/// micro-batches: the ragged last one counts for too much.
+fn by_micro_batch(model: &VqGan, cuts: &[(usize, usize)]) -> EffectiveBatch {
+    struct Sum<'a>(GradientsParams, &'a EffectiveBatch, f64);
+    impl ParameterVisitor for Sum<'_> {
+        fn parameter<const D: usize>(&mut self, _name: &str, id: ParamId, _value: Tensor<D>) {
+            let Some(gradient) = self.1.generator.get::<D>(id) else { return };
+            let part = gradient * self.2;
+            let sum = self.0.remove::<D>(id).map_or_else(|| part.clone(), |sum| sum + part.clone());
+            self.0.register(id, sum);
+        }
+    }
+    let mut sum = GradientsParams::new();
+    let mut whole = gradient(model, 8, cuts);
+    for cut in cuts {
+        let batch = gradient(model, cut.1 - cut.0, std::slice::from_ref(cut));
+        let mut visitor = Sum(sum, &batch, 1.0 / cuts.len() as f64);
+        visit_parameters(model, &mut visitor);
+        sum = visitor.0;
+    }
+    whole.generator = sum;
+    whole
+}
+
+#[test]
+fn weights_by_micro_batch_instead_of_by_sample_fail_the_bar() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("reference.safetensors");
+    let model = model();
+    let cuts = [(0, 3), (3, 6), (6, 8)];
+    write(&path, &model, None, &gradient(&model, 8, &[(0, 8)])).unwrap();
+    let bars =
+        Bars::of(&SweepConfig { max_deviation: Some("1e-5".parse().unwrap()), ..SweepConfig::default() }).unwrap();
+    let is_met = |batch: &EffectiveBatch| {
+        let whole = deviation(&path, &model, None, batch).unwrap().whole.unwrap();
+        println!("{whole:e}");
+        judge(&[row(3, Status::Ok, Some((1, 1.0, whole)))], &bars).iter().all(|bar| bar.met)
+    };
+    assert!(is_met(&gradient(&model, 8, &cuts)));
+    assert!(!is_met(&by_micro_batch(&model, &cuts)));
+    // Even cuts hide the mistake, so a sweep needs one that is not.
+    assert!(is_met(&by_micro_batch(&model, &[(0, 4), (4, 8)])));
+}
