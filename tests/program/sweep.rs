@@ -109,6 +109,32 @@ fn every_cut_has_its_row_and_the_same_gradient() {
     assert_eq!(read(&summary), format!("before\n{markdown}"));
 }
 
+/// The gradient is compared without its loss scale, and a scale that overflows f16 in any case is made smaller for it.
+#[test]
+fn half_precision_is_measured_against_f32() {
+    let folder = small();
+    let arguments = ["--micro", "3", "--precision", "fp32,bf16,fp16", "--json", "--set", "precision.scaler.init=1e12"];
+    let arguments = [&arguments[..], &["--set", "precision.scaler.backoff_factor=0.01"]].concat();
+    let finished = sweep(folder.path(), &arguments).success();
+    let rows = rows(&finished);
+    let of = |figure: &str| rows.iter().map(|row| row[figure].as_f64().unwrap()).collect::<Vec<_>>();
+    let (deviations, losses, peaks) = (of("deviation"), of("loss"), of("peak_memory"));
+    println!("{deviations:?} {losses:?} {peaks:?}");
+    assert!(deviations[0] < 1e-5 && deviations[1..].iter().all(|value| (1e-4..0.9).contains(value)), "{deviations:?}");
+    assert!(losses.iter().all(|loss| (loss / losses[0] - 1.0).abs() < 0.05), "{losses:?}");
+    assert!(peaks[1] < peaks[0] && peaks[2] < peaks[0], "{peaks:?}");
+    assert!(rows[0]["skipped"] == 0 && rows[1]["skipped"] == 0 && rows[2]["skipped"].as_u64().unwrap() > 0, "{rows:?}");
+    // One in which every step overflows has no figures.
+    let fixed = ["--micro", "3", "--precision", "fp16", "--set", "precision.loss_scale=1e12"];
+    let finished_badly = sweep(folder.path(), &[&fixed[..], &["--set", "precision.max_skips=2"]].concat());
+    assert_eq!(finished_badly.code, 1, "{}", finished_badly.stderr);
+    assert!(finished_badly.stderr.contains("failed: "), "{}", finished_badly.stderr);
+    println!("{}", finished_badly.stderr);
+    let references: Value = serde_json::from_str(&finished.stdout).unwrap();
+    assert_eq!(references["references"].as_array().unwrap().len(), 1);
+    assert_eq!(references["references"][0]["precision"], "fp32");
+}
+
 /// Settings that depend on the micro-batch by their nature are told from those that do not.
 #[test]
 fn a_gradient_that_depends_on_the_cut_fails_the_bar() {
@@ -254,8 +280,15 @@ fn a_plan_says_what_larger_micro_batches_take() {
     let finished = plan(&["--steps", "2", "--json"]).success();
     let json: Value = serde_json::from_str(&finished.stdout).unwrap();
     let rows = json["rows"].as_array().unwrap();
-    let of = |checkpoint: &str| rows.iter().filter(|row| row["checkpoint"] == checkpoint).collect::<Vec<_>>();
-    let (none, blocks) = (of("none"), of("blocks"));
+    let of = |precision: &str, checkpoint: &str| {
+        let is_of = |row: &&Value| row["precision"] == precision && row["checkpoint"] == checkpoint;
+        rows.iter().filter(is_of).collect::<Vec<_>>()
+    };
+    let (none, blocks) = (of("fp32", "none"), of("fp32", "blocks"));
+    for precision in ["bf16", "fp16"] {
+        let [half, full] = [of(precision, "none")[3], none[3]].map(|row| row["peak_memory"].as_u64().unwrap());
+        assert!(half < full, "{precision}: {half}, {full}");
+    }
     assert_eq!(none.iter().map(|row| row["micro"].as_u64().unwrap()).collect::<Vec<_>>(), [1, 2, 4, 8]);
     assert_eq!(none.iter().map(|row| row["measured"] == true).collect::<Vec<_>>(), [true, true, false, false]);
     assert_eq!((&none[0]["speed"], &none[0]["fits"]), (&1.0.into(), &Value::Null));
@@ -263,9 +296,14 @@ fn a_plan_says_what_larger_micro_batches_take() {
     // What is expected of micro-batch 4 is what it takes.
     let sweep = sweep(
         folder.path(),
-        &["--micro", "4", "--effective", "8", "--resolution", "32", "--checkpoint", "none,blocks", "--json"],
+        &[
+            &["--micro", "4", "--effective", "8", "--resolution", "32", "--checkpoint", "none,blocks", "--json"][..],
+            &["--precision", "fp32,bf16"],
+        ]
+        .concat(),
     );
-    for (row, expected) in self::rows(&sweep.success()).iter().zip([none[2], blocks[2]]) {
+    let expected = [none[2], blocks[2], of("bf16", "none")[2], of("bf16", "blocks")[2]];
+    for (row, expected) in self::rows(&sweep.success()).iter().zip(expected) {
         let [peak, expected] = [row, expected].map(|row| row["peak_memory"].as_f64().unwrap());
         println!("expected {expected}, measured {peak}");
         assert!((expected / peak - 1.0).abs() < 0.1, "expected {expected}, measured {peak}");

@@ -1,7 +1,8 @@
-//! What other micro-batches would take, from steps at micro-batch 1 and 2: `train plan`.
+//! What other micro-batches would take, from steps at micro-batch 1, 2 and 3: `train plan`.
 //!
 //! Memory is a fixed part and a part for each sample, in each phase of a step by itself, since the phase that takes most
-//! at a small micro-batch need not be the one that does at a large one.
+//! at a small micro-batch need not be the one that does at a large one. The line goes through 2 and 3: kernels that split
+//! their work over threads keep scratch memory that a single sample is too small for.
 
 use serde::Serialize;
 use serde_json::{Map, Value};
@@ -52,7 +53,7 @@ pub struct Plan {
     pub notes: Vec<String>,
 }
 
-/// A straight line through what was seen at 1 and 2.
+/// A straight line through what was seen at two micro-batches.
 #[derive(Debug, Clone, Copy, PartialEq)]
 struct Line {
     fixed: f64,
@@ -60,16 +61,17 @@ struct Line {
 }
 
 impl Line {
-    fn through(one: f64, two: f64) -> Self {
+    /// Through `a` at micro-batch `from` and `b` at the next.
+    fn through(from: usize, a: f64, b: f64) -> Self {
         // Less for more samples is noise.
-        let each = (two - one).max(0.0);
-        Self { fixed: one - each, each }
+        let each = (b - a).max(0.0);
+        Self { fixed: a - each * from as f64, each }
     }
 
     /// Of the seconds that micro-batches take. Where two samples took no longer than one, which is noise or a device that is
     /// mostly idle, no more is promised than was seen.
     fn of_seconds(one: f64, two: f64) -> Self {
-        if two > one { Self::through(one, two) } else { Self { fixed: 0.0, each: two / 2.0 } }
+        if two > one { Self::through(1, one, two) } else { Self { fixed: 0.0, each: two / 2.0 } }
     }
 
     fn at(&self, micro: usize) -> f64 {
@@ -80,19 +82,25 @@ impl Line {
 /// The peak of any phase, each extrapolated by itself.
 struct Fit {
     memory: Vec<Line>,
+    /// Bytes at micro-batch 1.
+    one: u64,
     /// Of a micro-batch.
     seconds: Line,
 }
 
 impl Fit {
-    fn new(one: &Figures, two: &Figures) -> Self {
+    fn new(one: &Figures, two: &Figures, three: Option<&Figures>) -> Self {
         Self {
-            memory: memory_lines(one, two),
+            memory: three.map_or_else(|| memory_lines(1, one, two), |three| memory_lines(2, two, three)),
+            one: one.peak_memory,
             seconds: Line::of_seconds(1.0 / one.images_per_second, 2.0 / two.images_per_second),
         }
     }
 
     fn peak(&self, micro: usize) -> u64 {
+        if micro == 1 {
+            return self.one;
+        }
         self.memory.iter().map(|line| line.at(micro)).fold(0.0, f64::max) as u64
     }
 
@@ -101,14 +109,15 @@ impl Fit {
     }
 }
 
-fn memory_lines(one: &Figures, two: &Figures) -> Vec<Line> {
+/// Through the micro-batches `from` and the next.
+fn memory_lines(from: usize, one: &Figures, two: &Figures) -> Vec<Line> {
     let most = |memory: &Map<String, Value>| memory.values().filter_map(Value::as_u64).max();
     // On a GPU the phases are samples of what is in use, and the peak is what its pools have reserved.
     if most(&one.memory) != Some(one.peak_memory) || most(&two.memory) != Some(two.peak_memory) {
-        return vec![Line::through(one.peak_memory as f64, two.peak_memory as f64)];
+        return vec![Line::through(from, one.peak_memory as f64, two.peak_memory as f64)];
     }
     let line = |(phase, one): (&String, &Value)| {
-        Some(Line::through(one.as_u64()? as f64, two.memory.get(phase)?.as_u64()? as f64))
+        Some(Line::through(from, one.as_u64()? as f64, two.memory.get(phase)?.as_u64()? as f64))
     };
     one.memory.iter().filter_map(line).collect()
 }
@@ -120,7 +129,7 @@ fn micros(effective: usize) -> Vec<usize> {
     powers.chain([most]).collect()
 }
 
-/// Measures steps at micro-batch 1 and 2 for every precision and checkpoint, each in a process of its own, and extrapolates
+/// Measures steps at micro-batch 1, 2 and 3 for every precision and checkpoint, each in a process of its own, and extrapolates
 /// to larger ones.
 ///
 /// # Errors
@@ -153,11 +162,19 @@ pub fn plan(
             match (measure(1)?, measure(2)?) {
                 (Ok(one), Ok(two)) => {
                     plan.device.clone_from(&one.device);
-                    plan.rows.extend(rows(loaded.config.batch.effective, precision, checkpoint, &one, &two));
+                    let effective = loaded.config.batch.effective;
+                    let three = match (effective > 2).then(|| measure(3)).transpose()? {
+                        Some(Err((cut, status))) => {
+                            plan.notes.push(note(cut, &status));
+                            None
+                        }
+                        measured => measured.and_then(Result::ok),
+                    };
+                    plan.rows.extend(rows(effective, precision, checkpoint, [&one, &two], three.as_ref()));
                 }
                 (Ok(one), Err((cut, status))) => {
                     plan.device.clone_from(&one.device);
-                    plan.rows.extend(rows(1, precision, checkpoint, &one, &one));
+                    plan.rows.extend(rows(1, precision, checkpoint, [&one; 2], None));
                     plan.notes.push(note(cut, &status));
                 }
                 (Err((cut, status)), _) => plan.notes.push(note(cut, &status)),
@@ -178,14 +195,20 @@ fn note(cut: Cut, status: &Status) -> String {
 }
 
 /// With the speed in images per second.
-fn rows(effective: usize, precision: Compute, checkpoint: Recompute, one: &Figures, two: &Figures) -> Vec<Row> {
-    let fit = Fit::new(one, two);
+fn rows(
+    effective: usize,
+    precision: Compute,
+    checkpoint: Recompute,
+    [one, two]: [&Figures; 2],
+    three: Option<&Figures>,
+) -> Vec<Row> {
+    let fit = Fit::new(one, two, three);
     let row = |micro: usize| Row {
         precision,
         checkpoint,
         micro,
         peak_memory: fit.peak(micro),
-        measured: micro <= 2,
+        measured: micro <= if three.is_some() { 3 } else { 2 },
         fits: None,
         speed: fit.images_per_second(micro),
     };
@@ -225,7 +248,7 @@ mod tests {
         // A micro-batch of one takes 1 s, of two 1.5 s.
         let one = figures(json!({ "optimizer": 100, "backward": 70 }), 1.0);
         let two = figures(json!({ "optimizer": 100, "backward": 90 }), 2.0 / 1.5);
-        let rows = rows(8, Compute::Fp32, Recompute::None, &one, &two);
+        let rows = rows(8, Compute::Fp32, Recompute::None, [&one, &two], None);
         let peaks: Vec<_> = rows.iter().map(|row| (row.micro, row.peak_memory, row.measured)).collect();
         assert_eq!(peaks, [(1, 100, true), (2, 100, true), (4, 130, false), (8, 210, false)]);
         let speeds: Vec<f64> = rows.iter().map(|row| row.speed).collect();
@@ -233,16 +256,23 @@ mod tests {
     }
 
     #[test]
+    fn what_comes_with_the_second_sample_once_and_for_all_does_not_grow() {
+        let [one, two, three] = [10, 35, 45].map(|peak| figures(json!({ "backward": peak }), 1.0));
+        let rows = rows(8, Compute::Fp32, Recompute::None, [&one, &two], Some(&three));
+        assert_eq!(rows.iter().map(|row| row.peak_memory).collect::<Vec<_>>(), [10, 35, 55, 95]);
+    }
+
+    #[test]
     fn no_more_speed_is_promised_than_was_seen() {
         let figures = |speed: f64| figures(json!({ "backward": 100 }), speed);
-        let rows = rows(8, Compute::Fp32, Recompute::None, &figures(1.0), &figures(2.5));
+        let rows = rows(8, Compute::Fp32, Recompute::None, [&figures(1.0), &figures(2.5)], None);
         assert_eq!(rows.iter().map(|row| row.speed).collect::<Vec<_>>()[1..], [2.5, 2.5, 2.5]);
     }
 
     #[test]
     fn pools_that_reserve_more_than_is_in_use_are_the_peak() {
         let reserved = |peak: u64| Figures { peak_memory: peak, ..figures(json!({ "backward": 10 }), 1.0) };
-        let rows = rows(4, Compute::Fp32, Recompute::None, &reserved(100), &reserved(140));
+        let rows = rows(4, Compute::Fp32, Recompute::None, [&reserved(100), &reserved(140)], None);
         assert_eq!(rows.iter().map(|row| row.peak_memory).collect::<Vec<_>>(), [100, 140, 220]);
     }
 

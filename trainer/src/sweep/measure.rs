@@ -45,11 +45,11 @@ pub struct Figures {
     pub peak_memory: u64,
     /// Bytes by phase, the most of any step.
     pub memory: Map<String, Value>,
-    /// Of all steps but the first, which warms up.
+    /// Of all steps but the first, which warms up, and those that were skipped.
     pub images_per_second: f64,
-    /// The weighted sum of the losses in the first step; `None` where it is not finite.
+    /// The weighted sum of the losses in the first step; `None` where it is not finite at any loss scale.
     pub loss: Option<f64>,
-    /// Steps whose gradients overflowed.
+    /// Steps of the model's or the discriminator's that overflowed, in addition to those that were asked for.
     pub skipped: u64,
     /// Of the first step's gradient, where there is something to compare it with.
     pub deviation: Option<Deviation>,
@@ -60,28 +60,40 @@ pub struct Figures {
 /// # Errors
 /// As for a run, and if the gradient cannot be written or compared.
 pub fn measure(loaded: &Loaded, folder: &Path, steps: u64, gradient: Gradient) -> Result<Figures, MeasureError> {
-    let outcome: Rc<RefCell<Result<Option<Deviation>, GradientError>>> = Rc::new(RefCell::new(Ok(None)));
+    let outcome: Rc<RefCell<Result<First, GradientError>>> = Rc::new(RefCell::new(Ok(First::default())));
     let seen = outcome.clone();
-    let options = Options { resume: false, folder: folder.to_owned() };
+    let options = Options { resume: false, folder: folder.to_owned(), debug_numerics: false };
     let measured = training::measure(
         loaded,
         &options,
         steps,
-        Box::new(move |vqgan, discriminator, batch| {
-            *seen.borrow_mut() = match &gradient {
+        Box::new(move |vqgan, discriminator, batch, figures| {
+            let deviation = match &gradient {
                 Gradient::Write(path) => gradient_file::write(path, vqgan, discriminator, batch).map(|()| None),
                 Gradient::Compare(path) => gradient_file::deviation(path, vqgan, discriminator, batch).map(Some),
                 Gradient::Ignore => Ok(None),
             };
+            let loss = Some(figures.total).filter(|loss| loss.is_finite());
+            *seen.borrow_mut() = deviation.map(|deviation| First { loss, deviation });
         }),
     )?;
-    let deviation = outcome.replace(Ok(None))?;
-    figures(&measured.lines, deviation, loaded.config.batch.effective, measured.device)
+    let first = outcome.replace(Ok(First::default()))?;
+    figures(&measured.lines, first, loaded.config.batch.effective, measured.device)
         .ok_or_else(|| MeasureError::NoFigures(folder.join("metrics.jsonl")))
 }
 
-fn figures(lines: &[Value], deviation: Option<Deviation>, effective: usize, device: String) -> Option<Figures> {
-    let (first, rest) = lines.split_first()?;
+/// What the first step was.
+#[derive(Debug, Default)]
+struct First {
+    loss: Option<f64>,
+    deviation: Option<Deviation>,
+}
+
+fn figures(lines: &[Value], first: First, effective: usize, device: String) -> Option<Figures> {
+    let is_skipped = |line: &&Value| line["skipped"] == true || line["discriminator_skipped"] == true;
+    let skipped = lines.iter().filter(is_skipped).count() as u64;
+    let lines: Vec<&Value> = lines.iter().filter(|line| line["skipped"] != true).collect();
+    let (_, rest) = lines.split_first()?;
     let mut memory = Map::new();
     for (phase, peak) in lines.iter().filter_map(|line| line["memory"].as_object()).flatten() {
         let most = memory.get(phase).and_then(Value::as_u64).unwrap_or(0).max(peak.as_u64()?);
@@ -95,9 +107,9 @@ fn figures(lines: &[Value], deviation: Option<Deviation>, effective: usize, devi
         peak_memory: peaks.collect::<Option<Vec<_>>>()?.into_iter().max()?,
         memory,
         images_per_second: (rest.len() * effective) as f64 / seconds,
-        loss: first["loss"].as_f64(),
-        skipped: lines.iter().filter(|line| line["skipped"] == true).count() as u64,
-        deviation,
+        loss: first.loss,
+        skipped,
+        deviation: first.deviation,
     })
 }
 
@@ -108,14 +120,15 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_first_step_counts_for_memory_and_loss_but_not_for_speed() {
-        let line = |speed: f64, peak: u64, loss: f64| {
-            json!({ "images_per_second": speed, "peak_memory": peak, "loss": loss, "skipped": false,
+    fn the_first_step_counts_for_memory_but_not_for_speed_and_a_skipped_one_for_neither() {
+        let line = |speed: f64, peak: u64, skipped: bool| {
+            json!({ "images_per_second": speed, "peak_memory": peak, "skipped": skipped,
                     "memory": { "weights": 1, "backward": peak } })
         };
-        let lines = [line(0.5, 9, 1.0), line(4.0, 8, 2.0), line(1.0, 7, 3.0)];
-        let figures = figures(&lines, None, 4, "cpu".into()).unwrap();
-        assert_eq!((figures.peak_memory, figures.loss, figures.skipped), (9, Some(1.0), 0));
+        let lines = [line(50.0, 5, true), line(0.5, 9, false), line(4.0, 8, false), line(1.0, 7, false)];
+        let first = First { loss: Some(1.0), deviation: None };
+        let figures = figures(&lines, first, 4, "cpu".into()).unwrap();
+        assert_eq!((figures.peak_memory, figures.loss, figures.skipped), (9, Some(1.0), 1));
         // Eight images in one second and four.
         assert_eq!(figures.images_per_second, 8.0 / 5.0);
         assert_eq!(Value::Object(figures.memory), json!({ "weights": 1, "backward": 9 }));

@@ -51,6 +51,13 @@ pub(super) fn speed_text(value: f64) -> String {
     format!("{value:.digits$}")
 }
 
+fn status_text(row: &Row) -> String {
+    match row.skipped {
+        Some(skipped @ 1..) => format!("{}, {skipped} skipped", row.status.name()),
+        _ => row.status.name().to_owned(),
+    }
+}
+
 fn cells(row: &Row) -> [String; 10] {
     let shown = |value: Option<String>| value.unwrap_or_else(|| "-".into());
     [
@@ -63,7 +70,7 @@ fn cells(row: &Row) -> [String; 10] {
         shown(row.images_per_second.map(speed_text)),
         shown(row.deviation.map(deviation_text)),
         shown(row.loss.map(|loss| format!("{loss:.4}"))),
-        row.status.name().to_owned(),
+        status_text(row),
     ]
 }
 

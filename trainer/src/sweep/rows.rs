@@ -53,6 +53,8 @@ impl Cut {
     /// what the whole run takes.
     pub fn apply(&self, config: &Config) -> Config {
         let mut config = config.clone();
+        // Room for steps that are skipped and taken again.
+        config.run.steps = config.run.steps.max(1000);
         config.batch.micro = self.micro;
         config.batch.effective = self.effective;
         config.precision.compute = self.precision;
@@ -129,7 +131,7 @@ pub struct Row {
     pub deviation_discriminator: Option<f64>,
     /// Of the first step.
     pub loss: Option<f64>,
-    /// Steps that overflowed.
+    /// Steps that overflowed and were skipped, besides those that were asked for.
     pub skipped: Option<u64>,
     /// Bytes by phase.
     pub memory: Map<String, Value>,

@@ -13,7 +13,7 @@ use crate::models::VqGan;
 use crate::models::discriminator::PatchGan;
 
 /// Sees the gradients of the first step before they are unscaled and clipped.
-pub type FirstGradient = Box<dyn FnOnce(&VqGan, Option<&PatchGan>, &EffectiveBatch)>;
+pub type FirstGradient = Box<dyn FnOnce(&VqGan, Option<&PatchGan>, &EffectiveBatch, &Figures)>;
 
 /// What a few steps were like.
 #[derive(Debug, Clone)]
@@ -24,8 +24,8 @@ pub struct Measured {
     pub lines: Vec<Value>,
 }
 
-/// Takes the first `steps` steps of the run that `loaded` describes, in the empty folder of `options`, without validating
-/// or saving anything.
+/// Takes the first steps of the run that `loaded` describes, in the empty folder of `options`, without validating or saving
+/// anything, until `steps` of them were not skipped for an overflow: those take less time and memory than others.
 ///
 /// # Errors
 /// As for a run.
@@ -38,9 +38,10 @@ pub fn measure(
     let mut training = Training::prepare(loaded, options)?;
     training.first_gradient = Some(first_gradient);
     let mut loaders = training.start_loaders()?;
-    for _ in 0..steps.min(training.config.run.steps) {
+    while training.scaler.taken(training.step) < steps {
         match training.one_step(&mut loaders, &Interrupter::new()) {
-            Ok(()) | Err(StepError::Interrupted) => {}
+            Ok(()) => {}
+            Err(StepError::Interrupted) => break,
             Err(StepError::Failed(error)) => return Err(error),
         }
     }
@@ -74,15 +75,16 @@ impl Training {
             }
             (scales != settings.loss_scales).then_some(scales)
         };
-        let (mut next, mut again) = (smaller(&settings, figures), None);
+        let (mut next, mut again) = (smaller(&settings, figures), None::<(EffectiveBatch, Figures)>);
         while let Some(scales) = next {
             settings.loss_scales = scales;
             let batch = self.gradients_again(settings, interrupter)?;
             let figures = self.read_figures(&batch).map_err(|message| self.device_failed(message))?;
             next = smaller(&settings, &figures);
-            again = Some(batch);
+            again = Some((batch, figures));
         }
-        see(self.model(), self.adversary.as_ref().map(Adversary::model), again.as_ref().unwrap_or(batch));
+        let (batch, figures) = again.as_ref().map_or((batch, figures), |(batch, figures)| (batch, figures));
+        see(self.model(), self.adversary.as_ref().map(Adversary::model), batch, figures);
         Ok(())
     }
 }

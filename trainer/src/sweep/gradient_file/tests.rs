@@ -4,9 +4,9 @@ use datasets::Batch;
 use super::super::{Bars, judge};
 use super::*;
 use crate::config::SweepConfig;
-use crate::engine::{Checkpoint, Networks, StepSettings, effective_batch_gradient};
+use crate::engine::{Networks, StepSettings, effective_batch_gradient};
 use crate::gradients::relative_deviation;
-use crate::losses::{AdversarialState, CodebookLoss, Losses, PixelLoss, PixelNorm, Weight};
+use crate::losses::{CodebookLoss, Losses, PixelLoss, PixelNorm, Weight};
 use crate::models::initialize::random_weights;
 use crate::models::tests::tiny_architecture;
 use crate::sweep::Status;
@@ -32,14 +32,22 @@ fn pictures(samples: std::ops::Range<usize>) -> Batch {
 }
 
 fn gradient(model: &VqGan, effective: usize, cuts: &[(usize, usize)]) -> EffectiveBatch {
+    scaled_gradient(model, effective, cuts, LossScales::default())
+}
+
+fn scaled_gradient(
+    model: &VqGan,
+    effective: usize,
+    cuts: &[(usize, usize)],
+    loss_scales: LossScales,
+) -> EffectiveBatch {
     let losses = Losses {
         image: vec![(Weight::constant(1.0), Box::new(PixelLoss(PixelNorm::L1)))],
         codebook: (Weight::constant(1.0), CodebookLoss { beta: 0.25, legacy: false, entropy: 0.0 }),
         adversarial: None,
         clip: None,
     };
-    let settings =
-        StepSettings { step: 0, effective, checkpoint: Checkpoint::None, adversarial: AdversarialState::default() };
+    let settings = StepSettings { effective, loss_scales, ..StepSettings::default() };
     let batches = || cuts.iter().map(|cut| Ok::<_, String>(pictures(cut.0..cut.1)));
     let networks = Networks { vqgan: model, discriminator: None };
     effective_batch_gradient(networks, &losses, settings, batches(), batches(), |_| {}).unwrap()
@@ -60,6 +68,20 @@ fn a_file_gives_the_deviation_that_two_gradients_have() {
         expected > 1e-3 && (deviation.whole.unwrap() - expected).abs() < 1e-9 * expected,
         "{deviation:?} {expected}"
     );
+}
+
+#[test]
+fn the_loss_scale_is_no_part_of_a_gradient() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("reference.safetensors");
+    let model = model();
+    write(&path, &model, None, &gradient(&model, 4, &[(0, 4)])).unwrap();
+    let scaled = scaled_gradient(&model, 4, &[(0, 4)], LossScales { generator: 1000.0, discriminator: 1.0 });
+    let whole = deviation(&path, &model, None, &scaled).unwrap().whole.unwrap();
+    assert!(whole < 1e-5, "{whole}");
+    write(&path, &model, None, &scaled).unwrap();
+    let back = deviation(&path, &model, None, &gradient(&model, 4, &[(0, 4)])).unwrap().whole.unwrap();
+    assert!(back < 1e-5, "{back}");
 }
 
 #[test]
