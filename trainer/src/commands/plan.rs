@@ -9,13 +9,14 @@ use comfy_table::{CellAlignment, ContentArrangement, Table};
 use serde_json::json;
 
 use super::sweep::stopped_by_signals;
-use super::{BAR_NOT_MET, CommandError, INTERRUPTED, Json, parse_device, parse_override, print_json, print_line};
+use super::{BAR_NOT_MET, CommandError, Json, parse_device, parse_override, print_json, print_line};
 use crate::config::{self, Bytes, Override};
 use crate::device::Choice;
 use crate::memory::readable;
 use crate::plan::{Plan, Row, plan};
 use crate::sweep::random::Networks;
 use crate::sweep::{Children, Cut, SweepError};
+use crate::training::INTERRUPTED;
 
 #[derive(Debug, Args)]
 pub(super) struct PlanArgs {

@@ -9,12 +9,13 @@ use std::time::Duration;
 use clap::Args;
 use serde_json::json;
 
-use super::{BAR_NOT_MET, CommandError, INTERRUPTED, Json, parse_device, parse_override, print_json, print_line};
+use super::{BAR_NOT_MET, CommandError, Json, parse_device, parse_override, print_json, print_line};
 use crate::config::{self, Override};
 use crate::device::Choice;
 use crate::memory::readable;
 use crate::sweep::random::Networks;
 use crate::sweep::{self, Bars, Children, Report, Row, Status, Stopped, SweepError};
+use crate::training::INTERRUPTED;
 
 /// Each list and each bar stands for its key in [sweep] and goes before it
 #[derive(Debug, Args)]

@@ -62,10 +62,10 @@ pub struct Figures {
 pub fn measure(loaded: &Loaded, folder: &Path, steps: u64, gradient: Gradient) -> Result<Figures, MeasureError> {
     let outcome: Rc<RefCell<Result<First, GradientError>>> = Rc::new(RefCell::new(Ok(First::default())));
     let seen = outcome.clone();
-    let options = Options { resume: false, folder: folder.to_owned(), debug_numerics: false };
+    let options = Options { folder: folder.to_owned(), ..Default::default() };
     let measured = training::measure(
         loaded,
-        &options,
+        options,
         steps,
         Box::new(move |vqgan, discriminator, batch, figures| {
             let deviation = match &gradient {

@@ -4,8 +4,9 @@ use burn_train::Interrupter;
 use checkpoints::run::RunError;
 use serde_json::Value;
 
+use super::logs::STEPS;
 use super::step::StepError;
-use super::{Options, TrainError, Training};
+use super::{Options, Stop, TrainError, Training};
 use crate::adversary::Adversary;
 use crate::config::Loaded;
 use crate::engine::{EffectiveBatch, Figures, StepSettings};
@@ -31,21 +32,22 @@ pub struct Measured {
 /// As for a run.
 pub fn measure(
     loaded: &Loaded,
-    options: &Options,
+    options: Options,
     steps: u64,
     first_gradient: FirstGradient,
 ) -> Result<Measured, TrainError> {
-    let mut training = Training::prepare(loaded, options)?;
+    let path = options.folder.join(STEPS);
+    let stop = Stop::default();
+    let (mut training, _) = Training::prepare(loaded, options, &stop)?;
     training.first_gradient = Some(first_gradient);
     let mut loaders = training.start_loaders()?;
     while training.scaler.taken(training.step) < steps {
-        match training.one_step(&mut loaders, &Interrupter::new()) {
+        match training.one_step(&mut loaders, stop.interrupter()) {
             Ok(()) => {}
             Err(StepError::Interrupted) => break,
             Err(StepError::Failed(error)) => return Err(error),
         }
     }
-    let path = options.folder.join("metrics.jsonl");
     let text = std::fs::read_to_string(&path).map_err(RunError::io("read", &path))?;
     let lines = text.lines().filter_map(|line| serde_json::from_str(line).ok()).collect();
     Ok(Measured { device: training.device.description.clone(), lines })
