@@ -117,9 +117,9 @@ fn memory_lines(from: usize, one: &Figures, two: &Figures) -> Vec<Line> {
         return vec![Line::through(from, one.peak_memory as f64, two.peak_memory as f64)];
     }
     let line = |(phase, one): (&String, &Value)| {
-        Some(Line::through(from, one.as_u64()? as f64, two.memory.get(phase)?.as_u64()? as f64))
+        Some(Line::through(from, one.as_u64()? as f64, two.settled.get(phase)?.as_u64()? as f64))
     };
-    one.memory.iter().filter_map(line).collect()
+    one.settled.iter().filter_map(line).collect()
 }
 
 /// 1, 2, 4 and so on up to the effective batch, which is the last.
@@ -129,8 +129,8 @@ fn micros(effective: usize) -> Vec<usize> {
     powers.chain([most]).collect()
 }
 
-/// Measures steps at micro-batch 1, 2 and 3 for every precision and checkpoint, each in a process of its own, and extrapolates
-/// to larger ones.
+/// Measures steps at micro-batch 1, 2 and 3 for each of `precisions` with each of `checkpoints`, each in a process of its own,
+/// and extrapolates to larger ones.
 ///
 /// # Errors
 /// If processes or files cannot be had, if a signal came, or if nothing could be measured, with what it said.
@@ -138,6 +138,7 @@ pub fn plan(
     loaded: &Loaded,
     networks: &Networks,
     children: &Children,
+    (precisions, checkpoints): (&[Compute], &[Recompute]),
     limit: Option<u64>,
     mut show: impl FnMut(&Cut),
 ) -> Result<Plan, SweepError> {
@@ -150,13 +151,16 @@ pub fn plan(
         best: None,
         notes: Vec::new(),
     };
-    for precision in Compute::ALL {
-        for checkpoint in [Recompute::None, Recompute::Blocks] {
+    let mut loaded = loaded.clone();
+    // A worker that reads a picture at the moment of the peak would be in it, and it is once in a while.
+    loaded.config.data.workers = 0;
+    for &precision in precisions {
+        for &checkpoint in checkpoints {
             let mut measure = |micro: usize| {
                 // Two micro-batches, since the second one meets the gradient of the first.
                 let cut = Cut { micro, effective: 2 * micro, precision, checkpoint, ..Cut::of(&loaded.config) };
                 show(&cut);
-                let (figures, _) = measure_cut(loaded, &cut, networks, children, &Gradient::Ignore)?;
+                let (figures, _) = measure_cut(&loaded, &cut, networks, children, &Gradient::Ignore)?;
                 Ok::<_, SweepError>(figures.map_err(|status| (cut, status)))
             };
             match (measure(1)?, measure(2)?) {
@@ -235,6 +239,7 @@ mod tests {
         Figures {
             device: "cpu".into(),
             peak_memory: memory.values().filter_map(Value::as_u64).max().unwrap(),
+            settled: memory.clone(),
             memory,
             images_per_second,
             loss: None,

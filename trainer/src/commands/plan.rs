@@ -10,7 +10,7 @@ use serde_json::json;
 
 use super::sweep::stopped_by_signals;
 use super::{BAR_NOT_MET, CommandError, Json, parse_device, parse_override, print_json, print_line};
-use crate::config::{self, Bytes, Override};
+use crate::config::{self, Bytes, Compute, Override, Recompute};
 use crate::device::Choice;
 use crate::memory::readable;
 use crate::plan::{Plan, Row, plan};
@@ -32,6 +32,12 @@ pub(super) struct PlanArgs {
     /// The memory that there is, as in 4GiB
     #[arg(long, value_name = "SIZE", value_parser = parse_size)]
     limit: Option<Bytes>,
+    /// Precisions to plan for, as in fp32,bf16 [default: all that there are]
+    #[arg(long, value_delimiter = ',', value_name = "LIST")]
+    precision: Vec<Compute>,
+    /// Values of memory.checkpoint to plan for: none, blocks [default: both]
+    #[arg(long, value_delimiter = ',', value_name = "LIST")]
+    checkpoint: Vec<Recompute>,
     /// Optimizer steps of each measurement, at least 2: the first one warms up
     #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u64).range(2..))]
     steps: u64,
@@ -72,7 +78,10 @@ pub(super) fn run(args: &PlanArgs) -> Result<ExitCode, CommandError> {
         stopped: stopped_by_signals()?,
     };
     let show = |cut: &Cut| eprintln!("measuring {cut}");
-    let plan = match plan(&loaded, &networks, &children, args.limit.map(|limit| limit.0), show) {
+    let precisions = if args.precision.is_empty() { &Compute::ALL[..] } else { &args.precision };
+    let checkpoints = if args.checkpoint.is_empty() { &Recompute::ALL[..] } else { &args.checkpoint };
+    let variants = (precisions, checkpoints);
+    let plan = match plan(&loaded, &networks, &children, variants, args.limit.map(|limit| limit.0), show) {
         Err(SweepError::Interrupted) => {
             eprintln!("interrupted");
             return Ok(ExitCode::from(INTERRUPTED));

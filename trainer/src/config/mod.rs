@@ -148,6 +148,11 @@ pub enum Recompute {
     Blocks,
 }
 
+impl Recompute {
+    /// All of them, from the fastest.
+    pub const ALL: [Self; 2] = [Self::None, Self::Blocks];
+}
+
 /// `[data]`
 #[derive(Debug, Clone, PartialEq, Deserialize, Serialize)]
 #[serde(deny_unknown_fields, default)]

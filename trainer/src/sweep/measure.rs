@@ -45,6 +45,8 @@ pub struct Figures {
     pub peak_memory: u64,
     /// Bytes by phase, the most of any step.
     pub memory: Map<String, Value>,
+    /// Bytes by phase, the least of any step but the first: what other threads hold by chance is not in it.
+    pub settled: Map<String, Value>,
     /// Of all steps but the first, which warms up, and those that were skipped.
     pub images_per_second: f64,
     /// The weighted sum of the losses in the first step; `None` where it is not finite at any loss scale.
@@ -94,23 +96,30 @@ fn figures(lines: &[Value], first: First, effective: usize, device: String) -> O
     let skipped = lines.iter().filter(is_skipped).count() as u64;
     let lines: Vec<&Value> = lines.iter().filter(|line| line["skipped"] != true).collect();
     let (_, rest) = lines.split_first()?;
-    let mut memory = Map::new();
-    for (phase, peak) in lines.iter().filter_map(|line| line["memory"].as_object()).flatten() {
-        let most = memory.get(phase).and_then(Value::as_u64).unwrap_or(0).max(peak.as_u64()?);
-        memory.insert(phase.clone(), most.into());
-    }
     let seconds = rest.iter().map(|line| Some(effective as f64 / line["images_per_second"].as_f64()?));
     let seconds: f64 = seconds.sum::<Option<f64>>()?;
     let peaks = lines.iter().map(|line| line["peak_memory"].as_u64());
     Some(Figures {
         device,
         peak_memory: peaks.collect::<Option<Vec<_>>>()?.into_iter().max()?,
-        memory,
+        memory: by_phase(&lines, u64::max)?,
+        settled: by_phase(rest, u64::min)?,
         images_per_second: (rest.len() * effective) as f64 / seconds,
         loss: first.loss,
         skipped,
         deviation: first.deviation,
     })
+}
+
+/// Of each phase's figures in `lines` the one that `choose` takes.
+fn by_phase(lines: &[&Value], choose: fn(u64, u64) -> u64) -> Option<Map<String, Value>> {
+    let mut chosen = Map::new();
+    for (phase, peak) in lines.iter().filter_map(|line| line["memory"].as_object()).flatten() {
+        let peak = peak.as_u64()?;
+        let so_far = chosen.get(phase).and_then(Value::as_u64).unwrap_or(peak);
+        chosen.insert(phase.clone(), choose(so_far, peak).into());
+    }
+    Some(chosen)
 }
 
 #[cfg(test)]
@@ -132,5 +141,6 @@ mod tests {
         // Eight images in one second and four.
         assert_eq!(figures.images_per_second, 8.0 / 5.0);
         assert_eq!(Value::Object(figures.memory), json!({ "weights": 1, "backward": 9 }));
+        assert_eq!(Value::Object(figures.settled), json!({ "weights": 1, "backward": 7 }));
     }
 }

@@ -13,7 +13,8 @@ use crate::adversary::Adversary;
 use crate::config::{Compute, Recompute};
 use crate::device::Choice;
 use crate::engine::{
-    Checkpoint, EffectiveBatch, Event, Figures, LossScales, MicroBatch, Networks, StepSettings, effective_batch_gradient,
+    Checkpoint, EffectiveBatch, Event, Figures, LossScales, MicroBatch, Networks, StepSettings,
+    effective_batch_gradient,
 };
 use crate::gradients::{global_norm, norms_by_block, unscale_and_clip};
 use crate::losses::ClipGuidance;
