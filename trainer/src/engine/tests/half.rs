@@ -97,3 +97,29 @@ fn whether_a_step_overflows_does_not_depend_on_how_it_is_cut() {
         }
     }
 }
+
+/// What the loss scale is for: the gradient of a small loss lies below the least f16, unless it is scaled. bf16 has the
+/// exponents of f32.
+#[test]
+fn a_small_loss_needs_its_scale_in_f16() {
+    let run = without_borders();
+    let mut losses = losses(0.1);
+    losses.image[0].0 = Weight::constant(1e-4);
+    losses.codebook.0 = Weight::constant(1e-4);
+    let step = |compute, scale| {
+        run.step(
+            &losses,
+            StepSettings { effective: 4, adversarial: AdversarialState::default(), ..settings(compute, scale) },
+            &[2, 2],
+        )
+    };
+    let reference = step(DType::F32, 1.0);
+    let cosine = |compute, scale| {
+        let (cosine, length) = compare(&run.vqgan, &step(compute, scale).generator, &reference.generator);
+        println!("{compute:?}, scale {scale}: cosine {cosine:.6}, length {:.5}", length / scale);
+        cosine
+    };
+    assert!(cosine(DType::F16, f64::from(1 << 20)) >= 0.999);
+    assert!(cosine(DType::F16, 1.0) < 0.99);
+    assert!(cosine(DType::BF16, 1.0) >= 0.99);
+}
