@@ -1,11 +1,13 @@
 //! Runs in half precision.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;
 
+use checkpoints::{HostTensor, WeightsFile, write_safetensors};
 use serde_json::Value;
 
-use crate::command::{run, small};
+use crate::command::{fixture, run, small};
 use crate::run::metrics;
 
 /// Runs the small configuration into `name` with these overrides, and returns the lines of its metrics.
@@ -121,5 +123,39 @@ fn bad_precisions() {
     ] {
         let error = error(set);
         assert!(error.contains(said), "{set}: {error}");
+    }
+}
+
+/// A model with values that f16 only just holds is trained in it, but not without a word about what is better.
+#[test]
+fn values_near_the_end_of_f16_are_said_at_the_start() {
+    const WEIGHTS: &str = "diffusion_pytorch_model.safetensors";
+    let folder = small();
+    let (usual, large) = (fixture("diffusers/attention"), folder.path().join("large"));
+    fs::create_dir(&large).unwrap();
+    fs::copy(usual.join("config.json"), large.join("config.json")).unwrap();
+    let weights = WeightsFile::open(usual.join(WEIGHTS)).unwrap();
+    let mut tensors: BTreeMap<String, HostTensor> =
+        weights.names().map(|name| (name.to_owned(), weights.read(name).unwrap())).collect();
+    let bias = tensors.get_mut("decoder.conv_in.bias").unwrap();
+    *bias = HostTensor::from_f32(&bias.shape, &vec![30_000.0; bias.len()]);
+    write_safetensors(&large.join(WEIGHTS), &tensors, None).unwrap();
+
+    for (model, compute, said) in
+        [(&large, "fp16", true), (&large, "bf16", false), (&large, "fp32", false), (&usual, "fp16", false)]
+    {
+        let config = format!(
+            "[run]\nsteps = 1\ndevice = \"cpu\"\n[batch]\neffective = 2\nmicro = 1\n[model]\npretrained = \"{}\"\n\
+             [data]\nresolution = 16\nimages = 20\nvalidation = 2\n[precision]\ncompute = \"{compute}\"\n",
+            model.display()
+        );
+        fs::write(folder.path().join("model.toml"), config).unwrap();
+        let name = if said { "said" } else { compute };
+        let stderr = run(folder.path(), &["--config", "model.toml", "--run-dir", name]).success().stderr;
+        assert_eq!(
+            stderr.contains("fp16 ends at 65504: precision.compute = \"bf16\" is better here"),
+            said,
+            "{stderr}"
+        );
     }
 }

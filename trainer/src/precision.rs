@@ -20,9 +20,11 @@
 
 mod copy;
 mod probe;
+mod range;
 mod scaler;
 
 pub use copy::compute_copy;
 pub(crate) use probe::is_finite;
 pub use probe::{Found, Probe};
+pub use range::Range;
 pub use scaler::{LossScaler, ScalerState};

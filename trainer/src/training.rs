@@ -17,6 +17,7 @@ use burn::module::Module;
 use burn::tensor::DType;
 use checkpoints::Architecture;
 use checkpoints::run::{BackgroundWriter, Keep, RunError, RunLock, SaveError, Saved, atomic_write};
+use datasets::Loader;
 
 use self::folder::{Made, RunFolder, Taken};
 use self::logs::Logs;
@@ -28,12 +29,13 @@ use crate::config::{Compute, Config, Loaded};
 use crate::data::{self, Data};
 use crate::device::{Choice, Selected};
 use crate::ema::Ema;
+use crate::engine::MicroBatch;
 use crate::losses::Losses;
 use crate::lr_schedule::LrSchedule;
 use crate::memory::MemoryMeter;
 use crate::models::VqGan;
 use crate::optimizer::ModelOptimizer;
-use crate::precision::{LossScaler, Probe, compute_copy};
+use crate::precision::{LossScaler, Probe, Range, compute_copy};
 use crate::progress::{Progress, check_terminal};
 use crate::reporting::Reporter;
 use crate::run_state::{Snapshot, State, StateError};
@@ -191,6 +193,9 @@ impl Training {
         let losses = Losses::load(&config, &start.architecture.quantizer, &device.device.clone().autodiff())?;
         let probe = options.debug_numerics.then(|| Probe::new(&start.model));
         announce(&config, &start, &data, &folder);
+        if config.precision.compute == Compute::Fp16 {
+            advise_on_range(&start.model, &data, &device)?;
+        }
 
         stop.run_begins();
         let Taken { lock, store, mut made } = place.take()?;
@@ -477,6 +482,20 @@ fn announce(config: &Config, start: &Start, data: &Data, folder: &Path) {
         precision.frozen().name()
     );
     eprintln!("batch: {} at a time, {} together; run folder: {}", batch.micro, batch.effective, folder.display());
+}
+
+/// Says so where the model's values come near the end of f16, by the first picture.
+fn advise_on_range(model: &VqGan, data: &Data, device: &Selected) -> Result<(), TrainError> {
+    let first = Loader::start(data.training.clone(), 0, Some(1), 1, 1)?.next_batch(1)?;
+    if first.is_empty() {
+        return Ok(());
+    }
+    let range = Range::of(&model.valid(), first.images(&device.device, DType::F32));
+    if !range.fits_f16() {
+        let other = if device.supports(Compute::Bf16) { Compute::Bf16 } else { Compute::Fp32 };
+        eprintln!("precision: {}", range.advice(other.name()));
+    }
+    Ok(())
 }
 
 /// The resolved configuration, unless the run goes by that very file.

@@ -158,7 +158,7 @@ pub(crate) fn is_finite<const D: usize>(value: &Tensor<D>) -> bool {
 }
 
 /// The largest absolute value; 0 for what cannot be read.
-fn largest<const D: usize>(value: &Tensor<D>) -> f32 {
+pub(super) fn largest<const D: usize>(value: &Tensor<D>) -> f32 {
     let largest = value.clone().without_autodiff().max_abs().cast(DType::F32);
     largest.try_into_vec_as::<f32>().map_or(0.0, |values| values.first().copied().unwrap_or(0.0))
 }
