@@ -63,6 +63,21 @@ impl HostTensor {
         }
     }
 
+    /// Whether no element is infinite or NaN, without a copy of them in between; of the types of which
+    /// [`to_f32`](Self::to_f32) knows nothing, not even an empty tensor is.
+    pub fn is_finite(&self) -> bool {
+        let bytes = self.bytes.as_slice();
+        match self.dtype {
+            Dtype::F64 => all(bytes, |b| f64::from_le_bytes(b).is_finite()),
+            Dtype::F32 => all(bytes, |b| f32::from_le_bytes(b).is_finite()),
+            Dtype::F16 => all(bytes, |b| f16::from_le_bytes(b).is_finite()),
+            Dtype::BF16 => all(bytes, |b| bf16::from_le_bytes(b).is_finite()),
+            Dtype::I64 | Dtype::U64 | Dtype::I32 | Dtype::U32 | Dtype::I16 | Dtype::U16 => true,
+            Dtype::I8 | Dtype::U8 | Dtype::BOOL => true,
+            _ => false,
+        }
+    }
+
     /// The same elements under another shape.
     ///
     /// # Errors
@@ -106,6 +121,10 @@ fn convert<const N: usize>(bytes: &[u8], element: impl Fn([u8; N]) -> f32) -> Ve
     chunks.iter().map(|chunk| element(*chunk)).collect()
 }
 
+fn all<const N: usize>(bytes: &[u8], is: impl Fn([u8; N]) -> bool) -> bool {
+    bytes.as_chunks::<N>().0.iter().all(|chunk| is(*chunk))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -124,6 +143,24 @@ mod tests {
         }
         let minus_two = of(Dtype::I64, (-2i64).to_le_bytes().to_vec());
         assert_eq!(minus_two.to_f32(), [-2.0]);
+    }
+
+    #[test]
+    fn one_element_that_is_not_finite_is_found() {
+        let of = |dtype, values: [Vec<u8>; 3]| HostTensor { dtype, shape: vec![3], bytes: values.concat() };
+        for wrong in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY, f32::MAX] {
+            let wide = [-0.0, wrong, 2.0];
+            let tensors = [
+                of(Dtype::F64, wide.map(|value| f64::from(value).to_le_bytes().to_vec())),
+                of(Dtype::F32, wide.map(|value| value.to_le_bytes().to_vec())),
+                of(Dtype::F16, wide.map(|value| f16::from_f32(value).to_le_bytes().to_vec())),
+                of(Dtype::BF16, wide.map(|value| bf16::from_f32(value).to_le_bytes().to_vec())),
+            ];
+            for tensor in tensors {
+                assert_eq!(tensor.is_finite(), tensor.to_f32().iter().all(|value| value.is_finite()), "{tensor:?}");
+            }
+        }
+        assert!(of(Dtype::I64, [1i64, i64::MAX, -1].map(|value| value.to_le_bytes().to_vec())).is_finite());
     }
 
     #[test]

@@ -143,7 +143,7 @@ impl Snapshot {
 
 /// Refuses what is not finite: the newest checkpoint must be worth going back to.
 fn write_tensors(folder: &Path, name: &'static str, tensors: &StateDict) -> Result<(), StateError> {
-    let broken = tensors.iter().find(|(_, tensor)| tensor.to_f32().iter().any(|value| !value.is_finite()));
+    let broken = tensors.iter().find(|(_, tensor)| !tensor.is_finite());
     if let Some((tensor, _)) = broken {
         return Err(StateError::NotFinite { file: name, tensor: tensor.clone() });
     }
