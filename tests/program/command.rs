@@ -18,6 +18,7 @@ pub fn command(folder: &Path, arguments: &[&str]) -> Command {
         .current_dir(folder)
         .env("HF_HOME", folder.join("hf"))
         .env("HF_HUB_OFFLINE", "1")
+        .env("XDG_CACHE_HOME", folder.join("cache"))
         .env_remove("HF_TOKEN")
         .env_remove("RUST_BACKTRACE")
         .env_remove("HF_ENDPOINT");

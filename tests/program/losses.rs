@@ -111,7 +111,7 @@ const FIGURES: [&str; 17] = [
 ];
 
 /// A folder with [`ALL`] in it as `all.toml`, and the weights of its AlexNet.
-fn all() -> TempDir {
+pub fn all() -> TempDir {
     let folder = tempfile::tempdir().unwrap();
     let clip = fixture("clip/transformers").display().to_string();
     fs::write(folder.path().join("all.toml"), ALL.replace("CLIP", &clip)).unwrap();

@@ -4,6 +4,7 @@ mod bad_input;
 mod command;
 mod export;
 mod losses;
+mod memory;
 mod parity;
 mod precision;
 mod report;

@@ -94,6 +94,11 @@ impl Adversary {
         })
     }
 
+    /// Whether the discriminator has BatchNorm, so that what a step computes depends on the micro-batch.
+    pub fn has_batch_norm(&self) -> bool {
+        self.model().has_batch_norm()
+    }
+
     /// The discriminator.
     pub fn model(&self) -> &PatchGan {
         self.model.as_ref().expect("the optimizer gives the model back before the step goes on")

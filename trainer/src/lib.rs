@@ -20,6 +20,7 @@ pub mod lr_schedule;
 pub mod memory;
 pub mod models;
 pub mod optimizer;
+mod panics;
 pub mod plan;
 pub mod precision;
 pub mod pretrained;

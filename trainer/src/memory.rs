@@ -51,18 +51,25 @@ pub struct MemoryMeter {
 struct Phases {
     peaks: Vec<(Phase, u64)>,
     now: Phase,
+    /// The most that a GPU's pools had reserved at the end of a phase.
+    reserved: u64,
+}
+
+impl Default for Phases {
+    fn default() -> Self {
+        Self { peaks: Vec::new(), now: Phase::Weights, reserved: 0 }
+    }
 }
 
 impl MemoryMeter {
     /// For `device`.
     pub fn new(device: &Device) -> Self {
-        let phases = Phases { peaks: Vec::new(), now: Phase::Weights };
-        Self { device: device.clone(), phases: RefCell::new(phases) }
+        Self { device: device.clone(), phases: RefCell::default() }
     }
 
     /// Forgets the peaks so far and begins with [`Phase::Weights`].
     pub fn start(&self) {
-        *self.phases.borrow_mut() = Phases { peaks: Vec::new(), now: Phase::Weights };
+        *self.phases.borrow_mut() = Phases::default();
         HOST.reset_peak_usage();
     }
 
@@ -88,11 +95,13 @@ impl MemoryMeter {
 
     /// Notes the peak of the phase that is on, and begins anew.
     fn note(&self) {
-        let peak = match self.pools() {
+        let pools = self.pools();
+        let peak = match &pools {
             Some(usage) => usage.bytes_in_use,
             None => HOST.peak_usage() as u64,
         };
-        let Phases { peaks, now } = &mut *self.phases.borrow_mut();
+        let Phases { peaks, now, reserved } = &mut *self.phases.borrow_mut();
+        *reserved = pools.map_or(0, |usage| usage.bytes_reserved).max(*reserved);
         match peaks.iter_mut().find(|(phase, _)| phase == now) {
             Some((_, most)) => *most = peak.max(*most),
             None => peaks.push((*now, peak)),
@@ -110,6 +119,20 @@ impl MemoryMeter {
         }
     }
 
+    /// What [`peak`](Self::peak) would be as far as is known without asking a GPU: up to the newest border between phases.
+    pub fn peak_so_far(&self) -> u64 {
+        let phases = self.phases.borrow();
+        match phases.reserved {
+            0 => phases.peaks.iter().map(|(_, peak)| *peak).fold(HOST.peak_usage() as u64, u64::max),
+            reserved => reserved,
+        }
+    }
+
+    /// The phase that is on.
+    pub fn phase(&self) -> Phase {
+        self.phases.borrow().now
+    }
+
     /// Bytes by phase, in the order in which the phases came up. On the CPU the most allocated while in it; on a GPU, whose
     /// pools keep no peak, the most in use at the end of it.
     pub fn phases(&self) -> Vec<(Phase, u64)> {
@@ -119,6 +142,38 @@ impl MemoryMeter {
     fn pools(&self) -> Option<MemoryPoolUsage> {
         self.device.memory_pool_usage()
     }
+}
+
+/// The line of an error's text that says that there is too little memory, in the words of Rust's allocator, the system,
+/// CubeCL, CUDA or wgpu.
+pub fn out_of_memory(text: &str) -> Option<&str> {
+    const WORDS: [&str; 10] = [
+        "memory allocation of",
+        "out of memory",
+        "out-of-memory",
+        "out of device memory",
+        "outofmemory",
+        "out_of_memory",
+        "not enough memory",
+        "cannot allocate memory",
+        "can't allocate",
+        "buffertoobig",
+    ];
+    let says_so = |line: &&str| {
+        let line = line.to_lowercase();
+        WORDS.iter().any(|word| line.contains(word))
+    };
+    text.lines().map(str::trim).find(says_so)
+}
+
+/// What a process may allocate by `ulimit -v`, in bytes, where that is limited.
+pub fn address_space() -> Option<u64> {
+    limit_of_address_space(&std::fs::read_to_string("/proc/self/limits").ok()?)
+}
+
+fn limit_of_address_space(limits: &str) -> Option<u64> {
+    let line = limits.lines().find_map(|line| line.strip_prefix("Max address space"))?;
+    line.split_whitespace().next()?.parse().ok()
 }
 
 /// `1536 MiB` as people say it.
@@ -155,6 +210,7 @@ mod tests {
             meter.enter(Phase::Backward);
             allocate_and_free(8 * MUCH);
         });
+        assert_eq!(meter.peak_so_far() / MUCH as u64, 2);
         let whole = meter.peak();
         let phases: Vec<_> =
             meter.phases().iter().map(|(phase, peak)| (phase.to_string(), peak / MUCH as u64)).collect();
@@ -163,6 +219,39 @@ mod tests {
         assert_eq!(whole / MUCH as u64, 2);
         meter.start();
         assert!(meter.peak() < MUCH as u64);
+    }
+
+    #[test]
+    fn want_of_memory_is_told_from_other_errors_in_all_their_words() {
+        for line in [
+            "memory allocation of 274877906944 bytes failed",
+            "out of device memory allocating 1048576 bytes",
+            "An out-of-memory error happened during launch",
+            "DriverError(CUDA_ERROR_OUT_OF_MEMORY, \"out of memory\")",
+            "can't allocate buffer of size: 4294967296",
+            "Can't allocate 512 bytes: every page size the memory tracks still holds live allocations",
+            "Not enough memory left.",
+            "Cannot allocate memory (os error 12)",
+        ] {
+            assert_eq!(
+                out_of_memory(&format!("the device failed\nCaused by:\n  {line}\nBacktrace\n0: main")),
+                Some(line)
+            );
+        }
+        for text in
+            ["CUDA_ERROR_ILLEGAL_ADDRESS", "the memory of a tensor", "No space left on device (os error 28)", ""]
+        {
+            assert_eq!(out_of_memory(text), None);
+        }
+    }
+
+    #[test]
+    fn the_systems_limit_is_read() {
+        let limits = "Limit                     Soft Limit           Hard Limit           Units     \n\
+                      Max data size             unlimited            unlimited            bytes     \n\
+                      Max address space         2097152000           unlimited            bytes     \n";
+        assert_eq!(limit_of_address_space(limits), Some(2_097_152_000));
+        assert_eq!(limit_of_address_space(&limits.replace("2097152000", "unlimited ")), None);
     }
 
     /// A step has a few phases for each micro-batch and takes milliseconds at the very least.

@@ -1,13 +1,16 @@
-//! What other micro-batches would take, from steps at micro-batch 1, 2 and 3: `train plan`.
+//! What other micro-batches would take, from steps at micro-batch 1, 2 and 3: `train plan`, and `batch.micro = "auto"`.
 //!
 //! Memory is a fixed part and a part for each sample, in each phase of a step by itself, since the phase that takes most
 //! at a small micro-batch need not be the one that does at a large one. The line goes through 2 and 3: kernels that split
 //! their work over threads keep scratch memory that a single sample is too small for.
 
+use std::fmt;
+
 use serde::Serialize;
 use serde_json::{Map, Value};
 
-use crate::config::{Compute, Loaded, Recompute};
+use crate::config::{Compute, Config, Loaded, Recompute};
+use crate::memory::readable;
 use crate::sweep::measure::{Figures, Gradient};
 use crate::sweep::random::Networks;
 use crate::sweep::{Children, Cut, Status, SweepError, measure_cut};
@@ -82,6 +85,10 @@ impl Line {
 /// The peak of any phase, each extrapolated by itself.
 struct Fit {
     memory: Vec<Line>,
+    /// No micro-batch above it works.
+    most: usize,
+    /// The largest micro-batch that was measured.
+    measured: usize,
     /// Bytes at micro-batch 1.
     one: u64,
     /// Of a micro-batch.
@@ -89,9 +96,11 @@ struct Fit {
 }
 
 impl Fit {
-    fn new(one: &Figures, two: &Figures, three: Option<&Figures>) -> Self {
+    fn new(most: usize, one: &Figures, two: &Figures, three: Option<&Figures>) -> Self {
         Self {
             memory: three.map_or_else(|| memory_lines(1, one, two), |three| memory_lines(2, two, three)),
+            most: most.min(MOST),
+            measured: if three.is_some() { 3 } else { 2 },
             one: one.peak_memory,
             seconds: Line::of_seconds(1.0 / one.images_per_second, 2.0 / two.images_per_second),
         }
@@ -106,6 +115,13 @@ impl Fit {
 
     fn images_per_second(&self, micro: usize) -> f64 {
         micro as f64 / self.seconds.at(micro)
+    }
+
+    /// The largest micro-batch whose peak with the margin is within `limit`, made smaller where that takes no more
+    /// micro-batches for `effective` samples.
+    fn largest(&self, effective: usize, limit: u64) -> Option<usize> {
+        let most = (1..=self.most.min(effective)).take_while(|micro| with_margin(self.peak(*micro)) <= limit).last()?;
+        Some(effective.div_ceil(effective.div_ceil(most)))
     }
 }
 
@@ -140,7 +156,7 @@ pub fn plan(
     children: &Children,
     (precisions, checkpoints): (&[Compute], &[Recompute]),
     limit: Option<u64>,
-    mut show: impl FnMut(&Cut),
+    show: impl Fn(&Cut),
 ) -> Result<Plan, SweepError> {
     let mut plan = Plan {
         device: String::new(),
@@ -151,37 +167,20 @@ pub fn plan(
         best: None,
         notes: Vec::new(),
     };
-    let mut loaded = loaded.clone();
-    // A worker that reads a picture at the moment of the peak would be in it, and it is once in a while.
-    loaded.config.data.workers = 0;
     for &precision in precisions {
         for &checkpoint in checkpoints {
-            let mut measure = |micro: usize| {
-                // Two micro-batches, since the second one meets the gradient of the first.
-                let cut = Cut { micro, effective: 2 * micro, precision, checkpoint, ..Cut::of(&loaded.config) };
+            let cut = Cut { precision, checkpoint, ..Cut::of(&loaded.config) };
+            let measure = |cut: Cut| {
                 show(&cut);
-                let (figures, _) = measure_cut(&loaded, &cut, networks, children, &Gradient::Ignore)?;
-                Ok::<_, SweepError>(figures.map_err(|status| (cut, status)))
+                measure(loaded, cut, networks, children)
             };
-            match (measure(1)?, measure(2)?) {
-                (Ok(one), Ok(two)) => {
+            match measure(Cut { micro: 1, ..cut })? {
+                Ok(one) => {
                     plan.device.clone_from(&one.device);
-                    let effective = loaded.config.batch.effective;
-                    let three = match (effective > 2).then(|| measure(3)).transpose()? {
-                        Some(Err((cut, status))) => {
-                            plan.notes.push(note(cut, &status));
-                            None
-                        }
-                        measured => measured.and_then(Result::ok),
-                    };
-                    plan.rows.extend(rows(effective, precision, checkpoint, [&one, &two], three.as_ref()));
+                    let fit = fit(&one, cut, measure, &mut plan.notes)?;
+                    plan.rows.extend(rows(&fit, precision, checkpoint));
                 }
-                (Ok(one), Err((cut, status))) => {
-                    plan.device.clone_from(&one.device);
-                    plan.rows.extend(rows(1, precision, checkpoint, [&one; 2], None));
-                    plan.notes.push(note(cut, &status));
-                }
-                (Err((cut, status)), _) => plan.notes.push(note(cut, &status)),
+                Err((cut, status)) => plan.notes.push(note(cut, &status)),
             }
         }
     }
@@ -194,29 +193,194 @@ pub fn plan(
     Ok(plan)
 }
 
+/// One measurement: the figures, or what became of which cut.
+type Measured = Result<Figures, (Cut, Status)>;
+
+fn measure(loaded: &Loaded, cut: Cut, networks: &Networks, children: &Children) -> Result<Measured, SweepError> {
+    // Two micro-batches, since the second one meets the gradient of the first.
+    let cut = Cut { effective: 2 * cut.micro, ..cut };
+    let mut loaded = loaded.clone();
+    // A worker that reads a picture at the moment of the peak would be in it, and it is once in a while.
+    loaded.config.data.workers = 0;
+    let (figures, _) = measure_cut(&loaded, &cut, networks, children, &Gradient::Ignore)?;
+    Ok(figures.map_err(|status| (cut, status)))
+}
+
+/// Measures micro-batch 2 and 3 of `cut`, of which `one` is what 1 took.
+fn fit(
+    one: &Figures,
+    cut: Cut,
+    measure: impl Fn(Cut) -> Result<Measured, SweepError>,
+    notes: &mut Vec<String>,
+) -> Result<Fit, SweepError> {
+    let at = |micro: usize| measure(Cut { micro, ..cut });
+    let two = match at(2)? {
+        Ok(two) => two,
+        Err((cut, status)) => {
+            notes.push(note(cut, &status));
+            return Ok(Fit::new(1, one, one, None));
+        }
+    };
+    let three = match (cut.effective > 2).then(|| at(3)).transpose()? {
+        Some(Err((cut, status))) => {
+            notes.push(note(cut, &status));
+            None
+        }
+        measured => measured.and_then(Result::ok),
+    };
+    Ok(Fit::new(cut.effective, one, &two, three.as_ref()))
+}
+
 fn note(cut: Cut, status: &Status) -> String {
     format!("{cut}: {}: {}", status.name(), status.message().unwrap_or_default())
 }
 
 /// With the speed in images per second.
-fn rows(
-    effective: usize,
-    precision: Compute,
-    checkpoint: Recompute,
-    [one, two]: [&Figures; 2],
-    three: Option<&Figures>,
-) -> Vec<Row> {
-    let fit = Fit::new(one, two, three);
+fn rows(fit: &Fit, precision: Compute, checkpoint: Recompute) -> Vec<Row> {
     let row = |micro: usize| Row {
         precision,
         checkpoint,
         micro,
         peak_memory: fit.peak(micro),
-        measured: micro <= if three.is_some() { 3 } else { 2 },
+        measured: micro <= fit.measured,
         fits: None,
         speed: fit.images_per_second(micro),
     };
-    micros(effective).into_iter().map(row).collect()
+    micros(fit.most).into_iter().map(row).collect()
+}
+
+/// What a prediction may be too low by.
+const MARGIN: f64 = 0.05;
+
+fn with_margin(peak: u64) -> u64 {
+    (peak as f64 * (1.0 + MARGIN)) as u64
+}
+
+/// What `batch.micro = "auto"` comes to.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Choices {
+    /// A micro-batch that fits.
+    Micro {
+        /// Samples.
+        micro: usize,
+        /// The bytes that it is expected to take.
+        peak: u64,
+        /// What larger micro-batches could not be measured for.
+        note: Vec<String>,
+    },
+    /// None fits: what is wrong with the limit, and what would have to change.
+    Nothing(String),
+}
+
+/// Another way to compute a step, which takes less memory.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Way {
+    /// Keys and values, as `--set` has them.
+    pub changes: Vec<String>,
+    checkpoint: Recompute,
+    precision: Compute,
+    resolution: u32,
+}
+
+impl fmt::Display for Way {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.changes.join(" with "))
+    }
+}
+
+/// Half the resolution, where the model can do with that.
+pub fn half_resolution(config: &Config) -> Option<u32> {
+    let mut smaller = config.clone();
+    smaller.data.resolution /= 2;
+    (config.data.resolution.is_multiple_of(2) && smaller.check().is_ok()).then_some(smaller.data.resolution)
+}
+
+/// What `config` could save memory by: single changes first, then all of them together.
+pub fn ways_to_save(config: &Config) -> Vec<Way> {
+    let now = Way {
+        changes: Vec::new(),
+        checkpoint: config.memory.checkpoint,
+        precision: config.precision.compute,
+        resolution: config.data.resolution,
+    };
+    let mut ways = Vec::new();
+    let mut all = now.clone();
+    let mut add = |way: Way| {
+        all.changes.extend(way.changes.clone());
+        ways.push(way);
+    };
+    if now.checkpoint == Recompute::None {
+        let changes = vec!["memory.checkpoint = \"blocks\"".to_owned()];
+        add(Way { changes, checkpoint: Recompute::Blocks, ..now.clone() });
+    }
+    if now.precision == Compute::Fp32 {
+        let changes = vec!["precision.compute = \"bf16\"".to_owned()];
+        add(Way { changes, precision: Compute::Bf16, ..now.clone() });
+    }
+    if let Some(half) = half_resolution(config) {
+        add(Way { changes: vec![format!("data.resolution = {half}")], resolution: half, ..now.clone() });
+        all.resolution = half;
+    }
+    if all.changes.len() > 1 {
+        if now.precision == Compute::Fp32 {
+            all.precision = Compute::Bf16;
+        }
+        ways.push(Way { checkpoint: Recompute::Blocks, ..all });
+    }
+    ways
+}
+
+/// Whether a process of its own gets through a few steps of `cut`, with no more samples than show what a micro-batch takes.
+///
+/// # Errors
+/// As for [`plan`]. What becomes of the process is no error.
+pub fn fits(
+    loaded: &Loaded,
+    cut: Cut,
+    networks: &Networks,
+    children: &Children,
+) -> Result<Result<(), Status>, SweepError> {
+    let cut = Cut { effective: cut.effective.min(2 * cut.micro), ..cut };
+    let (figures, _) = measure_cut(loaded, &cut, networks, children, &Gradient::Ignore)?;
+    Ok(figures.map(drop))
+}
+
+/// The micro-batch for `loaded` that keeps within `limit` bytes.
+///
+/// # Errors
+/// As for [`plan`].
+pub fn choose(loaded: &Loaded, networks: &Networks, children: &Children, limit: u64) -> Result<Choices, SweepError> {
+    let config = &loaded.config;
+    let cut = Cut::of(config);
+    let measure = |cut: Cut| measure(loaded, cut, networks, children);
+    let one = match measure(Cut { micro: 1, ..cut })? {
+        Ok(one) if with_margin(one.peak_memory) <= limit => {
+            let mut note = Vec::new();
+            let fit = fit(&one, cut, measure, &mut note)?;
+            let micro = fit.largest(config.batch.effective, limit).unwrap_or(1);
+            return Ok(Choices::Micro { micro, peak: fit.peak(micro), note });
+        }
+        Ok(one) => format!("{} and a margin of {:.0} %", readable(one.peak_memory), 100.0 * MARGIN),
+        Err((_, Status::OutOfMemory(_))) => "more than there is".to_owned(),
+        Err((cut, status)) => return Err(SweepError::Nothing(note(cut, &status))),
+    };
+    let mut fitting: Vec<String> = Vec::new();
+    for way in ways_to_save(config) {
+        // All together is for where none of them is enough.
+        if way.changes.len() > 1 && !fitting.is_empty() {
+            break;
+        }
+        let Way { checkpoint, precision, resolution, .. } = way;
+        let measured = measure(Cut { micro: 1, checkpoint, precision, resolution, ..cut })?;
+        if let Some(figures) = measured.ok().filter(|figures| with_margin(figures.peak_memory) <= limit) {
+            fitting.push(format!("{way} ({})", readable(figures.peak_memory)));
+        }
+    }
+    let ways = match fitting.is_empty() {
+        true => "nor would it be with recomputation, bf16 and half the resolution".to_owned(),
+        false => format!("what would fit: {}", fitting.join(", or ")),
+    };
+    Ok(Choices::Nothing(format!("is {}, and a single sample at a time takes {one}; {ways}", readable(limit))))
 }
 
 fn best(rows: &[Row]) -> Option<usize> {
@@ -253,7 +417,7 @@ mod tests {
         // A micro-batch of one takes 1 s, of two 1.5 s.
         let one = figures(json!({ "optimizer": 100, "backward": 70 }), 1.0);
         let two = figures(json!({ "optimizer": 100, "backward": 90 }), 2.0 / 1.5);
-        let rows = rows(8, Compute::Fp32, Recompute::None, [&one, &two], None);
+        let rows = rows(&Fit::new(8, &one, &two, None), Compute::Fp32, Recompute::None);
         let peaks: Vec<_> = rows.iter().map(|row| (row.micro, row.peak_memory, row.measured)).collect();
         assert_eq!(peaks, [(1, 100, true), (2, 100, true), (4, 130, false), (8, 210, false)]);
         let speeds: Vec<f64> = rows.iter().map(|row| row.speed).collect();
@@ -263,21 +427,23 @@ mod tests {
     #[test]
     fn what_comes_with_the_second_sample_once_and_for_all_does_not_grow() {
         let [one, two, three] = [10, 35, 45].map(|peak| figures(json!({ "backward": peak }), 1.0));
-        let rows = rows(8, Compute::Fp32, Recompute::None, [&one, &two], Some(&three));
+        let rows = rows(&Fit::new(8, &one, &two, Some(&three)), Compute::Fp32, Recompute::None);
         assert_eq!(rows.iter().map(|row| row.peak_memory).collect::<Vec<_>>(), [10, 35, 55, 95]);
     }
 
     #[test]
     fn no_more_speed_is_promised_than_was_seen() {
         let figures = |speed: f64| figures(json!({ "backward": 100 }), speed);
-        let rows = rows(8, Compute::Fp32, Recompute::None, [&figures(1.0), &figures(2.5)], None);
+        let fit = Fit::new(8, &figures(1.0), &figures(2.5), None);
+        let rows = rows(&fit, Compute::Fp32, Recompute::None);
         assert_eq!(rows.iter().map(|row| row.speed).collect::<Vec<_>>()[1..], [2.5, 2.5, 2.5]);
     }
 
     #[test]
     fn pools_that_reserve_more_than_is_in_use_are_the_peak() {
         let reserved = |peak: u64| Figures { peak_memory: peak, ..figures(json!({ "backward": 10 }), 1.0) };
-        let rows = rows(4, Compute::Fp32, Recompute::None, [&reserved(100), &reserved(140)], None);
+        let fit = Fit::new(4, &reserved(100), &reserved(140), None);
+        let rows = rows(&fit, Compute::Fp32, Recompute::None);
         assert_eq!(rows.iter().map(|row| row.peak_memory).collect::<Vec<_>>(), [100, 140, 220]);
     }
 
@@ -294,6 +460,31 @@ mod tests {
         };
         assert_eq!(best(&[row(1, 50, 1.0), row(2, 70, 1.5), row(4, 90, 1.52), row(8, 200, 3.0)]), Some(1));
         assert_eq!(best(&[row(1, 101, 1.0)]), None);
+    }
+
+    #[test]
+    fn the_largest_that_fits_is_evened_out() {
+        let [one, two] = [110, 120].map(|peak| figures(json!({ "backward": peak }), 1.0));
+        let fit = Fit::new(32, &one, &two, None);
+        // 100 and 10 for each sample, with 5 % on top.
+        assert_eq!(fit.largest(32, 115), None);
+        assert_eq!(fit.largest(32, 116), Some(1));
+        assert_eq!(fit.largest(32, 273), Some(16));
+        assert_eq!(fit.largest(32, 294), Some(16), "18 would need a second micro-batch as well");
+        assert_eq!(fit.largest(32, 1_000_000), Some(32));
+        assert_eq!(Fit::new(1, &one, &one, None).largest(32, 1_000_000), Some(1));
+    }
+
+    #[test]
+    fn what_saves_memory_is_what_is_not_on_yet() {
+        let mut config = Config::default();
+        let words = |config: &Config| ways_to_save(config).iter().map(Way::to_string).collect::<Vec<_>>();
+        let [blocks, bf16, half] =
+            ["memory.checkpoint = \"blocks\"", "precision.compute = \"bf16\"", "data.resolution = 128"];
+        assert_eq!(words(&config), [blocks, bf16, half, &[blocks, bf16, half].join(" with ")]);
+        config.memory.checkpoint = Recompute::Blocks;
+        config.precision.compute = Compute::Fp16;
+        assert_eq!(words(&config), [half]);
     }
 
     #[test]

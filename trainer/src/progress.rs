@@ -32,6 +32,8 @@ pub struct Shown {
     pub peak_memory: u64,
     /// Loss scale; 1 in f32.
     pub loss_scale: f64,
+    /// The micro-batch, where it is not the one in the configuration.
+    pub micro: Option<usize>,
 }
 
 /// What goes on within a step or between two, picture by picture.
@@ -163,6 +165,11 @@ impl Progress {
         self.position.set(Position { part, done: 0, of: self.samples_per_step, ..self.position.get() });
     }
 
+    /// The step that is on begins anew.
+    pub fn step_again(&self) {
+        self.start_part(Part::SecondPass);
+    }
+
     /// A step is done.
     pub fn step(&mut self, shown: Shown) {
         self.start_part(Part::SecondPass);
@@ -182,6 +189,9 @@ impl Progress {
                 true => format!("  scale {}", shown.loss_scale),
                 false => format!("  scale {:.1e}", shown.loss_scale),
             };
+        }
+        if let Some(micro) = shown.micro {
+            text += &format!("  micro {micro}");
         }
         let skipped = self.skipped.get();
         if skipped > 0 {

@@ -13,7 +13,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::adversary::Adversary;
 use crate::best::Best;
-use crate::config::{Adaptive, Config};
+use crate::config::{Adaptive, Config, Recompute};
 use crate::data::Pictures;
 use crate::losses::AdversarialState;
 use crate::models::VqGan;
@@ -70,6 +70,9 @@ pub struct State {
     pub before: Option<Scores>,
     /// What the samples were drawn from: other pictures would be split and shuffled in another way.
     pub pictures: Pictures,
+    /// What the run has chosen or lowered for want of memory.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub footprint: Option<Footprint>,
     /// What the adversarial loss carries over from step to step, if there is one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub adversarial: Option<AdversarialState>,
@@ -155,10 +158,29 @@ fn write_tensors(folder: &Path, name: &'static str, tensors: &StateDict) -> Resu
 /// # Errors
 /// If a file is missing or is not what it should be.
 pub fn read(folder: &Path) -> Result<Resumed, StateError> {
-    let json = std::fs::read(folder.join(STATE)).map_err(|e| file(STATE)(&e))?;
-    let state = serde_json::from_slice(&json).map_err(|e| file(STATE)(&e))?;
+    let state = read_state(folder)?;
     let ema = folder.join(EMA).exists().then(|| tensors(folder, EMA)).transpose()?;
     Ok(Resumed { state, model: tensors(folder, MODEL)?, ema, batch_norm: has_batch_norm(folder)? })
+}
+
+/// What the memory of a step goes by, and nothing else does.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Footprint {
+    /// Samples on the device at a time.
+    pub micro: usize,
+    /// What the backward pass computes again.
+    pub checkpoint: Recompute,
+    /// CLIP's cutouts of a sample at a time; 0 for all of them.
+    pub cutouts_at_once: usize,
+}
+
+/// Reads all that is no tensor.
+///
+/// # Errors
+/// If the file is missing or is not what it should be.
+pub fn read_state(folder: &Path) -> Result<State, StateError> {
+    let json = std::fs::read(folder.join(STATE)).map_err(|e| file(STATE)(&e))?;
+    serde_json::from_slice(&json).map_err(|e| file(STATE)(&e))
 }
 
 fn tensors(folder: &Path, name: &'static str) -> Result<StateDict, StateError> {
@@ -252,11 +274,16 @@ impl fmt::Display for Change {
     }
 }
 
+/// Whether what a step computes depends on `batch.micro`; `batch_norm` says whether there is a discriminator with BatchNorm.
+pub fn depends_on_micro(config: &Config, batch_norm: bool) -> bool {
+    let adversarial = &config.losses.adversarial;
+    adversarial.weight != 0.0 && (batch_norm || adversarial.adaptive == Adaptive::MicroBatch)
+}
+
 /// The keys outside the free ones in which `now` differs from `then`; `batch_norm` says whether the run has a discriminator
 /// with BatchNorm.
 pub fn unsound_changes(then: &Config, now: &Config, batch_norm: bool) -> Vec<Change> {
-    let adversarial = &then.losses.adversarial;
-    let fixed_micro = adversarial.weight != 0.0 && (batch_norm || adversarial.adaptive == Adaptive::MicroBatch);
+    let fixed_micro = depends_on_micro(then, batch_norm);
     let is_free = |key: &str| is_free(key) && !(fixed_micro && key == "batch.micro");
     let flat = |config: &Config| {
         let mut keys = std::collections::BTreeMap::new();
@@ -293,7 +320,7 @@ mod tests {
     use super::*;
     use burn::tensor::{DType, Device};
 
-    use crate::config::{Against, DiscriminatorConfig, Metric, Recompute};
+    use crate::config::{Against, DiscriminatorConfig, Metric, Micro, Recompute};
     use crate::losses::LeCam;
     use crate::models::discriminator::DiscriminatorNorm;
     use crate::models::initialize::random_weights;
@@ -316,7 +343,7 @@ mod tests {
     fn a_resumed_run_may_change_how_it_computes_and_not_what() {
         let then = Config::default();
         let mut now = then.clone();
-        now.batch.micro = 1;
+        now.batch.micro = Micro::Samples(1);
         now.run.steps = 7;
         now.run.tensorboard = false;
         now.run.gradient_histograms = 1;
@@ -377,7 +404,7 @@ mod tests {
             then.losses.adversarial.adaptive = adaptive;
             then.losses.adversarial.weight = weight;
             let mut now = then.clone();
-            now.batch.micro = 1;
+            now.batch.micro = Micro::Samples(1);
             now.discriminator.pretrained = Some("model.ckpt".into());
             shown(&then, &now, batch_norm)
         };
@@ -411,6 +438,7 @@ mod tests {
             architecture: tiny_architecture(),
             config: Config::default(),
             before: None,
+            footprint: Some(Footprint { micro: 2, checkpoint: Recompute::Blocks, cutouts_at_once: 0 }),
             pictures: Pictures { count: 1, names: String::new() },
             adversarial: Some(AdversarialState { balance: Some(0.49077241870406396), lecam }),
             loss_scale: Some(ScalerState { scale: 4096.0, since_change: 7, skipped: 4, in_a_row: 0 }),

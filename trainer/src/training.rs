@@ -2,10 +2,13 @@
 
 mod deadline;
 mod error;
+mod fault;
 mod folder;
 mod loaders;
 mod logs;
 mod measure;
+mod recovery;
+mod room;
 mod start;
 mod step;
 mod stop;
@@ -19,8 +22,11 @@ use checkpoints::Architecture;
 use checkpoints::run::{BackgroundWriter, Keep, RunError, RunLock, SaveError, Saved, atomic_write};
 use datasets::Loader;
 
+use self::fault::Faults;
 use self::folder::{Made, RunFolder, Taken};
 use self::logs::Logs;
+use self::recovery::Recovery;
+use self::room::{CacheEntry, Limit, Room, first_room};
 use self::start::{Start, check_captions, check_precision, find_checkpoint};
 use self::step::StepError;
 use crate::adversary::Adversary;
@@ -32,18 +38,20 @@ use crate::ema::Ema;
 use crate::engine::MicroBatch;
 use crate::losses::Losses;
 use crate::lr_schedule::LrSchedule;
-use crate::memory::MemoryMeter;
+use crate::memory::{MemoryMeter, readable};
 use crate::models::VqGan;
 use crate::optimizer::ModelOptimizer;
+use crate::panics::catch_out_of_memory;
 use crate::precision::{LossScaler, Probe, Range, compute_copy};
 use crate::progress::{Progress, check_terminal};
 use crate::reporting::Reporter;
-use crate::run_state::{Snapshot, State, StateError};
+use crate::run_state::{Footprint, Snapshot, State, StateError};
 use crate::samples::grid_png;
 use crate::validation::{Extent, Judges, Scores, validate};
 
 pub use self::deadline::Deadline;
 pub use self::error::TrainError;
+pub use self::fault::Fault;
 pub use self::measure::{FirstGradient, Measured, measure};
 pub use self::stop::{INTERRUPTED, Reason, Stop};
 
@@ -62,6 +70,8 @@ pub struct Options {
     pub deadline: Option<Deadline>,
     /// Show the run on a dashboard that takes the terminal.
     pub dashboard: bool,
+    /// What is to go wrong, to see what becomes of it.
+    pub faults: Vec<Fault>,
 }
 
 /// A checkpoint to go on with.
@@ -115,7 +125,7 @@ pub fn train(loaded: &Loaded, options: Options, stop: &Stop) -> Result<Outcome, 
     if dashboard {
         check_terminal()?;
     }
-    let (mut training, made) = Training::prepare(loaded, options, stop)?;
+    let (mut training, made) = Training::prepare(loaded, options, stop, Purpose::Run)?;
     if dashboard {
         training.progress.show_dashboard(stop.interrupter());
     }
@@ -126,6 +136,15 @@ pub fn train(loaded: &Loaded, options: Options, stop: &Stop) -> Result<Outcome, 
         made.remove();
     }
     outcome
+}
+
+/// What steps are taken for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Purpose {
+    /// For what they do to the weights.
+    Run,
+    /// For their figures: as configured or not at all, without a measurement of its own.
+    Measurement,
 }
 
 /// A run that is ready for its next step.
@@ -152,6 +171,12 @@ struct Training {
     memory: MemoryMeter,
     /// Sees the gradients of the next step, if anyone asked; not part of its memory.
     first_gradient: Option<FirstGradient>,
+    /// What the memory of the next step goes by.
+    footprint: Footprint,
+    recovery: Recovery,
+    /// The choice of a micro-batch that no step has confirmed yet.
+    unconfirmed: Option<CacheEntry>,
+    faults: Faults,
     progress: Progress,
     reporter: Reporter,
     step: u64,
@@ -168,7 +193,7 @@ struct Training {
 }
 
 impl Training {
-    fn prepare(loaded: &Loaded, options: Options, stop: &Stop) -> Result<(Self, Made), TrainError> {
+    fn prepare(loaded: &Loaded, options: Options, stop: &Stop, purpose: Purpose) -> Result<(Self, Made), TrainError> {
         let config = loaded.config.clone();
         let folder = options.folder.clone();
         if options.resume == Some(Resume::Newest) && !folder.is_dir() {
@@ -185,14 +210,21 @@ impl Training {
         eprintln!("device: {}", device.description);
         check_precision(loaded, &device)?;
         let data = data::open(&config)?;
-        let start = match find_checkpoint(&options, &place.store())? {
+        let checkpoint = find_checkpoint(&options, &place.store())?;
+        let limit = Limit::of(&config, &device);
+        let path = checkpoint.as_ref().map(|checkpoint| checkpoint.path.as_path());
+        let room = match purpose {
+            Purpose::Run => first_room(loaded, path, &device, limit, stop)?,
+            Purpose::Measurement => Room::as_configured(loaded)?,
+        };
+        let start = match checkpoint {
             Some(checkpoint) => Start::resume(loaded, checkpoint, &options.allow, &device, &data)?,
             None => Start::fresh(loaded, &device)?,
         };
         check_captions(&config, &data)?;
         let losses = Losses::load(&config, &start.architecture.quantizer, &device.device.clone().autodiff())?;
         let probe = options.debug_numerics.then(|| Probe::new(&start.model));
-        announce(&config, &start, &data, &folder);
+        announce(&config, &start, &room, limit, &data, &folder);
         if config.precision.compute == Compute::Fp16 {
             advise_on_range(&start.model, &data, &device)?;
         }
@@ -210,7 +242,7 @@ impl Training {
                 eprintln!("set aside, since the run goes on from step {step}: {}", aside.display());
             }
         }
-        let training = Self {
+        let mut training = Self {
             logs: Logs::open(&folder, step, start.validated)?,
             losses,
             schedule: LrSchedule::new(&config.schedule, &config.optimizer, config.run.steps),
@@ -225,6 +257,10 @@ impl Training {
             adversary: start.adversary,
             scaler: start.scaler,
             probe,
+            footprint: room.footprint,
+            recovery: Recovery::new(limit, purpose == Purpose::Run),
+            unconfirmed: room.unconfirmed,
+            faults: Faults::new(options.faults),
             step,
             handed_over: (own.is_some().then_some(step), Instant::now()),
             saved: own.map(|path| (step, path)),
@@ -240,6 +276,7 @@ impl Training {
             device,
             data,
         };
+        training.set_footprint(room.footprint);
         write_config(&training.config, loaded, &training.folder)?;
         made.keep();
         Ok((training, made))
@@ -250,11 +287,12 @@ impl Training {
         if let Some(deadline) = &mut self.deadline {
             deadline.expect_checkpoint(bytes_of_checkpoint(self.model.as_ref(), self.ema.is_some()));
         }
-        if let Err(error) = self.steps(stop) {
+        if let Err(mut error) = self.steps(stop) {
             if error.leaves_the_run_sound() && self.step > 0 {
-                let _ = self.save();
+                let _ = catch_out_of_memory(|| self.save());
             }
             let _ = self.wait_for_writer();
+            error.set_saved(|| self.last_saved());
             self.progress.finish();
             self.reporter.finish(&self.progress);
             return Err(error);
@@ -291,7 +329,7 @@ impl Training {
             self.poll_writer()?;
             match self.one_step(&mut loaders, stop.interrupter()) {
                 Ok(()) => {}
-                Err(StepError::Interrupted) => break,
+                Err(StepError::Interrupted | StepError::OverLimit) => break,
                 Err(StepError::Failed(error)) => return Err(error),
             }
             if let Some(deadline) = &mut self.deadline {
@@ -304,6 +342,11 @@ impl Training {
             }
         }
         Ok(())
+    }
+
+    /// Whether the host's memory is what `memory.limit` is about, so that a checkpoint that is being written counts.
+    fn limits_host(&self) -> bool {
+        self.recovery.limit.is_some() && self.device.choice == Choice::Cpu
     }
 
     /// Whether `validation.patience` is at its end.
@@ -355,8 +398,7 @@ impl Training {
         // In the type that steps compute in: their peak of memory is not to be topped by a validation.
         let copy = self.compute().map(|dtype| compute_copy(model, dtype));
         let model = copy.as_ref().unwrap_or(model);
-        let micro = self.config.batch.micro;
-        let extent = Extent { images: settings.images, micro, samples: settings.samples };
+        let extent = Extent { images: settings.images, micro: self.footprint.micro, samples: settings.samples };
         let judges = Judges::of(&self.losses);
         let images = settings.images.min(self.data.validation.len());
         let progress = |count| self.progress.validated(count, images);
@@ -403,6 +445,7 @@ impl Training {
             architecture: self.architecture.clone(),
             config: self.config.clone(),
             before: self.before,
+            footprint: Some(self.footprint),
             pictures: self.data.pictures.clone(),
             adversarial: self.adversary.as_ref().map(|adversary| adversary.state),
             loss_scale: Some(self.scaler.state()),
@@ -423,6 +466,10 @@ impl Training {
         };
         self.writer.save(self.step, keep, move |folder| snapshot.write(folder))?;
         self.handed_over = (Some(self.step), Instant::now());
+        if self.limits_host() {
+            // The copy that is being written would be in the next step's peak.
+            self.wait_for_writer()?;
+        }
         Ok(())
     }
 
@@ -466,7 +513,7 @@ fn in_words(scores: &Scores) -> String {
     text
 }
 
-fn announce(config: &Config, start: &Start, data: &Data, folder: &Path) {
+fn announce(config: &Config, start: &Start, room: &Room, limit: Option<Limit>, data: &Data, folder: &Path) {
     let (training, validation) = (data.training.len(), data.validation.len());
     let Config { batch, .. } = config;
     eprintln!("model: {}", start.description);
@@ -481,7 +528,15 @@ fn announce(config: &Config, start: &Start, data: &Data, folder: &Path) {
         precision.compute.name(),
         precision.frozen().name()
     );
-    eprintln!("batch: {} at a time, {} together; run folder: {}", batch.micro, batch.effective, folder.display());
+    let Footprint { micro, checkpoint, .. } = room.footprint;
+    let origin = room.origin.as_ref().map(|origin| format!(" ({origin})")).unwrap_or_default();
+    let blocks = if checkpoint == config.memory.checkpoint { "" } else { ", blocks computed again" };
+    let limit = limit.map(|limit| format!("; memory limit {}", readable(limit.bytes))).unwrap_or_default();
+    eprintln!(
+        "batch: {micro} at a time{origin}{blocks}, {} together{limit}; run folder: {}",
+        batch.effective,
+        folder.display()
+    );
 }
 
 /// Says so where the model's values come near the end of f16, by the first picture.

@@ -12,12 +12,14 @@ mod train;
 use std::io::Write;
 use std::panic;
 use std::process::ExitCode;
-use std::sync::{Mutex, PoisonError};
+#[cfg(unix)]
+use std::sync::{Arc, atomic::AtomicBool};
 
 use clap::{Args, Parser, Subcommand};
 
 use crate::config::{ConfigError, Override};
 use crate::device::{Choice, DeviceError};
+use crate::panics;
 use crate::pretrained::PretrainedError;
 use crate::sweep::SweepError;
 use crate::sweep::measure::MeasureError;
@@ -119,7 +121,8 @@ impl CommandError {
 /// Runs the command line of this process. Results go to stdout, all else to stderr.
 pub fn main() -> ExitCode {
     let command_line = CommandLine::parse();
-    quiet_panics();
+    panics::record();
+    exit_on_abort();
     match panic::catch_unwind(|| dispatch(&command_line)) {
         Ok(Ok(code)) => code,
         Ok(Err(error)) => {
@@ -127,7 +130,7 @@ pub fn main() -> ExitCode {
             ExitCode::from(error.exit_code())
         }
         Err(_) => {
-            eprintln!("error: this should not happen; RUST_BACKTRACE=1 shows where: {}", last_panic());
+            eprintln!("error: this should not happen; RUST_BACKTRACE=1 shows where: {}", panics::last());
             ExitCode::FAILURE
         }
     }
@@ -146,24 +149,18 @@ fn dispatch(command_line: &CommandLine) -> Result<ExitCode, CommandError> {
     }
 }
 
-/// What the newest panic said, for the one line that a user sees of it.
-static LAST_PANIC: Mutex<String> = Mutex::new(String::new());
-
-fn last_panic() -> String {
-    LAST_PANIC.lock().unwrap_or_else(PoisonError::into_inner).clone()
+/// Has an abort, which is what Rust does where an allocation fails, end the program like any other error: a line says of what
+/// size the allocation was, and the exit code is 1.
+#[cfg(unix)]
+fn exit_on_abort() {
+    use signal_hook::consts::SIGABRT;
+    use signal_hook::flag::register_conditional_shutdown;
+    // Without it the program ends as well, by a signal.
+    let _ = register_conditional_shutdown(SIGABRT, 1, Arc::new(AtomicBool::new(true)));
 }
 
-/// Keeps panics of libraries and of worker threads off the screen, unless a backtrace was asked for: they come back as errors.
-fn quiet_panics() {
-    if std::env::var_os("RUST_BACKTRACE").is_some_and(|value| value != "0") {
-        return;
-    }
-    panic::set_hook(Box::new(|info| {
-        let text = info.payload_as_str().unwrap_or("a panic without a text");
-        let line = text.lines().next().unwrap_or_default().to_owned();
-        *LAST_PANIC.lock().unwrap_or_else(PoisonError::into_inner) = line;
-    }));
-}
+#[cfg(not(unix))]
+fn exit_on_abort() {}
 
 fn parse_override(text: &str) -> Result<Override, String> {
     text.parse()

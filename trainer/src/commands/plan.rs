@@ -29,7 +29,7 @@ pub(super) struct PlanArgs {
     /// auto, cpu, cuda:N, wgpu:N or wgpu:cpu; the same as --set run.device=...
     #[arg(long, value_parser = parse_device)]
     device: Option<Choice>,
-    /// The memory that there is, as in 4GiB
+    /// The memory that there is, as in 4GiB [default: memory.limit]
     #[arg(long, value_name = "SIZE", value_parser = parse_size)]
     limit: Option<Bytes>,
     /// Precisions to plan for, as in fp32,bf16 [default: all that there are]
@@ -80,8 +80,9 @@ pub(super) fn run(args: &PlanArgs) -> Result<ExitCode, CommandError> {
     let show = |cut: &Cut| eprintln!("measuring {cut}");
     let precisions = if args.precision.is_empty() { &Compute::ALL[..] } else { &args.precision };
     let checkpoints = if args.checkpoint.is_empty() { &Recompute::ALL[..] } else { &args.checkpoint };
+    let limit = args.limit.or(loaded.config.memory.limit);
     let variants = (precisions, checkpoints);
-    let plan = match plan(&loaded, &networks, &children, variants, args.limit.map(|limit| limit.0), show) {
+    let plan = match plan(&loaded, &networks, &children, variants, limit.map(|limit| limit.0), show) {
         Err(SweepError::Interrupted) => {
             eprintln!("interrupted");
             return Ok(ExitCode::from(INTERRUPTED));

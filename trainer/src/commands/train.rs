@@ -12,7 +12,7 @@ use super::{CommandError, Json, parse_device, parse_override, print_json, print_
 use crate::config::{self, Override};
 use crate::device::Choice;
 use crate::run_state;
-use crate::training::{Deadline, INTERRUPTED, Options, Outcome, Reason, Resume, Stop, train};
+use crate::training::{Deadline, Fault, INTERRUPTED, Options, Outcome, Reason, Resume, Stop, train};
 use crate::validation::Scores;
 
 #[derive(Debug, Args)]
@@ -45,6 +45,9 @@ pub(super) struct TrainArgs {
     /// Show the run on a dashboard that takes the terminal; q stops it
     #[arg(long, conflicts_with = "json")]
     tui: bool,
+    /// Have a device fail in a phase of a step, to see what becomes of the run: STEP:PHASE[:KIND]
+    #[arg(long, value_name = "FAULT", hide = true)]
+    inject_fault: Vec<Fault>,
     #[command(flatten)]
     json: Json,
 }
@@ -71,6 +74,7 @@ pub(super) fn run(args: &TrainArgs) -> Result<ExitCode, CommandError> {
         debug_numerics: args.debug_numerics,
         deadline,
         dashboard: args.tui,
+        faults: args.inject_fault.clone(),
     };
     let outcome = train(&loaded, options, &stop)?;
     if args.json.json {

@@ -184,9 +184,10 @@ fn check_batch(batch: &BatchConfig) -> Result<(), Problem> {
         let message = format!("is {}, must lie in 1 to {MOST_SAMPLES}", batch.effective);
         return problem("batch.effective", message);
     }
-    at_least_one("batch.micro", batch.micro)?;
-    if batch.micro > batch.effective {
-        let message = format!("is {}, must be at most batch.effective = {}", batch.micro, batch.effective);
+    let Some(micro) = batch.micro.samples() else { return Ok(()) };
+    at_least_one("batch.micro", micro)?;
+    if micro > batch.effective {
+        let message = format!("is {micro}, must be at most batch.effective = {}", batch.effective);
         return problem("batch.micro", message);
     }
     Ok(())

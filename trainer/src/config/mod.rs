@@ -2,6 +2,7 @@
 
 mod check;
 mod losses;
+mod micro;
 mod model;
 mod networks;
 mod optimizer;
@@ -18,6 +19,7 @@ pub use losses::{
     Adaptive, AdversarialConfig, Against, ClipContrastiveConfig, ClipDirectionConfig, ClipImageConfig, ClipTextConfig,
     CodebookConfig, LossesConfig, PerceptualConfig, PixelConfig, PixelNormConfig,
 };
+pub use micro::Micro;
 pub use model::ModelConfig;
 pub use networks::{ClipConfig, DiscriminatorConfig};
 pub use optimizer::{
@@ -120,12 +122,12 @@ pub struct BatchConfig {
     /// Samples that an optimizer step sees.
     pub effective: usize,
     /// Samples on the device at a time; need not divide `effective`.
-    pub micro: usize,
+    pub micro: Micro,
 }
 
 impl Default for BatchConfig {
     fn default() -> Self {
-        Self { effective: 32, micro: 4 }
+        Self { effective: 32, micro: Micro::Samples(4) }
     }
 }
 
@@ -135,6 +137,10 @@ impl Default for BatchConfig {
 pub struct MemoryConfig {
     /// What the forward pass of the model does not keep and the backward pass computes again.
     pub checkpoint: Recompute,
+    /// What the peak of a step keeps within, such as `"4GiB"`: `batch.micro` is chosen and lowered by it. On the CPU it is
+    /// about all that the program has allocated, on a GPU about what the allocator has reserved.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub limit: Option<Bytes>,
 }
 
 /// What is computed again in a backward pass.

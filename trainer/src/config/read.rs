@@ -304,7 +304,7 @@ pub(super) mod tests {
     #[test]
     fn overrides_win_and_errors_in_them_say_so() {
         let config = load_text("[batch]\nmicro = 4\n", &["batch.micro=2", "run.name=7", "data.flip=false"]).unwrap();
-        assert_eq!((config.batch.micro, config.run.name.as_str(), config.data.flip), (2, "7", false));
+        assert_eq!((config.batch.micro.samples(), config.run.name.as_str(), config.data.flip), (Some(2), "7", false));
         let error = load_text("[batch]\nmicro = 4\n", &["batch.micro=0"]).unwrap_err();
         assert_eq!(error, "--set batch.micro=0: `batch.micro` is 0, must be at least 1");
         let error = load_text("", &["batch.mikro=1"]).unwrap_err();

@@ -231,6 +231,11 @@ impl PatchGan {
         })
     }
 
+    /// Whether a norm mixes the samples of a micro-batch.
+    pub fn has_batch_norm(&self) -> bool {
+        self.main.iter().any(|layer| matches!(layer, Some(Layer::BatchNorm(_))))
+    }
+
     /// The discriminator with its running statistics moved towards `seen`. They take no part in training, so this changes
     /// neither logits nor gradients of it; taming does it for each micro-batch, real and fake ones alike.
     #[must_use]

@@ -10,9 +10,13 @@ use std::time::{Duration, Instant};
 
 use super::measure::{Figures, Gradient};
 use super::rows::{Status, SweepError};
+use crate::memory::out_of_memory;
 
 /// Often enough that a short row is not made longer by waiting for it.
 const LOOK_EVERY: Duration = Duration::from_millis(10);
+
+/// Set in the environment of a row's process, which starts none of its own: each would start another, without end.
+const INSIDE: &str = "VQGAN_TRAINER_MEASURING";
 
 /// Set from a signal handler: the row that is on is killed and no other begins.
 pub type Stopped = Arc<AtomicBool>;
@@ -33,7 +37,7 @@ impl Children {
     /// its figures or what became of it, and how long it took.
     ///
     /// # Errors
-    /// If no process can be started, or if a signal ended the sweep.
+    /// If no process can be started, if this process is a row itself, or if a signal ended the sweep.
     pub fn measure(
         &self,
         config: &Path,
@@ -41,6 +45,9 @@ impl Children {
         gradient: &Gradient,
     ) -> Result<(Result<Figures, Status>, Duration), SweepError> {
         let io = |what: &'static str| move |source: io::Error| SweepError::Io { what, source };
+        if std::env::var_os(INSIDE).is_some() {
+            return Err(SweepError::Nested(INSIDE));
+        }
         let (stdout, stderr) = (folder.join("stdout"), folder.join("stderr"));
         let mut command = Command::new(std::env::current_exe().map_err(io("find this program"))?);
         command.arg("measure").arg("--config").arg(config).arg("--run-dir").arg(folder.join("run"));
@@ -51,7 +58,7 @@ impl Children {
             Gradient::Ignore => {}
         }
         let create = |path: &Path| File::create(path).map_err(io("write what a row says"));
-        command.stdin(Stdio::null()).stdout(create(&stdout)?).stderr(create(&stderr)?);
+        command.env(INSIDE, "1").stdin(Stdio::null()).stdout(create(&stdout)?).stderr(create(&stderr)?);
         let started = Instant::now();
         let mut child = command.spawn().map_err(io("start a row"))?;
         let ended = self.wait(&mut child, started).map_err(io("wait for a row"));
@@ -106,12 +113,9 @@ fn why(status: ExitStatus, said: &str) -> Status {
     let lines = || said.lines().rev().map(str::trim).filter(|line| !line.is_empty());
     let error = lines().find_map(|line| line.strip_prefix("error: ")).or_else(|| lines().next());
     let error = error.unwrap_or("it said nothing").to_owned();
-    let lower = said.to_lowercase();
-    // Rust's allocator, CubeCL's and CUDA's words.
-    let words = ["memory allocation of", "out of memory", "outofmemory", "out_of_memory", "buffertoobig"];
-    if words.iter().any(|word| lower.contains(word)) {
-        let line = lines().find(|line| words.iter().any(|word| line.to_lowercase().contains(word)));
-        return Status::OutOfMemory(line.map_or(error, |line| line.trim_start_matches("error: ").to_owned()));
+    // The first is the cause: to say more of it may need memory as well.
+    if let Some(line) = out_of_memory(said) {
+        return Status::OutOfMemory(line.trim_start_matches("error: ").to_owned());
     }
     match signal(status) {
         Some(KILLED) => Status::OutOfMemory("killed by signal 9, most likely by the system for want of memory".into()),

@@ -13,7 +13,7 @@ use super::bars::Bar;
 use super::child::Children;
 use super::measure::{Figures, Gradient};
 use super::random::{Networks, RandomError};
-use crate::config::{Compute, Config, ConfigError, Loaded, Recompute};
+use crate::config::{Compute, Config, ConfigError, Loaded, Micro, Recompute};
 
 /// What one row has of its own.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
@@ -38,10 +38,10 @@ impl fmt::Display for Cut {
 }
 
 impl Cut {
-    /// The cut that `config` itself has.
+    /// The cut that `config` itself has; a micro-batch that is chosen by a limit counts as 1.
     pub fn of(config: &Config) -> Self {
         Self {
-            micro: config.batch.micro,
+            micro: config.batch.micro.samples().unwrap_or(1),
             effective: config.batch.effective,
             precision: config.precision.compute,
             resolution: config.data.resolution,
@@ -55,7 +55,8 @@ impl Cut {
         let mut config = config.clone();
         // Room for steps that are skipped and taken again.
         config.run.steps = config.run.steps.max(1000);
-        config.batch.micro = self.micro;
+        config.batch.micro = Micro::Samples(self.micro);
+        config.memory.limit = None;
         config.batch.effective = self.effective;
         config.precision.compute = self.precision;
         config.data.resolution = self.resolution;
@@ -229,6 +230,9 @@ pub enum SweepError {
     /// No row has figures.
     #[error("nothing could be measured: {0}")]
     Nothing(String),
+    /// A row's process was about to start another.
+    #[error("a process that is measured does not measure ({0} is set)")]
+    Nested(&'static str),
     /// A signal.
     #[error("interrupted")]
     Interrupted,

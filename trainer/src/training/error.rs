@@ -12,6 +12,7 @@ use crate::losses::load::LossError;
 use crate::models::weights::ModelError;
 use crate::pretrained::PretrainedError;
 use crate::run_state::{Change, StateError};
+use crate::sweep::SweepError;
 use crate::validation::ValidationError;
 
 /// Why a run ended before its last step.
@@ -38,6 +39,9 @@ pub enum TrainError {
     /// The pictures.
     #[error(transparent)]
     Data(#[from] DataError),
+    /// What a step takes could not be measured.
+    #[error("nothing says what a step takes: {0}")]
+    Measuring(SweepError),
     /// A loss needs captions.
     #[error("{name} has no caption, which {loss} needs: put one into a .txt file of the same name")]
     NoCaption {
@@ -129,6 +133,20 @@ pub enum TrainError {
         /// The last checkpoint.
         saved: String,
     },
+    /// A step needs more memory than there is, and there is nothing left that would lower it without changing what is learned.
+    #[error("step {step}: {cause}; {lowered}: nothing is left to lower; what would still help: {help}; {saved}")]
+    OutOfMemory {
+        /// The optimizer step, counted from 1.
+        step: u64,
+        /// What it needs.
+        cause: String,
+        /// What has been lowered as far as it goes.
+        lowered: String,
+        /// What the user could change.
+        help: String,
+        /// The last checkpoint.
+        saved: String,
+    },
     /// The device failed.
     #[error("the device failed at step {step}: {message}; {saved}")]
     DeviceFailed {
@@ -145,6 +163,16 @@ impl TrainError {
     /// Whether the weights are still those of the last whole step, so that they are worth saving.
     pub(super) fn leaves_the_run_sound(&self) -> bool {
         !matches!(self, Self::DeviceFailed { .. } | Self::NotFinite { .. } | Self::Save(_))
+    }
+}
+
+impl TrainError {
+    /// Brings up to date what it says of the last checkpoint, which may have become safe since.
+    pub(super) fn set_saved(&mut self, newest: impl FnOnce() -> String) {
+        if let Self::OutOfMemory { saved, .. } | Self::NotFinite { saved, .. } | Self::DeviceFailed { saved, .. } = self
+        {
+            *saved = newest();
+        }
     }
 }
 

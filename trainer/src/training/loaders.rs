@@ -1,6 +1,5 @@
 //! Where the samples of each pass over an effective batch come from.
 
-use burn_train::Interrupter;
 use datasets::{Batch, Loader};
 
 use super::step::StepError;
@@ -34,19 +33,19 @@ impl Training {
     }
 }
 
-/// The micro-batches of one effective batch; the last may be smaller. A request to stop ends it between two of them.
+/// The micro-batches of one effective batch; the last may be smaller. What `proceed` objects to ends it between two of them.
 pub(super) fn micro_batches<'a>(
     loader: &'a mut Loader,
-    config: &Config,
-    interrupter: &'a Interrupter,
+    (effective, micro): (usize, usize),
+    proceed: &'a dyn Fn() -> Result<(), StepError>,
 ) -> impl Iterator<Item = Result<Batch, StepError>> + 'a {
-    let (mut left, micro) = (config.batch.effective, config.batch.micro);
+    let mut left = effective;
     std::iter::from_fn(move || {
         if left == 0 {
             return None;
         }
-        if interrupter.should_stop() {
-            return Some(Err(StepError::Interrupted));
+        if let Err(error) = proceed() {
+            return Some(Err(error));
         }
         let count = micro.min(left);
         left -= count;

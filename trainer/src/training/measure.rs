@@ -6,7 +6,7 @@ use serde_json::Value;
 
 use super::logs::STEPS;
 use super::step::StepError;
-use super::{Options, Stop, TrainError, Training};
+use super::{Options, Purpose, Stop, TrainError, Training};
 use crate::adversary::Adversary;
 use crate::config::Loaded;
 use crate::engine::{EffectiveBatch, Figures, StepSettings};
@@ -38,13 +38,13 @@ pub fn measure(
 ) -> Result<Measured, TrainError> {
     let path = options.folder.join(STEPS);
     let stop = Stop::default();
-    let (mut training, _) = Training::prepare(loaded, options, &stop)?;
+    let (mut training, _) = Training::prepare(loaded, options, &stop, Purpose::Measurement)?;
     training.first_gradient = Some(first_gradient);
     let mut loaders = training.start_loaders()?;
     while training.scaler.taken(training.step) < steps {
         match training.one_step(&mut loaders, stop.interrupter()) {
             Ok(()) => {}
-            Err(StepError::Interrupted) => break,
+            Err(StepError::Interrupted | StepError::OverLimit) => break,
             Err(StepError::Failed(error)) => return Err(error),
         }
     }

@@ -20,11 +20,14 @@ use crate::gradients::{global_norm, norms_by_block, unscale_and_clip};
 use crate::losses::ClipGuidance;
 use crate::memory::Phase;
 use crate::models::quantizer::CodebookUse;
+use crate::panics::catch_out_of_memory;
 use crate::precision::Probe;
 use crate::progress::Shown;
 
 pub(super) enum StepError {
     Interrupted,
+    /// It has taken more than it may.
+    OverLimit,
     Failed(TrainError),
 }
 
@@ -54,7 +57,7 @@ impl Training {
         StepSettings {
             step: self.step,
             effective: self.config.batch.effective,
-            checkpoint: match self.config.memory.checkpoint {
+            checkpoint: match self.footprint.checkpoint {
                 // A graph of its own for each block, so that the first of them can be told from the others.
                 Recompute::None if self.probe.is_none() => Checkpoint::None,
                 Recompute::None | Recompute::Blocks => Checkpoint::Blocks,
@@ -74,6 +77,48 @@ impl Training {
     /// One optimizer step: gradients of the effective batch, unscale, clip, update, average, report.
     pub(super) fn one_step(&mut self, loaders: &mut Loaders, interrupter: &Interrupter) -> Result<(), StepError> {
         let first_gradient = self.first_gradient.take();
+        let (started, waited) = (Instant::now(), loaders.wait_seconds());
+        let (batch, figures) = self.computed(loaders, interrupter)?;
+        let settings = self.step_settings();
+        if let Some(see) = first_gradient {
+            self.memory.apart(|| self.show_gradient(see, settings, &batch, &figures, interrupter))?;
+        }
+        let loss_scales = settings.loss_scales;
+        let norms =
+            self.gradient_norms(&batch, loss_scales.generator).map_err(|message| self.device_failed(message))?;
+        // Whatever fails from here on leaves weights behind of which some have moved and others not.
+        let updated = catch_out_of_memory(|| {
+            self.faults.meet(self.step + 1, "update");
+            self.update(batch, &figures)
+        });
+        let updated = updated.and_then(|updated| self.faults.wait().map(|()| updated));
+        let updated = updated.map_err(|message| self.device_failed(message))?;
+        if self.device.choice != Choice::Cpu {
+            // What fails in the update must not come up in the next step, as something that can be taken again.
+            self.device.device.sync().map_err(|error| self.device_failed(error.to_string()))?;
+        }
+        let given_up = self.too_many_skips(loss_scales, interrupter)?;
+        let peak = self.memory.peak();
+        let micro = self.footprint.micro;
+        let over_limit = self.keep_to_limit();
+        self.step += 1;
+        // Loaders that were started anew count from zero.
+        let waited = (loaders.wait_seconds() - waited).max(0.0);
+        self.report(&figures, &updated, (started, waited), (peak, micro))?;
+        self.reporter.gradient_norms(self.step, &norms, &self.progress);
+        let as_measured = over_limit.is_none() && self.footprint.checkpoint == self.config.memory.checkpoint;
+        if let Some(choice) = self.unconfirmed.take().filter(|_| as_measured) {
+            choice.keep(self.footprint.micro);
+        }
+        given_up.or(over_limit).map_or(Ok(()), |error| Err(error.into()))
+    }
+
+    /// What a step computes before it changes anything.
+    pub(super) fn attempt(
+        &self,
+        loaders: &mut Loaders,
+        interrupter: &Interrupter,
+    ) -> Result<(EffectiveBatch, Figures), StepError> {
         let settings = self.step_settings();
         // A loader that has missed steps is of no use any more.
         loaders.first_pass = match (self.losses.are_coupled(&settings), loaders.first_pass.take()) {
@@ -81,33 +126,29 @@ impl Training {
             (true, first_pass) => first_pass,
             (false, _) => None,
         };
-        let (started, waited) = (Instant::now(), loaders.wait_seconds());
         self.memory.start();
-        let batch = self.gradients(settings, loaders, interrupter)?;
-        self.memory.enter(Phase::Optimizer);
-        let figures = self.read_figures(&batch).map_err(|message| self.device_failed(message))?;
-        if let Some(see) = first_gradient {
-            self.memory.apart(|| self.show_gradient(see, settings, &batch, &figures, interrupter))?;
-        }
-        let loss_scales = settings.loss_scales;
-        let norms =
-            self.gradient_norms(&batch, loss_scales.generator).map_err(|message| self.device_failed(message))?;
-        let updated = self.update(batch, &figures);
-        let given_up = self.too_many_skips(loss_scales, interrupter)?;
-        self.step += 1;
-        self.report(&figures, &updated, started, loaders.wait_seconds() - waited)?;
-        self.reporter.gradient_norms(self.step, &norms, &self.progress);
-        given_up.map_or(Ok(()), |error| Err(error.into()))
+        self.faults.meet(self.step + 1, &Phase::Weights.to_string());
+        let proceed = || match interrupter.should_stop() {
+            true => Err(StepError::Interrupted),
+            false => self.check_limit(),
+        };
+        let batch = self.gradients(settings, loaders, &proceed)?;
+        self.observe(Event::Phase(Phase::Optimizer));
+        let figures = self.faults.wait().and_then(|()| self.read_figures(&batch));
+        let figures = figures.map_err(|message| self.device_failed(message))?;
+        self.check_limit()?;
+        Ok((batch, figures))
     }
 
     fn gradients(
         &self,
         settings: StepSettings,
         loaders: &mut Loaders,
-        interrupter: &Interrupter,
+        proceed: &dyn Fn() -> Result<(), StepError>,
     ) -> Result<EffectiveBatch, StepError> {
         let Loaders { first_pass, second_pass } = loaders;
-        let first_pass = first_pass.iter_mut().flat_map(|loader| micro_batches(loader, &self.config, interrupter));
+        let cut = (self.config.batch.effective, self.footprint.micro);
+        let first_pass = first_pass.iter_mut().flat_map(|loader| micro_batches(loader, cut, proceed));
         let first_pass =
             first_pass.inspect(|batch| self.progress.first_pass(batch.as_ref().map_or(0, MicroBatch::samples)));
         let discriminator = self.adversary.as_ref().map(Adversary::model);
@@ -116,7 +157,7 @@ impl Training {
             &self.losses,
             settings,
             first_pass,
-            micro_batches(second_pass, &self.config, interrupter),
+            micro_batches(second_pass, cut, proceed),
             |event| self.observe(event),
         )
     }
@@ -130,12 +171,17 @@ impl Training {
         let coupled = self.losses.are_coupled(&settings);
         let first_pass = if coupled { Some(self.start_loader()?) } else { None };
         let mut loaders = Loaders { first_pass, second_pass: self.start_loader()? };
-        self.gradients(settings, &mut loaders, interrupter)
+        let proceed = || if interrupter.should_stop() { Err(StepError::Interrupted) } else { Ok(()) };
+        self.gradients(settings, &mut loaders, &proceed)
     }
 
     fn observe(&self, event: Event) {
         match event {
-            Event::Phase(phase) => self.memory.enter(phase),
+            Event::Phase(phase) => {
+                self.memory.enter(phase);
+                // Losses in the first pass are part of it.
+                self.faults.meet(self.step + 1, &self.memory.phase().to_string());
+            }
             Event::Samples(count) => self.progress.samples(count),
         }
     }
@@ -234,15 +280,24 @@ impl Training {
         }
     }
 
-    fn report(&mut self, figures: &Figures, updated: &Updated, started: Instant, wait: f64) -> Result<(), TrainError> {
+    /// `peak` is the step's of memory, in bytes, and `micro` its micro-batch; `waited` is the seconds since `started` in which it
+    /// waited for pictures.
+    fn report(
+        &mut self,
+        figures: &Figures,
+        updated: &Updated,
+        (started, waited): (Instant, f64),
+        (peak, micro): (u64, usize),
+    ) -> Result<(), TrainError> {
         let Updated { generator, discriminator } = updated;
         let seconds = started.elapsed().as_secs_f64();
         let shown = Shown {
             step: self.step,
             loss: figures.total,
             images_per_second: self.config.batch.effective as f64 / seconds,
-            peak_memory: self.memory.peak(),
+            peak_memory: peak,
             loss_scale: generator.loss_scale,
+            micro: Some(micro).filter(|micro| self.config.batch.micro.samples() != Some(*micro)),
         };
         let mut line = json!({
             "step": shown.step,
@@ -252,9 +307,9 @@ impl Training {
             "loss_scale": generator.loss_scale,
             "skipped": generator.skipped,
             "images_per_second": shown.images_per_second,
-            "data_wait": wait,
+            "data_wait": waited,
             "peak_memory": shown.peak_memory,
-            "micro": self.config.batch.micro,
+            "micro": micro,
         });
         if !figures.code_counts.is_empty() {
             let codes = CodebookUse::from_counts(&figures.code_counts);
@@ -266,6 +321,10 @@ impl Training {
         }
         for (phase, peak) in self.memory.phases() {
             line["memory"][phase.to_string()] = json!(peak);
+        }
+        let recovered = self.recovery.take_events();
+        if !recovered.is_empty() {
+            line["recovered"] = recovered.into();
         }
         if let Some(taken) = discriminator {
             line["discriminator_grad_norm"] = json!(figures.discriminator_grad_norm);
@@ -312,7 +371,7 @@ impl Training {
         TrainError::DeviceFailed { step: self.step + 1, message, saved: self.last_saved() }
     }
 
-    fn last_saved(&self) -> String {
+    pub(super) fn last_saved(&self) -> String {
         match &self.saved {
             Some((step, _)) => format!("the last checkpoint is that of step {step}"),
             None => "there is no checkpoint yet".to_owned(),

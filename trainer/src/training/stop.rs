@@ -2,9 +2,12 @@
 
 use std::fmt;
 use std::process::exit;
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use burn_train::Interrupter;
+
+use crate::sweep::Stopped;
 
 use crate::progress::give_terminal_back;
 
@@ -34,6 +37,8 @@ enum Phase {
     /// Nothing has been made yet, so nothing is lost.
     #[default]
     Starting,
+    /// Nothing has been made, but a process of ours is at work.
+    Measuring,
     /// There is a run, which has to be saved first.
     Running,
     /// It has been asked already.
@@ -44,6 +49,8 @@ enum Phase {
 #[derive(Clone, Default)]
 pub struct Stop {
     interrupter: Interrupter,
+    /// For processes that measure while nothing has been made yet.
+    stopped: Stopped,
     phase: Arc<Mutex<Phase>>,
 }
 
@@ -55,8 +62,13 @@ impl Stop {
         let mut phase = self.phase.lock().unwrap_or_else(PoisonError::into_inner);
         match *phase {
             Phase::Starting => {
-                eprintln!("{reason}: the run has not begun, so there is nothing to save");
+                say_nothing_is_lost(reason);
                 exit(INTERRUPTED.into());
+            }
+            // Whoever waits for the process that measures ends it, and then this one.
+            Phase::Measuring => {
+                say_nothing_is_lost(reason);
+                self.stopped.store(true, Ordering::SeqCst);
             }
             Phase::Running => {
                 eprintln!("{reason}: the run is saved first, Ctrl-C stops at once");
@@ -68,6 +80,20 @@ impl Stop {
                 exit(INTERRUPTED.into())
             }
             Phase::Asked => {}
+        }
+    }
+
+    /// From now on another process measures; the flag says that it has to end.
+    pub(super) fn measuring_begins(&self) -> Stopped {
+        *self.phase.lock().unwrap_or_else(PoisonError::into_inner) = Phase::Measuring;
+        self.stopped.clone()
+    }
+
+    /// It is over. If the run was asked to stop meanwhile, this process ends.
+    pub(super) fn measuring_ends(&self) {
+        *self.phase.lock().unwrap_or_else(PoisonError::into_inner) = Phase::Starting;
+        if self.stopped.load(Ordering::SeqCst) {
+            exit(INTERRUPTED.into());
         }
     }
 
@@ -85,6 +111,10 @@ impl Stop {
     pub(super) fn interrupter(&self) -> &Interrupter {
         &self.interrupter
     }
+}
+
+fn say_nothing_is_lost(reason: Reason) {
+    eprintln!("{reason}: the run has not begun, so there is nothing to save");
 }
 
 #[cfg(test)]
