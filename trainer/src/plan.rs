@@ -377,7 +377,7 @@ pub fn choose(loaded: &Loaded, networks: &Networks, children: &Children, limit: 
         }
     }
     let ways = match fitting.is_empty() {
-        true => "nor would it be with recomputation, bf16 and half the resolution".to_owned(),
+        true => "it would not fit with recomputation, bf16 and half the resolution either".to_owned(),
         false => format!("what would fit: {}", fitting.join(", or ")),
     };
     Ok(Choices::Nothing(format!("is {}, and a single sample at a time takes {one}; {ways}", readable(limit))))
