@@ -467,8 +467,8 @@ mod tests {
         let [one, two] = [110, 120].map(|peak| figures(json!({ "backward": peak }), 1.0));
         let fit = Fit::new(32, &one, &two, None);
         // 100 and 10 for each sample, with 5 % on top.
-        assert_eq!(fit.largest(32, 115), None);
-        assert_eq!(fit.largest(32, 116), Some(1));
+        assert_eq!(fit.largest(32, 114), None);
+        assert_eq!(fit.largest(32, 115), Some(1));
         assert_eq!(fit.largest(32, 273), Some(16));
         assert_eq!(fit.largest(32, 294), Some(16), "18 would need a second micro-batch as well");
         assert_eq!(fit.largest(32, 1_000_000), Some(32));
