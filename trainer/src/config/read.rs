@@ -11,9 +11,11 @@ use toml::de::{DeTable, DeValue};
 use super::{Config, Problem};
 
 /// The configurations that come with the program, by name.
-pub const BUILT_IN: [(&str, &str); 3] = [
+pub const BUILT_IN: [(&str, &str); 5] = [
     ("tiny-cpu.toml", include_str!("../../../configs/tiny-cpu.toml")),
     ("small-gpu.toml", include_str!("../../../configs/small-gpu.toml")),
+    ("8gb-gpu.toml", include_str!("../../../configs/8gb-gpu.toml")),
+    ("24gb-gpu.toml", include_str!("../../../configs/24gb-gpu.toml")),
     ("sweep-ci.toml", include_str!("../../../configs/sweep-ci.toml")),
 ];
 
