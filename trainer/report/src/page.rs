@@ -21,6 +21,9 @@ use crate::run::Run;
 /// Runs on one page: more colours cannot be told apart.
 pub const MOST_RUNS: usize = 8;
 
+/// Steps that were taken again, of each run.
+const MOST_RECOVERED: usize = 20;
+
 /// Charts on one page.
 const MOST_CHARTS: usize = 120;
 
@@ -45,7 +48,13 @@ pub fn page(runs: &[Run]) -> String {
     let runs = &runs[..runs.len().min(MOST_RUNS)];
     let runs: Vec<(String, &Run)> = names(runs).into_iter().zip(runs).collect();
     let (samples, mut notes) = pictures::html(&runs);
+    let mut recovered = Vec::new();
     for (name, run) in &runs {
+        let kept = &run.recovered[..run.recovered.len().min(MOST_RECOVERED)];
+        recovered.extend(kept.iter().map(|text| format!("{name}, {text}")));
+        if run.recovered.len() > kept.len() {
+            recovered.push(format!("{name}: and {} more", run.recovered.len() - kept.len()));
+        }
         notes.extend(run.notes.iter().map(|note| format!("{name}: {note}")));
     }
     let title = runs.iter().map(|(name, _)| name.as_str()).collect::<Vec<_>>().join(", ");
@@ -61,6 +70,7 @@ pub fn page(runs: &[Run]) -> String {
         ("style", STYLE.to_owned()),
         ("summary", summary(&runs)),
         ("notes", list_of("Missing or broken", &notes)),
+        ("recovered", list_of("Too little memory", &recovered)),
         ("differences", differences(&runs)),
         ("charts", charts),
         ("constant", constant),

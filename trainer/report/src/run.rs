@@ -1,6 +1,6 @@
 //! A run as its folder tells of it, whole or not.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File};
 use std::io::{self, BufRead, BufReader};
 use std::path::{Path, PathBuf};
@@ -33,6 +33,8 @@ pub struct Run {
     pub steps: Option<u64>,
     /// How long ago the last step was done, if the system knows.
     pub silent_for: Option<Duration>,
+    /// Steps for which there was too little memory, and what was done about it, a sentence each.
+    pub recovered: Vec<String>,
     /// What is missing or broken, a sentence each.
     pub notes: Vec<String>,
 }
@@ -63,6 +65,7 @@ impl Run {
             Err(error) => run.notes.push(format!("metrics.jsonl cannot be read: {error}")),
             Ok(log) => {
                 run.step = log.last_step;
+                run.recovered = log.recovered.iter().map(|(step, text)| format!("step {step}: {text}")).collect();
                 run.take(log, "metrics.jsonl");
             }
         }
@@ -115,11 +118,17 @@ impl Run {
         if let Some(step) = log.done_again {
             self.notes.push(format!("{name} has step {step} and later ones twice; the later lines count"));
         }
+        let skipped = log.skipped();
         for (tag, curve) in log.curves {
-            let missing = curve.values.iter().filter(|value| value.is_nan()).count();
-            if missing > 0 {
-                let first = curve.steps.iter().zip(&curve.values).find(|(_, value)| value.is_nan());
-                let first = first.map_or(0, |(step, _)| *step);
+            // A step that was skipped has no gradient norm, and often no loss.
+            let lacking = curve
+                .steps
+                .iter()
+                .zip(&curve.values)
+                .filter(|(step, value)| value.is_nan() && !skipped.contains(*step));
+            let mut lacking = lacking.map(|(step, _)| *step).peekable();
+            if let Some(first) = lacking.peek().copied() {
+                let missing = lacking.count();
                 self.notes.push(format!(
                     "{tag} has no value in {missing} of {} steps, the first is step {first}",
                     curve.steps.len()
@@ -144,6 +153,17 @@ struct Log {
     last_torn: bool,
     /// The first step that occurs a second time.
     done_again: Option<u64>,
+    /// By step.
+    recovered: Vec<(u64, String)>,
+}
+
+impl Log {
+    /// Steps that the model or the discriminator left out.
+    fn skipped(&self) -> BTreeSet<u64> {
+        let curves = ["optimizer/skipped", "discriminator/skipped"].iter().filter_map(|tag| self.curves.get(*tag));
+        let steps = curves.flat_map(|curve| curve.steps.iter().zip(&curve.values));
+        steps.filter(|(_, skipped)| **skipped == 1.0).map(|(step, _)| *step).collect()
+    }
 }
 
 fn read_log(path: &Path, tag: impl Fn(&str) -> String) -> io::Result<Log> {
@@ -162,9 +182,14 @@ fn read_log(path: &Path, tag: impl Fn(&str) -> String) -> io::Result<Log> {
         let Some(step) = object.get("step").and_then(Value::as_u64) else { continue };
         if log.curves.values().any(|curve| curve.steps.last().is_some_and(|last| *last >= step)) {
             log.curves.values_mut().for_each(|curve| curve.forget_from(step));
+            log.recovered.retain(|(at, _)| *at < step);
             log.done_again = Some(log.done_again.map_or(step, |first| first.min(step)));
         }
         log.last_step = step;
+        for event in object.get("recovered").and_then(Value::as_array).into_iter().flatten() {
+            let text = |key| event.get(key).and_then(Value::as_str).unwrap_or("unknown");
+            log.recovered.push((step, format!("{}; {} ({})", text("message"), text("change"), text("phase"))));
+        }
         for (key, value) in keys::values(&object) {
             let tag = tags.entry(key).or_insert_with_key(|key| tag(key));
             let known = log.curves.get_mut(tag);
@@ -266,6 +291,32 @@ mod tests {
             read(&[("metrics.jsonl", "{\"step\":1,\"loss\":1}\n{\"step\":2,\"loss\":2}\n{\"step\":2,\"loss\":3}\n")]);
         assert_eq!(run.curves["loss/total"], Curve { steps: vec![1, 2], values: vec![1.0, 3.0] });
         assert!(run.notes.iter().any(|note| note.contains("step 2")), "{:?}", run.notes);
+    }
+
+    #[test]
+    fn what_a_skipped_step_lacks_is_not_missing() {
+        let run = read(&[(
+            "metrics.jsonl",
+            "{\"step\":1,\"loss\":null,\"skipped\":true}\n{\"step\":2,\"loss\":2,\"discriminator_grad_norm\":null,\"discriminator_skipped\":true}\n\
+             {\"step\":3,\"loss\":null,\"skipped\":false}\n",
+        )]);
+        let missing: Vec<&String> = run.notes.iter().filter(|note| note.contains("has no value")).collect();
+        assert_eq!(missing, ["loss/total has no value in 1 of 3 steps, the first is step 3"]);
+    }
+
+    #[test]
+    fn steps_that_were_taken_again_with_less_memory_are_told() {
+        let event = |step, change| {
+            format!(
+                "{{\"step\":{step},\"loss\":1,\"recovered\":[{{\"cause\":\"limit\",\"phase\":\"forward\",\
+                 \"message\":\"45 MiB is above\",\"change\":\"{change}\"}}]}}\n"
+            )
+        };
+        let log = [event(1, "batch.micro 8 -> 4"), event(2, "a"), event(2, "b")].concat();
+        let run = read(&[("metrics.jsonl", &log)]);
+        let told = ["step 1: 45 MiB is above; batch.micro 8 -> 4 (forward)", "step 2: 45 MiB is above; b (forward)"];
+        assert_eq!(run.recovered, told);
+        assert!(crate::page(&[run]).contains("batch.micro 8 -&gt; 4"));
     }
 
     #[test]
