@@ -106,3 +106,37 @@ fn pretrained_models_train() {
     train(fixture("diffusers/attention"), "diffusers");
     train(folder.path().join("runs/taming"), "again");
 }
+
+/// The tests have no network.
+#[test]
+fn a_configuration_can_be_tried_without_what_it_has_on_the_hub() {
+    let folder = small();
+    let perceptual =
+        ["losses.perceptual.weight=1", "losses.perceptual.backbone=hf://someone/vgg16", "data.resolution=32"];
+    let train = |run_dir: &str, more: &[&str]| {
+        let sets = perceptual.iter().chain(&["run.steps=1"]).flat_map(|set| ["--set", *set]);
+        let all = ["--config", "small.toml", "--run-dir", run_dir].into_iter().chain(sets).chain(more.iter().copied());
+        run(folder.path(), &all.collect::<Vec<_>>())
+    };
+    train("fetched", &[]).error(1);
+    let tried = train("tried", &["--random-weights"]).success();
+    let words = "random weights, of the same shapes, for losses.perceptual.backbone, losses.perceptual.linear\n";
+    assert!(tried.stderr.contains(words), "{}", tried.stderr);
+    assert!(metrics(&folder.path().join("tried"))[0]["perceptual"].as_f64().unwrap() > 0.0);
+    let nothing = run(folder.path(), &["--config", "small.toml", "--random-weights", "--set", "run.steps=1"]).success();
+    assert!(
+        nothing.stderr.contains("random weights: the configuration has nothing on the Hub\n"),
+        "{}",
+        nothing.stderr
+    );
+
+    let resumed = train("tried", &["--random-weights", "--resume"]);
+    assert_eq!(resumed.code, 2, "{}", resumed.stderr);
+    let unknown = "[model]\npretrained = \"hf://someone/something\"\n[data]\nsource = \"shapes\"\n";
+    fs::write(folder.path().join("unknown.toml"), unknown).unwrap();
+    let error = run(folder.path(), &["--config", "unknown.toml", "--random-weights"]).error(2);
+    assert!(
+        error.starts_with("error: --random-weights: what hf://someone/something is built like is known"),
+        "{error}"
+    );
+}

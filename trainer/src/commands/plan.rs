@@ -44,6 +44,9 @@ pub(super) struct PlanArgs {
     /// Train on the configuration's pictures, in place of drawn ones of the same size
     #[arg(long)]
     data: bool,
+    /// Random weights of the same shapes for all that the configuration has on the Hub, which is the default
+    #[arg(long, conflicts_with = "pretrained")]
+    random_weights: bool,
     /// Fetch what the configuration has on the Hub, in place of random weights of the same shapes
     #[arg(long)]
     pretrained: bool,
@@ -67,9 +70,9 @@ pub(super) fn run(args: &PlanArgs) -> Result<ExitCode, CommandError> {
     if !args.data {
         loaded.config.data.draw_shapes();
     }
-    let networks = match args.pretrained {
-        true => Networks::as_configured(),
-        false => Networks::random_for(&loaded.config, args.architecture.as_deref()),
+    let networks = match args.random_weights || !args.pretrained {
+        true => Networks::random_for(&loaded.config, args.architecture.as_deref()),
+        false => Networks::as_configured(),
     };
     let networks = networks.map_err(SweepError::from)?;
     let children = Children {

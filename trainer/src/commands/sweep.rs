@@ -65,6 +65,9 @@ pub(super) struct SweepArgs {
     /// How much worse than the baseline is let pass: 10%, or memory=2%,speed=30% [default: 10%]
     #[arg(long, value_name = "SHARE")]
     tolerance: Option<String>,
+    /// Random weights of the same shapes for all that the configuration has on the Hub, which is the default
+    #[arg(long, conflicts_with = "pretrained")]
+    random_weights: bool,
     /// Fetch what the configuration has on the Hub, in place of random weights of the same shapes
     #[arg(long)]
     pretrained: bool,
@@ -112,9 +115,9 @@ pub(super) fn run(args: &SweepArgs) -> Result<ExitCode, CommandError> {
         eprintln!("left out, since its micro-batch is above its effective batch: {cut}");
     }
     let bars = Bars::of(&loaded.config.sweep)?;
-    let networks = match args.pretrained {
-        true => Networks::as_configured(),
-        false => Networks::random_for(&loaded.config, args.architecture.as_deref()),
+    let networks = match args.random_weights || !args.pretrained {
+        true => Networks::random_for(&loaded.config, args.architecture.as_deref()),
+        false => Networks::as_configured(),
     };
     let networks = networks.map_err(SweepError::from)?;
     if !networks.random().is_empty() {

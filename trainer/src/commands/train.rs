@@ -9,9 +9,12 @@ use clap::Args;
 use serde_json::json;
 
 use super::{CommandError, Json, parse_device, parse_override, print_json, print_line};
-use crate::config::{self, Override};
+use crate::config::{self, Loaded, Override};
 use crate::device::Choice;
+use crate::models::architectures::NAMES;
 use crate::run_state;
+use crate::sweep::SweepError;
+use crate::sweep::random::{Networks, RandomError};
 use crate::training::{Deadline, Fault, INTERRUPTED, Options, Outcome, Reason, Resume, Stop, train};
 use crate::validation::Scores;
 
@@ -42,6 +45,10 @@ pub(super) struct TrainArgs {
     /// The run's folder [default: runs/<name>, or that of what is resumed]
     #[arg(long, value_name = "DIR")]
     run_dir: Option<PathBuf>,
+    /// Random weights of the same shapes for all that the configuration has on the Hub, of which nothing is fetched: to try
+    /// its memory and speed; such a run cannot be resumed
+    #[arg(long, conflicts_with = "resume")]
+    random_weights: bool,
     /// Show the run on a dashboard that takes the terminal; q stops it
     #[arg(long, conflicts_with = "json")]
     tui: bool,
@@ -63,7 +70,12 @@ pub(super) fn run(args: &TrainArgs) -> Result<ExitCode, CommandError> {
     if let Some(device) = args.device {
         overrides.push(Override::new("run.device", &device.to_string()));
     }
-    let loaded = config::load(&config_name(args, source.as_ref())?, &overrides)?;
+    let mut loaded = config::load(&config_name(args, source.as_ref())?, &overrides)?;
+    // Their files go with it, so it stays until the run is over.
+    let _networks = match args.random_weights {
+        true => Some(random_networks(&mut loaded)?),
+        false => None,
+    };
     let folder = run_dir.unwrap_or_else(|| PathBuf::from("runs").join(&loaded.config.run.name));
     let newest = args.resume.is_some().then_some(Resume::Newest);
     let resume = source.map(|source| source.resume).or(newest);
@@ -138,6 +150,28 @@ fn config_name(args: &TrainArgs, source: Option<&Source>) -> Result<String, Comm
             Err(CommandError::Usage(message.to_owned()))
         }
     }
+}
+
+/// Puts random weights into `loaded` for what it has on the Hub.
+fn random_networks(loaded: &mut Loaded) -> Result<Networks, CommandError> {
+    let networks = Networks::random_for(&loaded.config, None).map_err(|error| match error {
+        RandomError::UnknownModel { spec } => CommandError::Usage(format!(
+            "--random-weights: what {spec} is built like is known only once it is fetched: put model.architecture in the \
+             place of model.pretrained ({})",
+            NAMES.join(", ")
+        )),
+        RandomError::UnknownClip { spec, known } => CommandError::Usage(format!(
+            "--random-weights: what {spec} is built like is known only once it is fetched: set clip.pretrained to one of \
+             {known}"
+        )),
+        error => SweepError::from(error).into(),
+    })?;
+    loaded.config = networks.config(loaded.config.clone());
+    match networks.random() {
+        random if random.is_empty() => eprintln!("random weights: the configuration has nothing on the Hub"),
+        random => eprintln!("random weights, of the same shapes, for {}", random.join(", ")),
+    }
+    Ok(networks)
 }
 
 /// The first SIGINT or SIGTERM asks the run to save and stop; a second one ends the process at once.
