@@ -94,6 +94,10 @@ pub struct DeviceMemory {
     pub total: u64,
 }
 
+/// Memory of a device that nobody else can have as long as this lives.
+#[derive(Debug)]
+pub struct Ballast(#[expect(dead_code, reason = "it is held, and freed when this is dropped")] cuda::Held);
+
 impl Selected {
     /// Free and total memory, where somebody knows: of the GPU on CUDA, of the machine or of the container on the CPU.
     pub fn memory(&self) -> Option<DeviceMemory> {
@@ -101,6 +105,15 @@ impl Selected {
             Choice::Cuda(index) => cuda::memory(index),
             Choice::Cpu => Some(host_memory()),
             Choice::Auto | Choice::Wgpu(_) | Choice::WgpuCpu => None,
+        }
+    }
+
+    /// Occupies the device's memory but for `leave` bytes, until the returned value is dropped; `None` where that cannot be had, or
+    /// what the device says.
+    pub fn ballast(&self, leave: u64) -> Option<Result<Ballast, String>> {
+        match self.choice {
+            Choice::Cuda(index) => cuda::ballast(index, leave).map(|result| result.map(Ballast)),
+            Choice::Auto | Choice::Cpu | Choice::Wgpu(_) | Choice::WgpuCpu => None,
         }
     }
 
@@ -180,6 +193,12 @@ mod cuda {
     pub fn memory(_index: usize) -> Option<DeviceMemory> {
         None
     }
+
+    pub type Held = ();
+
+    pub fn ballast(_index: usize, _leave: u64) -> Option<Result<Held, String>> {
+        None
+    }
 }
 
 #[cfg(feature = "cuda")]
@@ -194,6 +213,28 @@ mod cuda {
         Some(DeviceMemory { free: free as u64, total: total as u64 })
     }
 
+    /// In pieces, of which the last ones are small: one of all that is free is often not to be had.
+    pub type Held = Vec<cudarc::driver::CudaSlice<u8>>;
+
+    pub fn ballast(index: usize, leave: u64) -> Option<Result<Held, String>> {
+        Some(held(index, leave).map_err(|error| error.to_string()))
+    }
+
+    fn held(index: usize, leave: u64) -> Result<Held, cudarc::driver::DriverError> {
+        const PIECE: usize = 1 << 30;
+        const SMALLEST: usize = 1 << 21;
+        let context = cudarc::driver::CudaContext::new(index)?;
+        let (stream, mut pieces) = (context.default_stream(), Vec::new());
+        loop {
+            let too_much = context.mem_get_info()?.0.saturating_sub(leave as usize);
+            if too_much < SMALLEST {
+                return Ok(pieces);
+            }
+            pieces.push(stream.alloc_zeros::<u8>(too_much.min(PIECE))?);
+            stream.synchronize()?;
+        }
+    }
+
     /// Enumerating asks for the driver first: opening a device without one would panic.
     pub fn open(index: usize) -> Result<Selected, DeviceError> {
         let choice = Choice::Cuda(index);
@@ -202,6 +243,10 @@ mod cuda {
             0 => "no NVIDIA driver or GPU was found".to_owned(),
             count => format!("{count} were found, counted from 0"),
         };
+        if index < found.len() {
+            let name = cudarc::driver::CudaContext::new(index).and_then(|context| context.name());
+            crate::kernels::keep(&name.unwrap_or_else(|_| "cuda".to_owned()));
+        }
         // The device by its runtime's own type: an index of another runtime cannot be meant by mistake.
         let device = (index < found.len()).then(|| Device::new(burn_cuda::CudaDevice::new(index)));
         let device = device.ok_or(DeviceError::Absent { choice, reason })?;
@@ -230,6 +275,7 @@ mod wgpu {
 
     /// A GPU that is one in name only, such as llvmpipe, is taken when it is asked for by `wgpu:cpu` and never otherwise.
     pub fn open(choice: Choice) -> Result<Selected, DeviceError> {
+        crate::kernels::keep("wgpu");
         let software = Device::wgpu(DeviceKind::Cpu);
         let (software, gpus): (Vec<_>, Vec<_>) =
             Device::enumerate(DeviceType::Wgpu).into_vec().into_iter().partition(|device| *device == software);

@@ -5,6 +5,7 @@
 
 pub mod adversary;
 pub mod best;
+pub mod check;
 pub mod commands;
 pub mod config;
 pub mod cutouts;
@@ -15,6 +16,8 @@ pub mod ema;
 pub mod engine;
 pub mod freezing;
 pub mod gradients;
+#[cfg(any(feature = "cuda", feature = "wgpu"))]
+mod kernels;
 pub mod losses;
 pub mod lr_schedule;
 pub mod memory;

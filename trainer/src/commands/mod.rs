@@ -1,5 +1,7 @@
 //! The command line.
 
+mod ballast;
+mod check;
 mod devices;
 mod export;
 mod measure;
@@ -17,6 +19,7 @@ use std::sync::{Arc, atomic::AtomicBool};
 
 use clap::{Args, Parser, Subcommand};
 
+use crate::check::CheckError;
 use crate::config::{ConfigError, Override};
 use crate::device::{Choice, DeviceError};
 use crate::panics;
@@ -58,6 +61,11 @@ enum Verb {
     Measure(measure::MeasureArgs),
     /// List the devices that this program can compute on
     Devices(devices::DevicesArgs),
+    /// Hold a device against the CPU: every block and loss, whole steps, a stop, too little memory
+    Check(check::CheckArgs),
+    /// Occupy a device's memory until standard input ends
+    #[command(hide = true)]
+    Ballast(ballast::BallastArgs),
 }
 
 #[derive(Debug, Args)]
@@ -92,6 +100,8 @@ enum CommandError {
     Sweep(#[from] SweepError),
     #[error(transparent)]
     Measure(#[from] MeasureError),
+    #[error(transparent)]
+    Check(#[from] CheckError),
     #[error("{0}")]
     Usage(String),
     #[error("{path}: {source}")]
@@ -113,6 +123,8 @@ impl CommandError {
             Self::Train(TrainError::Loss(error)) if error.is_wrong_usage() => WRONG_USAGE,
             Self::Sweep(SweepError::Config(_) | SweepError::NoRows | SweepError::Baseline { .. }) => WRONG_USAGE,
             Self::Sweep(SweepError::Random(error)) if error.is_wrong_usage() => WRONG_USAGE,
+            Self::Check(CheckError::Config(_)) => WRONG_USAGE,
+            Self::Check(CheckError::Random(error)) if error.is_wrong_usage() => WRONG_USAGE,
             _ => 1,
         }
     }
@@ -146,6 +158,8 @@ fn dispatch(command_line: &CommandLine) -> Result<ExitCode, CommandError> {
         Some(Verb::Plan(args)) => plan::run(args),
         Some(Verb::Measure(args)) => measure::run(args),
         Some(Verb::Devices(args)) => devices::run(args),
+        Some(Verb::Check(args)) => check::run(args),
+        Some(Verb::Ballast(args)) => ballast::run(args),
     }
 }
 

@@ -45,6 +45,20 @@ pub struct Deviation {
     pub discriminator: Option<f64>,
 }
 
+impl Deviation {
+    fn of(generator: Squares, adversary: Squares) -> Self {
+        let whole = Squares {
+            difference: generator.difference + adversary.difference,
+            reference: generator.reference + adversary.reference,
+        };
+        Self {
+            whole: whole.ratio(),
+            generator: generator.ratio(),
+            discriminator: adversary.ratio().filter(|_| adversary != Squares::default()),
+        }
+    }
+}
+
 /// Writes the gradients of an effective batch.
 ///
 /// # Errors
@@ -89,15 +103,27 @@ pub fn deviation(
     if let Some(name) = left.pop_first() {
         return Err(GradientError::Different(name));
     }
-    let whole = Squares {
-        difference: generator.difference + adversary.difference,
-        reference: generator.reference + adversary.reference,
-    };
-    Ok(Deviation {
-        whole: whole.ratio(),
-        generator: generator.ratio(),
-        discriminator: adversary.ratio().filter(|_| adversary != Squares::default()),
-    })
+    Ok(Deviation::of(generator, adversary))
+}
+
+/// Compares two files that [`write`] made.
+///
+/// # Errors
+/// If a file cannot be read, or if a parameter has a gradient in one of them only.
+pub fn between(path: &Path, reference: &Path) -> Result<Deviation, GradientError> {
+    let (file, reference) = (WeightsFile::open(path)?, WeightsFile::open(reference)?);
+    let (mut generator, mut adversary) = (Squares::default(), Squares::default());
+    let names: BTreeSet<&str> = file.names().collect();
+    if let Some(name) = names.symmetric_difference(&reference.names().collect()).next() {
+        return Err(GradientError::Different((*name).to_owned()));
+    }
+    for name in names {
+        let squares = if name.starts_with(GENERATOR) { &mut generator } else { &mut adversary };
+        if !squares.add(&file.read(name)?.to_f32(), &reference.read(name)?.to_f32()) {
+            return Err(GradientError::Different(name.to_owned()));
+        }
+    }
+    Ok(Deviation::of(generator, adversary))
 }
 
 #[derive(Debug, Default, PartialEq)]

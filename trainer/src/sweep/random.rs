@@ -125,7 +125,8 @@ impl Networks {
             let perceptual = &losses.perceptual;
             let local = perceptual.backbone.as_deref().filter(|spec| !is_remote(spec));
             if local.is_none() {
-                networks.backbone = Some(lpips_backbone(perceptual.network, &folder)?);
+                let path = folder.join("lpips-backbone.safetensors");
+                networks.backbone = Some(save(&lpips_backbone(perceptual.network), path)?);
             }
             let whole = local.is_some_and(|path| load_lpips_linear(perceptual.network, Path::new(path)).is_ok());
             if perceptual.linear.as_deref().map_or(!whole, is_remote) {
@@ -206,7 +207,7 @@ fn model_of(spec: &str) -> Option<&'static str> {
 type Tensors = BTreeMap<String, HostTensor>;
 
 /// Uniform within `bound`.
-fn uniform(name: &str, shape: &[usize], bound: f32) -> HostTensor {
+pub(crate) fn uniform(name: &str, shape: &[usize], bound: f32) -> HostTensor {
     let mut rng = rng_for(SEED, name);
     let values: Vec<f32> = (0..shape.iter().product()).map(|_| rng.random_range(-bound..=bound)).collect();
     HostTensor::from_f32(shape, &values)
@@ -217,7 +218,7 @@ fn constant(shape: &[usize], value: f32) -> HostTensor {
 }
 
 /// Of a ReLU network, which keeps the size of its activations.
-fn lpips_backbone(network: LpipsNetwork, folder: &Path) -> Result<PathBuf, RandomError> {
+pub(crate) fn lpips_backbone(network: LpipsNetwork) -> Tensors {
     let mut tensors = Tensors::new();
     for (index, shape) in network.convolutions() {
         let inputs = shape[1..].iter().product::<usize>() as f32;
@@ -225,9 +226,16 @@ fn lpips_backbone(network: LpipsNetwork, folder: &Path) -> Result<PathBuf, Rando
         tensors.insert(name.clone(), uniform(&name, shape, (6.0 / inputs).sqrt()));
         tensors.insert(format!("features.{index}.bias"), constant(&shape[..1], 0.0));
     }
-    save(&tensors, folder.join("lpips-backbone.safetensors"))
+    tensors
 }
 
+/// Both files of LPIPS on `network`, its backbone and its linear layers, into `folder`.
+pub(crate) fn write_lpips(network: LpipsNetwork, folder: &Path) -> Result<[PathBuf; 2], RandomError> {
+    let backbone = save(&lpips_backbone(network), folder.join("lpips-backbone.safetensors"))?;
+    Ok([backbone, lpips_linear(network, folder)?])
+}
+
+/// LPIPS's linear layers by the names that its authors gave them, all channels alike.
 fn lpips_linear(network: LpipsNetwork, folder: &Path) -> Result<PathBuf, RandomError> {
     let channels = network.channels().into_iter().enumerate();
     let layer = |(layer, channels): (usize, usize)| {
@@ -261,7 +269,6 @@ fn known_clips() -> [Known; 7] {
     ]
 }
 
-/// A folder as transformers writes it, with a tokenizer whose tokens are bytes.
 fn clip(spec: &str, folder: &Path) -> Result<PathBuf, RandomError> {
     let Ok(Location::Hub { owner, name, .. }) = Location::parse(spec) else {
         return Err(io::Error::other(format!("{spec} is not on the Hub")).into());
@@ -290,11 +297,22 @@ fn clip(spec: &str, folder: &Path) -> Result<PathBuf, RandomError> {
         end_of_text: vocabulary as u32 - 1,
     };
     let folder = folder.join("clip");
-    fs::create_dir_all(&folder)?;
+    write_clip(&architecture, &folder)?;
+    Ok(folder)
+}
+
+/// Into `folder`, as transformers writes it, with a tokenizer whose tokens are bytes.
+pub(crate) fn write_clip(architecture: &ClipArchitecture, folder: &Path) -> Result<(), RandomError> {
+    fs::create_dir_all(folder)?;
     let write = |name: &str, value: Value| fs::write(folder.join(name), value.to_string());
-    write("config.json", transformers_config(&architecture))?;
+    write("config.json", transformers_config(architecture))?;
     write("vocab.json", Value::Object(byte_vocabulary(architecture.end_of_text)))?;
     fs::write(folder.join("merges.txt"), "#version: 0.2\n")?;
+    save(&clip_weights(architecture), folder.join("model.safetensors")).map(drop)
+}
+
+/// By the names of transformers.
+pub(crate) fn clip_weights(architecture: &ClipArchitecture) -> Tensors {
     let weight = |(name, shape): (String, Vec<usize>)| {
         let inputs = shape.iter().skip(1).product::<usize>().max(1) as f32;
         let tensor = match name.as_str() {
@@ -305,9 +323,7 @@ fn clip(spec: &str, folder: &Path) -> Result<PathBuf, RandomError> {
         };
         (name, tensor)
     };
-    let tensors: Tensors = architecture.parameters().into_iter().map(weight).collect();
-    save(&tensors, folder.join("model.safetensors"))?;
-    Ok(folder)
+    architecture.parameters().into_iter().map(weight).collect()
 }
 
 fn transformers_config(clip: &ClipArchitecture) -> Value {

@@ -1,0 +1,559 @@
+//! Every block, network and loss, forward and backward, on a device against the CPU in f32.
+
+use std::panic::{self, AssertUnwindSafe};
+use std::path::Path;
+use std::time::Instant;
+
+use burn::module::{Module, ModuleVisitor, Param};
+use burn::tensor::{DType, Device, Gradients, Int, Tensor, TensorData};
+use checkpoints::{Activation, Architecture, ClipArchitecture, HostTensor, LpipsNetwork, Tower};
+use datasets::{Batch, SampleKey};
+
+use super::{CheckError, Deviations, Part, Row, Scale, deviation};
+use crate::config::{Compute, OptimizerConfig, OptimizerName};
+use crate::cutouts::{CutoutSettings, Cutouts};
+use crate::device::Selected;
+use crate::engine::MicroBatch;
+use crate::gradients::GradientSum;
+use crate::losses::clip::contrastive::Contrastive;
+use crate::losses::clip::{direction, image, text};
+use crate::losses::{
+    EntropyCoupling, GanLoss, ImageLoss, LeCam, PerceptualLoss, PixelLoss, PixelNorm, sum_probabilities,
+};
+use crate::models::VqGan;
+use crate::models::architectures::by_name;
+use crate::models::blocks::Block;
+use crate::models::clip::{ImageEncoder, TextEncoder, preprocess};
+use crate::models::discriminator::{DiscriminatorNorm, PatchGan, PatchGanConfig};
+use crate::models::initialize::random_weights;
+use crate::models::lpips::Lpips;
+use crate::models::statistics_dtype;
+use crate::models::weights::{ModelError, StateDict, WeightReader, state_dict};
+use crate::optimizer::ModelOptimizer;
+use crate::panics;
+use crate::sweep::random::{clip_weights, lpips_backbone};
+
+/// Samples of each check: two, so that what mixes them is seen.
+const SAMPLES: usize = 2;
+
+/// Where a piece is computed.
+struct Place {
+    /// With autodiff.
+    device: Device,
+    dtype: DType,
+}
+
+/// What a piece gives: values, and gradients at its input and at its parameters.
+#[derive(Default)]
+struct Values {
+    output: Vec<f32>,
+    gradients: Vec<Vec<f32>>,
+}
+
+impl Values {
+    fn deviations(&self, reference: &Self) -> Deviations {
+        let pairs = self.gradients.iter().zip(&reference.gradients);
+        let gradients = pairs.map(|(a, b)| deviation(a, b)).reduce(|a, b| if a.is_nan() || a > b { a } else { b });
+        Deviations { output: Some(deviation(&self.output, &reference.output)), gradient: gradients }
+    }
+}
+
+/// Why a piece gives nothing.
+#[derive(Debug, thiserror::Error)]
+enum PieceError {
+    #[error(transparent)]
+    Model(#[from] ModelError),
+    #[error("the device failed: {0}")]
+    Device(String),
+}
+
+type Run<'a> = Box<dyn Fn(&Place) -> Result<Values, PieceError> + 'a>;
+
+/// A piece of what a run computes.
+struct Piece<'a> {
+    name: String,
+    /// Whether it computes in half precision where the run does.
+    half: bool,
+    run: Run<'a>,
+}
+
+/// Holds every piece on `device`, in each of `precisions`, against the CPU in f32. `show` sees each row when it is there.
+///
+/// # Errors
+/// If the pieces cannot be built. What a device does wrong is in the rows.
+pub fn check(
+    device: &Selected,
+    precisions: &[Compute],
+    scale: Scale,
+    mut show: impl FnMut(&Row),
+) -> Result<Vec<Row>, CheckError> {
+    let sizes = Sizes::of(scale);
+    let weights = random_weights(&sizes.architecture, 7);
+    let inputs = BlockInputs::new(&sizes, &weights)?;
+    let mut pieces = blocks(&sizes, &weights, &inputs);
+    pieces.extend(codebook(&sizes, &weights, &inputs));
+    pieces.extend(networks(&sizes));
+    pieces.extend(losses(&sizes));
+    pieces.extend(around(&sizes));
+
+    let mut rows = Vec::new();
+    let cpu = Place { device: Device::flex().autodiff(), dtype: DType::F32 };
+    for piece in &pieces {
+        let reference = attempt(|| (piece.run)(&cpu));
+        for &precision in precisions {
+            if precision != Compute::Fp32 && !piece.half {
+                continue;
+            }
+            let started = Instant::now();
+            let place = Place { device: device.device.clone().autodiff(), dtype: precision.dtype() };
+            let found = attempt(|| (piece.run)(&place));
+            let found = match (&reference, found) {
+                (Ok(reference), Ok(found)) => Ok(found.deviations(reference)),
+                (Err(error), _) => Err(format!("on the CPU: {error}")),
+                (_, Err(error)) => Err(error),
+            };
+            let row = Row::new(Part::Layers, piece.name.clone(), precision, found, limit(precision), started);
+            show(&row);
+            rows.push(row);
+        }
+    }
+    Ok(rows)
+}
+
+/// What a rounding of the values that go through a piece comes to at its other end, with room: several layers deep in the
+/// networks, and where a GPU's f32 has 10 bits in products.
+fn limit(precision: Compute) -> f64 {
+    match precision {
+        Compute::Fp32 => 2e-3,
+        Compute::Fp16 => 3e-2,
+        Compute::Bf16 => 0.2,
+    }
+}
+
+/// The values of `run`, or what it said: kernels that cannot be compiled or launched panic.
+fn attempt<T>(run: impl FnOnce() -> Result<T, PieceError>) -> Result<T, String> {
+    match panic::catch_unwind(AssertUnwindSafe(run)) {
+        Ok(result) => result.map_err(|error| error.to_string()),
+        Err(_) => Err(panics::last()),
+    }
+}
+
+/// What is checked, by its sizes.
+struct Sizes {
+    architecture: Architecture,
+    /// Side of the pictures.
+    side: usize,
+    discriminator: usize,
+    clip: ClipArchitecture,
+    /// Side of the pictures that LPIPS compares.
+    lpips_side: usize,
+}
+
+impl Sizes {
+    fn of(scale: Scale) -> Self {
+        let full = by_name("taming-f16-16384").unwrap_or_else(|| unreachable!("it is built in"));
+        match scale {
+            Scale::Full => Self {
+                architecture: full,
+                side: 128,
+                discriminator: 64,
+                clip: clip(224, 32, Tower { width: 768, layers: 2, heads: 12, mlp: 3072 }, 512),
+                lpips_side: 64,
+            },
+            Scale::Small => Self {
+                architecture: Architecture {
+                    base_channels: 16,
+                    channels: vec![16, 32],
+                    res_blocks: 1,
+                    attention_levels: vec![1],
+                    latent_channels: 8,
+                    code_dim: 8,
+                    codes: 64,
+                    groups: 8,
+                    ..full
+                },
+                side: 16,
+                discriminator: 8,
+                clip: clip(32, 16, Tower { width: 32, layers: 1, heads: 2, mlp: 64 }, 16),
+                lpips_side: 32,
+            },
+        }
+    }
+}
+
+/// A CLIP whose two towers are alike.
+pub(super) fn clip(image_size: usize, patch_size: usize, tower: Tower, embedding: usize) -> ClipArchitecture {
+    ClipArchitecture {
+        image_size,
+        patch_size,
+        vision: tower.clone(),
+        text: tower,
+        context_length: 77,
+        vocabulary: 514,
+        embedding,
+        activation: Activation::QuickGelu,
+        layer_norm_epsilon: 1e-5,
+        mean: [0.5; 3],
+        deviation: [0.5; 3],
+        end_of_text: 513,
+    }
+}
+
+/// Numbers in -1..1 that are as good as random, and other ones for another `seed`.
+fn numbers(seed: usize, len: usize) -> Vec<f32> {
+    let value = |i: usize| {
+        let x = (i + 1) as f64 * 12.9898 + seed as f64 * 78.233;
+        let hash = (x.sin() * 43_758.545_3).fract();
+        hash as f32
+    };
+    (0..len).map(value).collect()
+}
+
+fn tensor<const D: usize>(values: &[f32], shape: [usize; D], device: &Device, dtype: DType) -> Tensor<D> {
+    Tensor::from_data(TensorData::new(values.to_vec(), shape), (device, dtype))
+}
+
+fn random<const D: usize>(seed: usize, shape: [usize; D], device: &Device, dtype: DType) -> Tensor<D> {
+    tensor(&numbers(seed, shape.iter().product()), shape, device, dtype)
+}
+
+/// Smooth pictures with some noise, `[SAMPLES, 3, side, side]` in -1..1, in f32 and with autodiff.
+fn pictures(seed: usize, side: usize, place: &Place) -> Tensor<4> {
+    let shape = [SAMPLES, 3, side, side];
+    let noise = numbers(seed, shape.iter().product());
+    let value = |(i, noise): (usize, f32)| {
+        let (row, column) = (i / side % side, i % side);
+        let wave = (row as f32 * 0.31 + seed as f32).sin() * (column as f32 * 0.23 + (i / (side * side)) as f32).cos();
+        0.7 * wave + 0.25 * noise
+    };
+    let values: Vec<f32> = noise.into_iter().enumerate().map(value).collect();
+    tensor(&values, shape, &place.device, DType::F32)
+}
+
+fn read<const D: usize>(tensor: Tensor<D>) -> Result<Vec<f32>, PieceError> {
+    tensor.without_autodiff().try_into_vec_as::<f32>().map_err(|error| PieceError::Device(error.to_string()))
+}
+
+/// Sees parameters and takes their gradients, one behind the other.
+struct Taken<'a> {
+    gradients: &'a mut Gradients,
+    values: Result<Vec<f32>, PieceError>,
+}
+
+impl ModuleVisitor for Taken<'_> {
+    fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
+        let Some(gradient) = param.val().grad_remove(self.gradients) else { return };
+        if let Ok(values) = &mut self.values {
+            match read(gradient) {
+                Ok(more) => values.extend(more),
+                Err(error) => self.values = Err(error),
+            }
+        }
+    }
+}
+
+/// What `forward` makes of `input`, and the gradients of its sum with random weights at `input` and at the parameters that
+/// `visit` shows.
+fn through<const I: usize, const O: usize>(
+    input: Tensor<I>,
+    forward: impl FnOnce(Tensor<I>) -> Tensor<O>,
+    visit: impl FnOnce(&mut Taken),
+) -> Result<Values, PieceError> {
+    let leaf = input.detach().require_grad();
+    let output = forward(leaf.clone());
+    let weights = random(99, output.dims(), &output.device(), output.dtype());
+    let values = read(output.clone())?;
+    let mut gradients = (output * weights).sum().backward();
+    let mut taken = Taken { gradients: &mut gradients, values: Ok(Vec::new()) };
+    visit(&mut taken);
+    let parameters = taken.values?;
+    let at_input = leaf.grad_remove(&mut gradients).map(read).transpose()?;
+    let both = at_input.into_iter().chain((!parameters.is_empty()).then_some(parameters));
+    Ok(Values { output: values, gradients: both.collect() })
+}
+
+/// The same for a module.
+fn through_module<M: Module, const O: usize>(
+    module: &M,
+    input: Tensor<4>,
+    forward: impl FnOnce(&M, Tensor<4>) -> Tensor<O>,
+) -> Result<Values, PieceError> {
+    through(input, |input| forward(module, input), |taken| module.visit(taken))
+}
+
+/// Each block's input on the way of two pictures through the model.
+struct BlockInputs {
+    encoder: Vec<HostTensor>,
+    latent: HostTensor,
+    decoder: Vec<HostTensor>,
+}
+
+impl BlockInputs {
+    fn new(sizes: &Sizes, weights: &StateDict) -> Result<Self, ModelError> {
+        let place = Place { device: Device::flex(), dtype: DType::F32 };
+        let model = VqGan::new(&sizes.architecture, weights, &place.device, DType::F32)?;
+        let host = |x: &Tensor<4>| -> Result<HostTensor, ModelError> {
+            let values = x.clone().try_into_vec_as::<f32>().map_err(|error| ModelError::Device(error.to_string()))?;
+            Ok(HostTensor::from_f32(&x.dims(), &values))
+        };
+        let along = |blocks: &[Block], mut x: Tensor<4>| -> Result<(Vec<HostTensor>, Tensor<4>), ModelError> {
+            let mut inputs = Vec::new();
+            for block in blocks {
+                inputs.push(host(&x)?);
+                x = block.forward(x);
+            }
+            Ok((inputs, x))
+        };
+        let (encoder, latent) = along(&model.encoder_blocks(), pictures(1, sizes.side, &place))?;
+        let [n, d, h, w] = latent.dims();
+        // Spread among the codes, which random latents are not.
+        let around = random(5, [n, d, h, w], &place.device, DType::F32);
+        let (decoder, _) = along(&model.decoder_blocks(), around.clone())?;
+        Ok(Self { encoder, latent: host(&around)?, decoder })
+    }
+}
+
+fn from_host(host: &HostTensor, place: &Place) -> Tensor<4> {
+    let shape = std::array::from_fn(|axis| host.shape.get(axis).copied().unwrap_or(1));
+    tensor(&host.to_f32(), shape, &place.device, place.dtype)
+}
+
+fn kind(block: &Block) -> &'static str {
+    match block {
+        Block::Conv(_) => "convolution",
+        Block::Resnet(_) => "residual block",
+        Block::Attn(_) => "attention",
+        Block::Downsample(_) => "downsampling",
+        Block::Upsample(_) => "upsampling",
+        Block::NormSilu(_) => "norm and SiLU",
+    }
+}
+
+/// Every kind of block of the model with every number of channels that it has.
+fn blocks<'a>(sizes: &'a Sizes, weights: &'a StateDict, inputs: &'a BlockInputs) -> Vec<Piece<'a>> {
+    type Half = (&'static str, fn(&VqGan) -> Vec<Block<'_>>);
+    let halves: [(Half, &[HostTensor]); 2] =
+        [(("encoder", VqGan::encoder_blocks), &inputs.encoder), (("decoder", VqGan::decoder_blocks), &inputs.decoder)];
+    let device = Device::flex();
+    let Ok(model) = VqGan::new(&sizes.architecture, weights, &device, DType::F32) else { return Vec::new() };
+    let (mut pieces, mut seen) = (Vec::new(), Vec::new());
+    for ((_, half), inputs) in halves {
+        let outputs = inputs.iter().skip(1).map(|next| next.shape[1]).chain([0]);
+        for (index, (block, outputs)) in half(&model).iter().zip(outputs).enumerate() {
+            let input = &inputs[index];
+            let what = (kind(block), input.shape[1], outputs);
+            if seen.contains(&what) {
+                continue;
+            }
+            seen.push(what);
+            let channels = if outputs == 0 { sizes.architecture.out_channels } else { outputs };
+            let name = match kind(block) {
+                kind @ ("convolution" | "residual block") => format!("{kind}, {} to {channels}", input.shape[1]),
+                kind => format!("{kind}, {channels}"),
+            };
+            let run = move |place: &Place| {
+                let model = VqGan::new(&sizes.architecture, weights, &place.device, place.dtype)?;
+                let block = half(&model)[index];
+                through(from_host(input, place), |x| block.forward(x), |taken| block.visit(taken))
+            };
+            pieces.push(Piece { name, half: true, run: Box::new(run) });
+        }
+    }
+    pieces
+}
+
+/// Latents to codes and back, and the entropy term.
+fn codebook<'a>(sizes: &'a Sizes, weights: &'a StateDict, inputs: &'a BlockInputs) -> Vec<Piece<'a>> {
+    // As wide apart as the latents are: many codes are chosen, and none by a hair's breadth alone.
+    let spread = move || {
+        let mut weights = weights.clone();
+        if let Some(codes) = weights.get_mut("quantize.embedding.weight") {
+            *codes = HostTensor::from_f32(&codes.shape, &numbers(11, codes.shape.iter().product()));
+        }
+        weights
+    };
+    let quantize = move |place: &Place| {
+        let model = VqGan::new(&sizes.architecture, &spread(), &place.device, place.dtype)?;
+        let mut losses = Vec::new();
+        let mut values = through_module(model.quantizer(), from_host(&inputs.latent, place), |quantizer, latent| {
+            let quantized = quantizer.forward(latent);
+            losses.push(quantized.codes);
+            quantized.codebook + quantized.commitment * 0.25
+        })?;
+        // One that differs is a deviation that no rounding makes.
+        for codes in losses {
+            values.output.extend(read(codes.float())?);
+        }
+        Ok(values)
+    };
+    let entropy = move |place: &Place| {
+        let model = VqGan::new(&sizes.architecture, &spread(), &place.device.clone().without_autodiff(), place.dtype)?;
+        let plain = Place { device: place.device.clone().without_autodiff(), dtype: place.dtype };
+        let (vectors, codes) = model.quantizer().compared(from_host(&inputs.latent, &plain));
+        let tokens = vectors.dims()[0];
+        let coupling = EntropyCoupling::new(sum_probabilities(vectors.clone(), codes.clone()), tokens);
+        let gradient = coupling.gradient(vectors, codes);
+        Ok(Values {
+            output: read(gradient.sample_entropy)?,
+            gradients: vec![read(gradient.vectors)?, read(gradient.codebook)?],
+        })
+    };
+    vec![
+        Piece { name: "codebook".into(), half: false, run: Box::new(quantize) },
+        Piece { name: "codebook's entropy".into(), half: false, run: Box::new(entropy) },
+    ]
+}
+
+/// The networks of the losses, as a whole.
+fn networks(sizes: &Sizes) -> Vec<Piece<'_>> {
+    let mut pieces = Vec::new();
+    for (name, norm) in [("GroupNorm", DiscriminatorNorm::Group), ("BatchNorm", DiscriminatorNorm::Batch)] {
+        let config = PatchGanConfig { channels: sizes.discriminator, layers: 2, norm };
+        let weights = PatchGan::random_weights(&config, 5);
+        let run = move |place: &Place| {
+            let network = PatchGan::read(&WeightReader::new(&weights, &place.device, place.dtype), &config)?;
+            through_module(&network, pictures(2, sizes.side, place), |network, images| network.forward(images))
+        };
+        pieces.push(Piece { name: format!("PatchGAN with {name}"), half: true, run: Box::new(run) });
+    }
+    for (name, network) in [("VGG16", LpipsNetwork::Vgg16), ("AlexNet", LpipsNetwork::AlexNet)] {
+        let mut weights = lpips_backbone(network);
+        for (layer, channels) in network.channels().into_iter().enumerate() {
+            let values = vec![1.0 / channels as f32; channels];
+            weights.insert(format!("lin{layer}.weight"), HostTensor::from_f32(&[1, channels, 1, 1], &values));
+        }
+        let run = move |place: &Place| {
+            let lpips = Lpips::read(&WeightReader::frozen(&weights, &place.device, place.dtype), network)?;
+            let loss = PerceptualLoss::new(lpips);
+            let original = pictures(3, sizes.lpips_side, place);
+            // A mean over many pixels has a gradient that vanishes in half precision without a loss scale.
+            let scaled = |images| loss.per_sample(original, images) * 1024.0;
+            through(pictures(4, sizes.lpips_side, place), scaled, |_| {})
+        };
+        pieces.push(Piece { name: format!("LPIPS on {name}"), half: true, run: Box::new(run) });
+    }
+    let weights = clip_weights(&sizes.clip);
+    let image_tower = move |place: &Place| {
+        let network = ImageEncoder::read(&WeightReader::frozen(&weights, &place.device, place.dtype), &sizes.clip)?;
+        let forward = |images| network.forward(preprocess(images, &sizes.clip)).cast(statistics_dtype(place.dtype));
+        through(pictures(6, sizes.side, place), forward, |_| {})
+    };
+    pieces.push(Piece { name: "CLIP's image tower".into(), half: true, run: Box::new(image_tower) });
+    let weights = clip_weights(&sizes.clip);
+    let text_tower = move |place: &Place| {
+        let device = place.device.clone().without_autodiff();
+        let network = TextEncoder::read(&WeightReader::frozen(&weights, &device, place.dtype), &sizes.clip)?;
+        let id = |i: usize| if i % 77 == 20 { 513 } else { (i * 7 % 500) as i64 };
+        let ids = TensorData::new((0..SAMPLES * 77).map(id).collect::<Vec<_>>(), [SAMPLES, 77]);
+        let embeddings = network.forward(Tensor::<2, Int>::from_data(ids, &device));
+        Ok(Values { output: read(embeddings)?, gradients: Vec::new() })
+    };
+    pieces.push(Piece { name: "CLIP's text tower".into(), half: true, run: Box::new(text_tower) });
+    pieces
+}
+
+/// What is computed in f32 whatever the networks are in.
+fn losses(sizes: &Sizes) -> Vec<Piece<'_>> {
+    let views = move |place: &Place| {
+        let settings = CutoutSettings {
+            count: 4,
+            power: 1.0,
+            size: sizes.clip.image_size.min(64),
+            affine: 1.0,
+            perspective: 1.0,
+            jitter: 1.0,
+            erasing: 1.0,
+            noise: 0.1,
+        };
+        let cutouts = Cutouts::new(settings);
+        let plan = |draw| cutouts.draw(SampleKey { seed: 3, draw }, 0..settings.count, sizes.side, sizes.side);
+        let plans: Vec<_> = (0..SAMPLES as u64).map(plan).collect();
+        through(pictures(7, sizes.side, place), |images| cutouts.apply(images, &plans), |_| {})
+    };
+    let pixels = move |place: &Place| {
+        let original = pictures(8, sizes.side, place);
+        let loss = PixelLoss(PixelNorm::Mix { l1: 0.5 });
+        through(pictures(9, sizes.side, place), |images| loss.per_sample(original, images), |_| {})
+    };
+    let adversarial = |place: &Place| {
+        let logits = random(12, [SAMPLES, 1, 14, 14], &place.device, DType::F32) * 3.0;
+        let lecam = LeCam { real: 0.4, fake: -0.2, decay: 0.9 };
+        let all = |logits: Tensor<4>| {
+            let kinds = [GanLoss::Hinge, GanLoss::Vanilla, GanLoss::NonSaturating];
+            let each = kinds.into_iter().enumerate().map(|(index, kind)| {
+                (kind.generator(logits.clone()) * 0.3 + kind.discriminator(logits.clone(), -logits.clone()))
+                    * (index + 1) as f64
+            });
+            each.fold(lecam.per_sample(logits.clone(), logits.clone()), |sum, value| sum + value)
+        };
+        through(logits, all, |_| {})
+    };
+    let embeddings = |place: &Place| {
+        let rows = |seed| random::<2>(seed, [8, 64], &place.device, DType::F32);
+        let (original, texts) = (rows(13), rows(14));
+        let turn = direction::between(rows(15).slice([0..2, 0..64]).without_autodiff()).autodiff();
+        let all = |embeddings: Tensor<2>| {
+            image::per_view(original.clone(), embeddings.clone())
+                + text::per_view_paired(embeddings.clone(), texts.clone())
+                + text::per_view(embeddings.clone(), texts, &[1.0, -0.2, 0.3, 0.1, 0.4, 0.6, -0.1, 0.2])
+                + direction::per_view(original, embeddings, turn)
+        };
+        through(rows(16), all, |_| {})
+    };
+    let contrastive = |place: &Place| {
+        let device = place.device.clone().without_autodiff();
+        let rows = |seed| random::<2>(seed, [8, 64], &device, DType::F32);
+        let groups = [0, 1, 2, 0, 3, 4, 5, 6];
+        let loss = Contrastive::new(rows(17), rows(18), 20.0, Some(&groups));
+        Ok(Values { output: read(loss.value)?, gradients: vec![read(loss.gradient)?] })
+    };
+    let piece = |name: &str, run| Piece { name: name.into(), half: false, run };
+    vec![
+        piece("cutouts, all augmentations", Box::new(views)),
+        piece("pixel loss", Box::new(pixels)),
+        piece("adversarial losses and LeCam", Box::new(adversarial)),
+        piece("CLIP losses of single pictures", Box::new(embeddings)),
+        piece("contrastive loss", Box::new(contrastive)),
+    ]
+}
+
+/// What comes before the losses and after them.
+fn around(sizes: &Sizes) -> Vec<Piece<'_>> {
+    let upload = |place: &Place| {
+        let pixels: Vec<u8> = (0..=255).cycle().take(SAMPLES * sizes.side * sizes.side * 3).collect();
+        let captions = vec![None; SAMPLES];
+        let batch = Batch { draws: vec![0, 1], resolution: sizes.side as u32, pixels, captions };
+        let images = batch.images(&place.device.clone().without_autodiff(), DType::F32);
+        Ok(Values { output: read(images)?, gradients: Vec::new() })
+    };
+    let optimizer = |name| {
+        move |place: &Place| {
+            let config = PatchGanConfig { channels: 16, layers: 2, norm: DiscriminatorNorm::Group };
+            let weights = PatchGan::random_weights(&config, 5);
+            let mut network = PatchGan::read(&WeightReader::new(&weights, &place.device, DType::F32), &config)?;
+            let mut optimizer = ModelOptimizer::new(&OptimizerConfig { name, ..OptimizerConfig::default() });
+            for step in 0..3 {
+                let logits = network.forward(pictures(20 + step, 32, place));
+                let weights = random(30 + step, logits.dims(), &place.device, DType::F32);
+                let mut gradients = (logits * weights).sum().backward();
+                let mut sum = GradientSum::default();
+                sum.add_module(&mut gradients, &network);
+                network = optimizer.step(1e-2, network, sum.into_inner());
+            }
+            let parameters = state_dict(&network)?;
+            let values = parameters.into_iter().flat_map(|(_, tensor)| tensor.to_f32());
+            Ok(Values { output: values.collect(), gradients: Vec::new() })
+        }
+    };
+    vec![
+        Piece { name: "pictures' way to the device".into(), half: false, run: Box::new(upload) },
+        Piece { name: "three steps of Adam".into(), half: false, run: Box::new(optimizer(OptimizerName::Adam)) },
+        Piece { name: "three steps of AdamW".into(), half: false, run: Box::new(optimizer(OptimizerName::AdamW)) },
+    ]
+}
+
+/// A folder with a small random CLIP, as transformers writes it.
+pub(super) fn write_small_clip(folder: &Path) -> Result<(), CheckError> {
+    let tower = Tower { width: 32, layers: 2, heads: 2, mlp: 64 };
+    Ok(crate::sweep::random::write_clip(&clip(32, 16, tower, 16), folder)?)
+}

@@ -1,0 +1,295 @@
+//! The gradient of whole steps: of a device against the CPU, and of one cut of an effective batch against another on the device.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use checkpoints::LpipsNetwork;
+
+use super::layers::write_small_clip;
+use super::{CheckError, Deviations, Part, Row};
+use crate::config::{self, Compute, Loaded, Override, Recompute};
+use crate::device::Selected;
+use crate::sweep::gradient_file;
+use crate::sweep::measure::Gradient;
+use crate::sweep::random::{Networks, write_lpips};
+use crate::sweep::{Children, Cut, Stopped, measure_cut, reference_of};
+
+/// A step with every loss on, small enough for a CPU that plays a GPU.
+const SMALL: &str = r#"
+[run]
+steps = 4
+seed = 3
+
+[batch]
+effective = 6
+micro = 1
+
+[model]
+architecture = "tiny"
+channels = [16, 32]
+attention_levels = [1]
+mid_attention = true
+latent_channels = 8
+codes = 32
+
+[data]
+source = "shapes"
+images = 100
+resolution = 32
+flip = false
+validation = 0
+
+[losses.pixel]
+norm = "mix"
+
+[losses.codebook]
+entropy = 0.1
+
+[losses.perceptual]
+weight = 0.5
+network = "alexnet"
+
+[losses.adversarial]
+weight = 0.5
+lecam = 0.1
+
+[losses.clip_image]
+weight = 1
+
+[losses.clip_text]
+weight = 0.3
+
+[losses.clip_contrastive]
+weight = 0.5
+against = ["captions", "originals"]
+
+[losses.clip_direction]
+weight = 0.2
+from = "photo"
+to = "sketch"
+
+[discriminator]
+channels = 16
+layers = 2
+
+[clip]
+cutouts = 2
+
+[ema]
+decay = 0.9
+
+[checkpoints]
+every_steps = 2
+keep_last = 9
+
+[validation]
+every_steps = 0
+images = 0
+"#;
+
+/// Steps of each measurement; the first one has the gradient.
+const STEPS: u64 = 2;
+
+/// A configuration with random networks for all that it has on the Hub, and a folder for what is made with it.
+pub struct Setting {
+    pub(super) loaded: Loaded,
+    pub(super) networks: Networks,
+    /// Holds the configuration that is built in.
+    _folder: tempfile::TempDir,
+}
+
+impl Setting {
+    /// `name` is a configuration's, or `None` for a small one that has every loss on.
+    ///
+    /// # Errors
+    /// If there is no such configuration, or no place for its networks.
+    pub fn new(name: Option<&str>, overrides: &[Override]) -> Result<Self, CheckError> {
+        let io = |what| move |source| CheckError::Io { what, source };
+        let folder = tempfile::Builder::new().prefix("train-check-").tempdir().map_err(io("make a folder"))?;
+        let mut overrides = overrides.to_vec();
+        let name = match name {
+            Some(name) => name.to_owned(),
+            None => {
+                let clip = folder.path().join("clip");
+                write_small_clip(&clip)?;
+                let [backbone, linear] = write_lpips(LpipsNetwork::AlexNet, folder.path())?;
+                let networks = [
+                    ("clip.pretrained", clip),
+                    ("losses.perceptual.backbone", backbone),
+                    ("losses.perceptual.linear", linear),
+                ];
+                let path =
+                    |(key, path): (&str, PathBuf)| Override::new(key, &format!("{:?}", path.display().to_string()));
+                overrides.splice(0..0, networks.map(path));
+                let path = folder.path().join("check.toml");
+                fs::write(&path, SMALL).map_err(io("write a configuration"))?;
+                path.display().to_string()
+            }
+        };
+        let mut loaded = config::load(&name, &overrides)?;
+        loaded.config.data.draw_shapes();
+        let networks = Networks::random_for(&loaded.config, None)?;
+        Ok(Self { loaded, networks, _folder: folder })
+    }
+
+    /// The same on another device.
+    fn on(&self, device: &str) -> Loaded {
+        let mut loaded = self.loaded.clone();
+        loaded.config.run.device = device.to_owned();
+        loaded
+    }
+
+    pub(super) fn children(&self, stopped: &Stopped) -> Children {
+        let timeout = Duration::from_secs(self.loaded.config.sweep.timeout);
+        Children { steps: STEPS, timeout, stopped: stopped.clone() }
+    }
+}
+
+/// What the whole gradient may deviate by from that of the CPU, or of f32 on the device. Half precision chooses other codes now and
+/// then, which moves the whole gradient: its bar tells noise from nonsense.
+fn limit(precision: Compute) -> f64 {
+    match precision {
+        Compute::Fp32 => 1e-2,
+        Compute::Fp16 | Compute::Bf16 => 0.5,
+    }
+}
+
+/// The exactness contract in f32.
+const BETWEEN_CUTS: f64 = 1e-5;
+
+/// Takes the first step of `setting` on the CPU and on `device`, there at several cuts of the effective batch and in each of
+/// `precisions`. `show` sees each row when it is there.
+///
+/// # Errors
+/// If processes or files cannot be had, or if a signal came.
+pub fn check(
+    device: &Selected,
+    precisions: &[Compute],
+    setting: &Setting,
+    stopped: &Stopped,
+    mut show: impl FnMut(&Row),
+) -> Result<Vec<Row>, CheckError> {
+    let (cpu, loaded) = (setting.on("cpu"), setting.on(&device.choice.to_string()));
+    let children = setting.children(stopped);
+    let file = |name: &str| setting.networks.folder().join(name);
+    let (of_cpu, of_device) = (file("cpu.safetensors"), file("device.safetensors"));
+    let measure = |loaded: &Loaded, cut: Cut, gradient: Gradient| {
+        measure_cut(loaded, &cut, &setting.networks, &children, &gradient).map(|(found, _)| found)
+    };
+    let mut rows = Vec::new();
+    let mut add = |row: Row| {
+        show(&row);
+        rows.push(row);
+    };
+
+    let reference = reference_of(Cut::of(&loaded.config));
+    let on_cpu = measure(&cpu, reference, Gradient::Write(of_cpu.clone()))?;
+    let started = Instant::now();
+    let on_device = measure(&loaded, reference, Gradient::Write(of_device.clone()))?;
+    let words = |status: &crate::sweep::Status| format!("{}: {}", status.name(), status.message().unwrap_or_default());
+    let found = match (&on_cpu, &on_device) {
+        (Ok(_), Ok(_)) => between(&of_device, &of_cpu),
+        (Err(status), _) => Err(format!("on the CPU: {}", words(status))),
+        (_, Err(status)) => Err(words(status)),
+    };
+    let name = format!("gradient against the CPU's, {reference}");
+    add(Row::new(Part::Step, name, Compute::Fp32, found, limit(Compute::Fp32), started));
+    if on_device.is_err() {
+        return Ok(rows);
+    }
+
+    for (cut, limit) in cuts(reference, precisions) {
+        let started = Instant::now();
+        let found = match measure(&loaded, cut, Gradient::Compare(of_device.clone()))? {
+            Ok(figures) => {
+                let whole = figures.deviation.and_then(|deviation| deviation.whole);
+                Ok(Deviations { gradient: Some(whole.unwrap_or(f64::NAN)), ..Deviations::default() })
+            }
+            Err(status) => Err(words(&status)),
+        };
+        add(Row::new(
+            Part::Step,
+            format!("gradient against {}, {cut}", reference.micro),
+            cut.precision,
+            found,
+            limit,
+            started,
+        ));
+    }
+    Ok(rows)
+}
+
+fn between(a: &Path, b: &Path) -> Result<Deviations, String> {
+    let deviation = gradient_file::between(a, b).map_err(|error| error.to_string())?;
+    Ok(Deviations { gradient: Some(deviation.whole.unwrap_or(f64::NAN)), ..Deviations::default() })
+}
+
+/// Cuts that are held to the contract, and one in each half precision.
+fn cuts(reference: Cut, precisions: &[Compute]) -> Vec<(Cut, f64)> {
+    let effective = reference.effective;
+    // Half of it rounded up and one more, where there is room: a ragged last micro-batch.
+    let ragged = (effective / 2 + 1).min(effective);
+    let mut cuts = Vec::new();
+    for (micro, checkpoint) in [(effective, Recompute::None), (ragged, Recompute::Blocks)] {
+        let cut = Cut { micro, checkpoint, ..reference };
+        if cut != reference && precisions.contains(&Compute::Fp32) {
+            cuts.push((cut, BETWEEN_CUTS));
+        }
+    }
+    for &precision in precisions.iter().filter(|precision| **precision != Compute::Fp32) {
+        cuts.push((Cut { precision, micro: effective, checkpoint: Recompute::None, ..reference }, limit(precision)));
+    }
+    cuts
+}
+
+/// Writes `setting`'s configuration with its random networks into `folder`, for this program to run on `device`.
+pub(super) fn write_config(
+    setting: &Setting,
+    device: &Selected,
+    folder: &Path,
+    change: impl FnOnce(&mut config::Config),
+) -> Result<PathBuf, CheckError> {
+    let mut config = setting.networks.config(setting.on(&device.choice.to_string()).config);
+    config.losses.all_from_the_first_step();
+    config.discriminator.start = None;
+    change(&mut config);
+    let path = folder.join("check-run.toml");
+    let text = toml::to_string(&config).map_err(crate::sweep::SweepError::from)?;
+    fs::write(&path, text).map_err(|source| CheckError::Io { what: "write a configuration", source })?;
+    Ok(path)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_cut_differs_from_the_reference() {
+        let cut = |effective| Cut {
+            micro: 1,
+            effective,
+            precision: Compute::Fp32,
+            resolution: 32,
+            checkpoint: Recompute::Blocks,
+        };
+        for effective in [1, 2, 6] {
+            let reference = cut(effective);
+            let cuts = cuts(reference, &Compute::ALL);
+            assert!(cuts.iter().all(|(other, _)| *other != reference && other.micro <= effective), "{cuts:?}");
+            assert!(cuts.iter().filter(|(cut, _)| cut.precision != Compute::Fp32).count() == 2);
+        }
+    }
+
+    #[test]
+    fn the_small_setting_is_a_configuration_with_every_loss_on() {
+        let setting = Setting::new(None, &[]).unwrap();
+        let config = setting.networks.config(setting.loaded.config.clone());
+        assert_eq!(config.check(), Ok(()));
+        assert!(setting.networks.random().is_empty(), "all of its networks are files of its own");
+        let losses = &config.losses;
+        for weight in [losses.clip_image.weight, losses.clip_direction.weight, losses.adversarial.weight] {
+            assert!(weight != 0.0);
+        }
+    }
+}
