@@ -1,6 +1,7 @@
 //! Whole-program tests: the real binary on real files, and parity with the reference implementations.
 
 mod bad_input;
+mod check;
 mod command;
 mod export;
 mod losses;

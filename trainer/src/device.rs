@@ -108,6 +108,20 @@ impl Selected {
         }
     }
 
+    /// What to say before the first step on a GPU that nothing is compiled for yet.
+    pub fn first_use(&self) -> Option<String> {
+        #[cfg(any(feature = "cuda", feature = "wgpu"))]
+        if !matches!(self.choice, Choice::Auto | Choice::Cpu) {
+            let path = crate::kernels::new_file()?;
+            return Some(format!(
+                "kernels: none are compiled for this GPU yet; the first step compiles them and tries which are fast, which takes \
+                 long, and keeps them in {}",
+                path.display()
+            ));
+        }
+        None
+    }
+
     /// Occupies the device's memory but for `leave` bytes, until the returned value is dropped; `None` where that cannot be had, or
     /// what the device says.
     pub fn ballast(&self, leave: u64) -> Option<Result<Ballast, String>> {
@@ -245,7 +259,7 @@ mod cuda {
         };
         if index < found.len() {
             let name = cudarc::driver::CudaContext::new(index).and_then(|context| context.name());
-            crate::kernels::keep(&name.unwrap_or_else(|_| "cuda".to_owned()));
+            crate::kernels::configure(&name.unwrap_or_else(|_| "cuda".to_owned()));
         }
         // The device by its runtime's own type: an index of another runtime cannot be meant by mistake.
         let device = (index < found.len()).then(|| Device::new(burn_cuda::CudaDevice::new(index)));
@@ -275,7 +289,7 @@ mod wgpu {
 
     /// A GPU that is one in name only, such as llvmpipe, is taken when it is asked for by `wgpu:cpu` and never otherwise.
     pub fn open(choice: Choice) -> Result<Selected, DeviceError> {
-        crate::kernels::keep("wgpu");
+        crate::kernels::configure("wgpu");
         let software = Device::wgpu(DeviceKind::Cpu);
         let (software, gpus): (Vec<_>, Vec<_>) =
             Device::enumerate(DeviceType::Wgpu).into_vec().into_iter().partition(|device| *device == software);

@@ -208,6 +208,9 @@ impl Training {
         let choice: Choice = config.run.device.parse()?;
         let device = choice.open()?;
         eprintln!("device: {}", device.description);
+        if let Some(note) = device.first_use() {
+            eprintln!("{note}");
+        }
         check_precision(loaded, &device)?;
         let data = data::open(&config)?;
         let checkpoint = find_checkpoint(&options, &place.store())?;

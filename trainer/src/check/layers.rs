@@ -77,7 +77,8 @@ struct Piece<'a> {
     run: Run<'a>,
 }
 
-/// Holds every piece on `device`, in each of `precisions`, against the CPU in f32. `show` sees each row when it is there.
+/// Holds every piece on `device` whose name has one of `names` in it (all of them without names), in each of `precisions`, against
+/// the CPU in f32. `show` sees each row when it is there.
 ///
 /// # Errors
 /// If the pieces cannot be built. What a device does wrong is in the rows.
@@ -85,6 +86,7 @@ pub fn check(
     device: &Selected,
     precisions: &[Compute],
     scale: Scale,
+    names: &[String],
     mut show: impl FnMut(&Row),
 ) -> Result<Vec<Row>, CheckError> {
     let sizes = Sizes::of(scale);
@@ -95,6 +97,7 @@ pub fn check(
     pieces.extend(networks(&sizes));
     pieces.extend(losses(&sizes));
     pieces.extend(around(&sizes));
+    pieces.retain(|piece| names.is_empty() || names.iter().any(|name| piece.name.contains(name)));
 
     let mut rows = Vec::new();
     let cpu = Place { device: Device::flex().autodiff(), dtype: DType::F32 };

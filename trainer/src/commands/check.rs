@@ -28,6 +28,9 @@ pub(super) struct CheckArgs {
     /// Sizes of the layers
     #[arg(long, value_enum, default_value = "small")]
     scale: Scale,
+    /// Only those of the part `layers` whose name has one of these in it, as in convolution,LPIPS
+    #[arg(long, value_delimiter = ',', value_name = "LIST")]
+    layers: Vec<String>,
     /// Configuration of the steps and runs, with random weights for what is on the Hub [default: a small one]
     #[arg(long, value_name = "NAME-OR-PATH")]
     config: Option<String>,
@@ -52,7 +55,7 @@ pub(super) fn run(args: &CheckArgs) -> Result<ExitCode, CommandError> {
 
     let mut rows = Vec::new();
     if wants(Part::Layers) {
-        rows.extend(layers::check(&device, &precisions, args.scale, show)?);
+        rows.extend(layers::check(&device, &precisions, args.scale, &args.layers, show)?);
     }
     // What the checks of layers have used would be missing where memory is scarce.
     device.device.memory_cleanup();
