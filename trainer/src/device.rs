@@ -96,7 +96,9 @@ pub struct DeviceMemory {
 
 /// Memory of a device that nobody else can have as long as this lives.
 #[derive(Debug)]
-pub struct Ballast(#[expect(dead_code, reason = "it is held, and freed when this is dropped")] cuda::Held);
+pub struct Ballast {
+    _held: cuda::Held,
+}
 
 impl Selected {
     /// Free and total memory, where somebody knows: of the GPU on CUDA, of the machine or of the container on the CPU.
@@ -126,7 +128,7 @@ impl Selected {
     /// what the device says.
     pub fn ballast(&self, leave: u64) -> Option<Result<Ballast, String>> {
         match self.choice {
-            Choice::Cuda(index) => cuda::ballast(index, leave).map(|result| result.map(Ballast)),
+            Choice::Cuda(index) => cuda::ballast(index, leave).map(|held| held.map(|held| Ballast { _held: held })),
             Choice::Auto | Choice::Cpu | Choice::Wgpu(_) | Choice::WgpuCpu => None,
         }
     }

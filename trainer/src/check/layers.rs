@@ -297,7 +297,7 @@ impl BlockInputs {
         let model = VqGan::new(&sizes.architecture, weights, &place.device, DType::F32)?;
         let host = |x: &Tensor<4>| -> Result<HostTensor, ModelError> {
             let values = x.clone().try_into_vec_as::<f32>().map_err(|error| ModelError::Device(error.to_string()))?;
-            Ok(HostTensor::from_f32(&x.dims(), &values))
+            Ok(HostTensor::from_f32(x.dims(), &values))
         };
         let along = |blocks: &[Block], mut x: Tensor<4>| -> Result<(Vec<HostTensor>, Tensor<4>), ModelError> {
             let mut inputs = Vec::new();
@@ -423,7 +423,7 @@ fn networks(sizes: &Sizes) -> Vec<Piece<'_>> {
         let mut weights = lpips_backbone(network);
         for (layer, channels) in network.channels().into_iter().enumerate() {
             let values = vec![1.0 / channels as f32; channels];
-            weights.insert(format!("lin{layer}.weight"), HostTensor::from_f32(&[1, channels, 1, 1], &values));
+            weights.insert(format!("lin{layer}.weight"), HostTensor::from_f32([1, channels, 1, 1], &values));
         }
         let run = move |place: &Place| {
             let lpips = Lpips::read(&WeightReader::frozen(&weights, &place.device, place.dtype), network)?;
@@ -544,7 +544,7 @@ fn around(sizes: &Sizes) -> Vec<Piece<'_>> {
                 network = optimizer.step(1e-2, network, sum.into_inner());
             }
             let parameters = state_dict(&network)?;
-            let values = parameters.into_iter().flat_map(|(_, tensor)| tensor.to_f32());
+            let values = parameters.into_values().flat_map(|tensor| tensor.to_f32());
             Ok(Values { output: values.collect(), gradients: Vec::new() })
         }
     };
