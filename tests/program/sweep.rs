@@ -8,6 +8,7 @@ use tempfile::TempDir;
 
 use crate::command::{Finished, command, finished, run, small};
 
+use crate::losses::all;
 /// [`SMALL`](crate::command::SMALL) with everything on that couples samples.
 const COUPLED: &str = "
 [losses.codebook]
@@ -160,6 +161,40 @@ fn a_gradient_that_depends_on_the_cut_fails_the_bar() {
 }
 
 #[test]
+/// An engine that lets micro-batches count alike is right wherever they are of one size, and only there.
+#[test]
+fn a_wrong_engine_fails_the_bar() {
+    let folder = small();
+    let arguments = ["--effective", "8", "--micro", "1,2,3,4", "--max-deviation", "1e-5", "--json"];
+    sweep(folder.path(), &arguments).success();
+    let wrong = sweep(folder.path(), &[&arguments[..], &["--weigh-by-micro-batch"]].concat());
+    assert_eq!(wrong.code, 3, "{}", wrong.stderr);
+    let unmet: Vec<&str> = wrong.stderr.lines().filter(|line| line.starts_with("bar not met: ")).collect();
+    assert_eq!(unmet.len(), 1, "{}", wrong.stderr);
+    assert!(unmet[0].starts_with("bar not met: micro 3 of 8, fp32, 16 px, checkpoint none: deviation "), "{unmet:?}");
+    for help in [&["--help"][..], &["sweep", "--help"]] {
+        assert!(!run(folder.path(), help).success().stdout.contains("weigh"), "{help:?}");
+    }
+}
+
+/// The promise, as a user holds a configuration to it.
+#[test]
+fn with_every_loss_on_every_cut_has_the_same_gradient() {
+    let folder = all();
+    let arguments = ["sweep", "--config", "all.toml", "--steps", "2", "--micro", "1,2,3,4", "--json"];
+    let arguments = [&arguments[..], &["--checkpoint", "none,blocks", "--max-deviation", "1e-5"]].concat();
+    let rows = rows(&run(folder.path(), &arguments).success());
+    assert_eq!(rows.len(), 8);
+    for row in &rows {
+        let deviation = row["deviation"].as_f64().unwrap();
+        println!("micro {} checkpoint {}: {deviation:e}", row["micro"], row["checkpoint"]);
+        assert!(deviation <= 1e-5 && (deviation > 0.0 || row["micro"] == 1), "{row}");
+        for phase in ["pixel", "perceptual", "adversarial", "clip", "discriminator", "first_pass"] {
+            assert!(row["memory"][phase].is_u64(), "{phase}: {row}");
+        }
+    }
+}
+
 fn a_baseline_is_held_to() {
     let folder = folder();
     sweep(folder.path(), &["--micro", "1,2", "--output", "base"]).success();

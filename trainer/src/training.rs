@@ -72,6 +72,8 @@ pub struct Options {
     pub dashboard: bool,
     /// What is to go wrong, to see what becomes of it.
     pub faults: Vec<Fault>,
+    /// See [`StepSettings::weigh_by_micro_batch`](crate::engine::StepSettings::weigh_by_micro_batch).
+    pub weigh_by_micro_batch: bool,
 }
 
 /// A checkpoint to go on with.
@@ -178,6 +180,7 @@ struct Training {
     unconfirmed: Option<CacheEntry>,
     faults: Faults,
     progress: Progress,
+    weigh_by_micro_batch: bool,
     reporter: Reporter,
     step: u64,
     /// The newest checkpoint that is safe.
@@ -260,7 +263,9 @@ impl Training {
             footprint: room.footprint,
             recovery: Recovery::new(limit, purpose == Purpose::Run),
             unconfirmed: room.unconfirmed,
-            faults: Faults::new(options.faults),
+            faults,
+            weigh_by_micro_batch: options.weigh_by_micro_batch,
+            first_step: step,
             step,
             handed_over: (own.is_some().then_some(step), Instant::now()),
             saved: own.map(|path| (step, path)),

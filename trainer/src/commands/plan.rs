@@ -78,6 +78,7 @@ pub(super) fn run(args: &PlanArgs) -> Result<ExitCode, CommandError> {
     let children = Children {
         steps: args.steps,
         timeout: Duration::from_secs(loaded.config.sweep.timeout),
+        weigh_by_micro_batch: false,
         stopped: stopped_by_signals()?,
     };
     let show = |cut: &Cut| eprintln!("measuring {cut}");

@@ -57,14 +57,21 @@ pub struct Figures {
     pub deviation: Option<Deviation>,
 }
 
-/// Takes `steps` steps of the run that `loaded` describes, in the empty `folder`.
+/// Takes `steps` steps of the run that `loaded` describes, in the empty `folder`; the engine is a wrong one if
+/// `weigh_by_micro_batch` says so.
 ///
 /// # Errors
 /// As for a run, and if the gradient cannot be written or compared.
-pub fn measure(loaded: &Loaded, folder: &Path, steps: u64, gradient: Gradient) -> Result<Figures, MeasureError> {
+pub fn measure(
+    loaded: &Loaded,
+    folder: &Path,
+    steps: u64,
+    gradient: Gradient,
+    weigh_by_micro_batch: bool,
+) -> Result<Figures, MeasureError> {
     let outcome: Rc<RefCell<Result<First, GradientError>>> = Rc::new(RefCell::new(Ok(First::default())));
     let seen = outcome.clone();
-    let options = Options { folder: folder.to_owned(), ..Default::default() };
+    let options = Options { folder: folder.to_owned(), weigh_by_micro_batch, ..Default::default() };
     let measured = training::measure(
         loaded,
         options,

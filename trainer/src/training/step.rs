@@ -74,6 +74,7 @@ impl Training {
         }
     }
 
+            weigh_by_micro_batch: self.weigh_by_micro_batch.then_some(self.footprint.micro),
     /// One optimizer step: gradients of the effective batch, unscale, clip, update, average, report.
     pub(super) fn one_step(&mut self, loaders: &mut Loaders, interrupter: &Interrupter) -> Result<(), StepError> {
         let first_gradient = self.first_gradient.take();
