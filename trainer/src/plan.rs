@@ -2,7 +2,8 @@
 //!
 //! Memory is a fixed part and a part for each sample, in each phase of a step by itself, since the phase that takes most
 //! at a small micro-batch need not be the one that does at a large one. The line goes through 2 and 3: kernels that split
-//! their work over threads keep scratch memory that a single sample is too small for.
+//! their work over threads keep scratch memory that a single sample is too small for. It goes through the most of all steps,
+//! since on a busy machine threads do not always have their scratch memory at the same time.
 
 use std::fmt;
 
@@ -133,9 +134,9 @@ fn memory_lines(from: usize, one: &Figures, two: &Figures) -> Vec<Line> {
         return vec![Line::through(from, one.peak_memory as f64, two.peak_memory as f64)];
     }
     let line = |(phase, one): (&String, &Value)| {
-        Some(Line::through(from, one.as_u64()? as f64, two.settled.get(phase)?.as_u64()? as f64))
+        Some(Line::through(from, one.as_u64()? as f64, two.memory.get(phase)?.as_u64()? as f64))
     };
-    one.settled.iter().filter_map(line).collect()
+    one.memory.iter().filter_map(line).collect()
 }
 
 /// 1, 2, 4 and so on up to the effective batch, which is the last.
@@ -403,7 +404,6 @@ mod tests {
         Figures {
             device: "cpu".into(),
             peak_memory: memory.values().filter_map(Value::as_u64).max().unwrap(),
-            settled: memory.clone(),
             memory,
             images_per_second,
             loss: None,
