@@ -8,8 +8,8 @@ use serde_json::Value;
 use tempfile::TempDir;
 
 use crate::command::{Finished, command, finished, run, small};
-
 use crate::losses::all;
+
 /// [`SMALL`](crate::command::SMALL) with everything on that couples samples.
 const COUPLED: &str = "
 [losses.codebook]
@@ -161,7 +161,6 @@ fn a_gradient_that_depends_on_the_cut_fails_the_bar() {
     }
 }
 
-#[test]
 /// An engine that lets micro-batches count alike is right wherever they are of one size, and only there.
 #[test]
 fn a_wrong_engine_fails_the_bar() {
@@ -196,6 +195,7 @@ fn with_every_loss_on_every_cut_has_the_same_gradient() {
     }
 }
 
+#[test]
 fn a_baseline_is_held_to() {
     let folder = folder();
     sweep(folder.path(), &["--micro", "1,2", "--output", "base"]).success();

@@ -38,6 +38,16 @@ pub struct Row {
     pub speed: f64,
 }
 
+impl Row {
+    /// Its values as they stand in a configuration.
+    pub fn toml(&self) -> String {
+        format!(
+            "[batch]\nmicro = {}\n[precision]\ncompute = \"{}\"\n[memory]\ncheckpoint = \"{}\"\n",
+            self.micro, self.precision, self.checkpoint
+        )
+    }
+}
+
 /// A whole plan.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Plan {
@@ -55,6 +65,27 @@ pub struct Plan {
     pub best: Option<usize>,
     /// What could not be measured.
     pub notes: Vec<String>,
+    /// What is other on a GPU, if it was measured on none.
+    pub device_notes: &'static [&'static str],
+}
+
+/// What figures of `device`, in its description's words, do not say of a GPU.
+fn device_notes(device: &str) -> &'static [&'static str] {
+    const CPU: [&str; 2] = [
+        "Measured on the CPU, where the program itself and its pictures are in the figure.",
+        "On a GPU they are not, but its allocator reserves more than is in use, and the driver and its libraries take their \
+         own: plan there, with --device.",
+    ];
+    const SOFTWARE: [&str; 2] = [
+        "Measured on a GPU that the CPU plays: memory is counted as on a GPU.",
+        "But a GPU has other kernels, its driver and libraries take their own, and its speed is another: plan there, with \
+         --device.",
+    ];
+    match device.split(',').next() {
+        Some("cpu") => &CPU,
+        Some("wgpu:cpu") => &SOFTWARE,
+        _ => &[],
+    }
 }
 
 /// A straight line through what was seen at two micro-batches.
@@ -167,6 +198,7 @@ pub fn plan(
         rows: Vec::new(),
         best: None,
         notes: Vec::new(),
+        device_notes: &[],
     };
     for &precision in precisions {
         for &checkpoint in checkpoints {
@@ -191,6 +223,7 @@ pub fn plan(
         row.fits = limit.map(|limit| row.peak_memory <= limit);
     }
     plan.best = best(&plan.rows);
+    plan.device_notes = device_notes(&plan.device);
     Ok(plan)
 }
 
@@ -485,6 +518,13 @@ mod tests {
         config.memory.checkpoint = Recompute::Blocks;
         config.precision.compute = Compute::Fp16;
         assert_eq!(words(&config), [half]);
+    }
+
+    #[test]
+    fn figures_of_no_gpu_say_so() {
+        assert!(device_notes("cpu, 2 threads (wgpu found 0 GPUs)")[0].starts_with("Measured on the CPU, "));
+        assert!(device_notes("wgpu:cpu, llvmpipe")[0].starts_with("Measured on a GPU that the CPU plays"));
+        assert!(device_notes("wgpu:0, Radeon").is_empty() && device_notes("cuda:0, H100").is_empty());
     }
 
     #[test]
