@@ -281,14 +281,14 @@ impl Training {
         }
     }
 
-    /// `peak` is the step's of memory, in bytes, and `micro` its micro-batch; `waited` is the seconds since `started` in which it
-    /// waited for pictures.
+    /// `peak` is the step's of memory and `host_buffers` what pictures that wait for the next ones take, in bytes, and `micro` its
+    /// micro-batch; `waited` is the seconds since `started` in which it waited for pictures.
     fn report(
         &mut self,
         figures: &Figures,
         updated: &Updated,
         (started, waited): (Instant, f64),
-        (peak, micro): (u64, usize),
+        (peak, micro, host_buffers): (u64, usize, usize),
     ) -> Result<(), TrainError> {
         let Updated { generator, discriminator } = updated;
         let seconds = started.elapsed().as_secs_f64();
@@ -316,6 +316,7 @@ impl Training {
             let codes = CodebookUse::from_counts(&figures.code_counts);
             line["codes_used"] = json!(codes.used);
             line["perplexity"] = json!(codes.perplexity);
+            "host_buffers": host_buffers,
         }
         for (name, value) in &figures.losses {
             line[*name] = json!(value);
