@@ -183,6 +183,8 @@ struct Training {
     weigh_by_micro_batch: bool,
     reporter: Reporter,
     step: u64,
+    /// The step that this process begins with, counted from 0.
+    first_step: u64,
     /// The newest checkpoint that is safe.
     saved: Option<(u64, PathBuf)>,
     /// The step of the newest checkpoint that the writer was given, and when.

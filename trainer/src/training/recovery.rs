@@ -100,7 +100,7 @@ impl Training {
         }
     }
 
-    /// Whether the step may go on, by what it has taken so far.
+    /// Whether the step may go on, by what it is known to have taken so far.
     pub(super) fn check_limit(&self) -> Result<(), StepError> {
         match self.recovery.exceeded(self.memory.peak_so_far()) {
             Some(_) => Err(StepError::OverLimit),
@@ -108,10 +108,9 @@ impl Training {
         }
     }
 
-    /// Lowers what the next steps take, if the step that has just moved the weights took more than the limit; it cannot be taken
-    /// again. Returns the end of the run, if nothing is left to lower.
-    pub(super) fn keep_to_limit(&mut self) -> Option<TrainError> {
-        let peak = self.memory.peak();
+    /// Lowers what the next steps take, if the step that has just moved the weights took more than the limit, `peak` bytes; it
+    /// cannot be taken again. Returns the end of the run, if nothing is left to lower.
+    pub(super) fn keep_to_limit(&mut self, peak: u64) -> Option<TrainError> {
         let limit = self.recovery.exceeded(peak)?;
         self.make_room(&Shortage::Limit(peak, limit), "from the next step on").err()
     }

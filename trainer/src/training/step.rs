@@ -24,6 +24,9 @@ use crate::panics::catch_out_of_memory;
 use crate::precision::Probe;
 use crate::progress::Shown;
 
+/// Steps between two whose phases are measured on a GPU, which is waited for at each border between them.
+const PHASES_EVERY: u64 = 50;
+
 pub(super) enum StepError {
     Interrupted,
     /// It has taken more than it may.
@@ -101,7 +104,7 @@ impl Training {
         let given_up = self.too_many_skips(loss_scales, interrupter)?;
         let peak = self.memory.peak();
         let micro = self.footprint.micro;
-        let over_limit = self.keep_to_limit();
+        let over_limit = self.keep_to_limit(peak);
         self.step += 1;
         // Loaders that were started anew count from zero.
         let waited = (loaders.wait_seconds() - waited).max(0.0);
@@ -127,7 +130,7 @@ impl Training {
             (true, first_pass) => first_pass,
             (false, _) => None,
         };
-        self.memory.start();
+        self.memory.start(self.step == self.first_step || every(PHASES_EVERY, self.step + 1));
         self.faults.meet(self.step + 1, &Phase::Weights.to_string());
         let proceed = || match interrupter.should_stop() {
             true => Err(StepError::Interrupted),
@@ -138,6 +141,7 @@ impl Training {
         let figures = self.faults.wait().and_then(|()| self.read_figures(&batch));
         let figures = figures.map_err(|message| self.device_failed(message))?;
         self.check_limit()?;
+        self.memory.peak();
         Ok((batch, figures))
     }
 
