@@ -74,10 +74,10 @@ impl Training {
             // The CPU has computed a value by the time it is asked for; a GPU would have to be waited for.
             stop_early: self.scaler.is_dynamic() && self.device.choice == Choice::Cpu,
             probe: self.probe.as_ref(),
+            weigh_by_micro_batch: self.weigh_by_micro_batch.then_some(self.footprint.micro),
         }
     }
 
-            weigh_by_micro_batch: self.weigh_by_micro_batch.then_some(self.footprint.micro),
     /// One optimizer step: gradients of the effective batch, unscale, clip, update, average, report.
     pub(super) fn one_step(&mut self, loaders: &mut Loaders, interrupter: &Interrupter) -> Result<(), StepError> {
         let first_gradient = self.first_gradient.take();
@@ -96,10 +96,11 @@ impl Training {
             self.update(batch, &figures)
         });
         let updated = updated.and_then(|updated| self.faults.wait().map(|()| updated));
-        let updated = updated.map_err(|message| self.device_failed(message))?;
+        let failed = |message| self.failed(&format!("step {}, update", self.step + 1), message, false);
+        let updated = updated.map_err(failed)?;
         if self.device.choice != Choice::Cpu {
             // What fails in the update must not come up in the next step, as something that can be taken again.
-            self.device.device.sync().map_err(|error| self.device_failed(error.to_string()))?;
+            self.device.device.sync().map_err(|error| failed(error.to_string()))?;
         }
         let given_up = self.too_many_skips(loss_scales, interrupter)?;
         let peak = self.memory.peak();
@@ -108,7 +109,7 @@ impl Training {
         self.step += 1;
         // Loaders that were started anew count from zero.
         let waited = (loaders.wait_seconds() - waited).max(0.0);
-        self.report(&figures, &updated, (started, waited), (peak, micro))?;
+        self.report(&figures, &updated, (started, waited), (peak, micro, loaders.bytes_waiting()))?;
         self.reporter.gradient_norms(self.step, &norms, &self.progress);
         let as_measured = over_limit.is_none() && self.footprint.checkpoint == self.config.memory.checkpoint;
         if let Some(choice) = self.unconfirmed.take().filter(|_| as_measured) {
@@ -140,8 +141,8 @@ impl Training {
         self.observe(Event::Phase(Phase::Optimizer));
         let figures = self.faults.wait().and_then(|()| self.read_figures(&batch));
         let figures = figures.map_err(|message| self.device_failed(message))?;
-        self.check_limit()?;
         self.memory.peak();
+        self.check_limit()?;
         Ok((batch, figures))
     }
 
@@ -315,12 +316,12 @@ impl Training {
             "data_wait": waited,
             "peak_memory": shown.peak_memory,
             "micro": micro,
+            "host_buffers": host_buffers,
         });
         if !figures.code_counts.is_empty() {
             let codes = CodebookUse::from_counts(&figures.code_counts);
             line["codes_used"] = json!(codes.used);
             line["perplexity"] = json!(codes.perplexity);
-            "host_buffers": host_buffers,
         }
         for (name, value) in &figures.losses {
             line[*name] = json!(value);
