@@ -148,6 +148,15 @@ fn tensors(run: &Path) -> BTreeMap<String, Vec<u8>> {
     files.map(|path| (path.file_name().unwrap().to_string_lossy().into_owned(), fs::read(path).unwrap())).collect()
 }
 
+/// What else the newest checkpoint carries over, and what it has to be taken with: all but how the run was configured.
+fn state(run: &Path) -> Value {
+    let latest = fs::read_to_string(run.join("checkpoints/latest")).unwrap();
+    let text = fs::read_to_string(run.join("checkpoints").join(latest.trim()).join("state.json")).unwrap();
+    let mut state: Value = serde_json::from_str(&text).unwrap();
+    state["config"].take();
+    state
+}
+
 const PHASES: [&str; 10] = [
     "weights",
     "first_pass",
@@ -179,16 +188,18 @@ fn a_step_that_runs_out_of_memory_is_taken_again_with_half_the_micro_batch() {
         ];
         run(folder, &[&all[..], arguments].concat())
     };
-    for micro in [8, 4, 2] {
+    for (round, micro) in [8, 4, 2].into_iter().enumerate() {
         let configured = format!("batch.micro={micro}");
         let half = format!("batch.micro={}", micro / 2);
         let expected = format!("expected-{micro}");
         train(&expected, &["--set", "run.steps=1", "--set", &configured]).success();
         train(&expected, &["--set", "run.steps=3", "--set", &half, "--resume"]).success();
+        let expected_state = state(&folder.join(&expected));
         let expected = tensors(&folder.join(expected));
         assert_eq!(expected.len(), 5, "{:?}", expected.keys());
         for (index, phase) in PHASES.into_iter().enumerate() {
-            let kind = ["panic", "worker", "error"][(index + micro) % 3];
+            // Each phase meets each kind once.
+            let kind = ["panic", "worker", "error"][(index + round) % 3];
             let fault = format!("2:{phase}:{kind}");
             let run_dir = format!("{micro}-{phase}");
             let run = train(&run_dir, &["--set", &configured, "--inject-fault", &fault]).success();
@@ -205,6 +216,7 @@ fn a_step_that_runs_out_of_memory_is_taken_again_with_half_the_micro_batch() {
             let seen_in = if kind == "error" { "optimizer" } else { phase };
             assert_eq!(lines[1]["recovered"][0]["phase"], seen_in, "{fault}");
             assert!(tensors(&folder.join(&run_dir)) == expected, "{fault}: the weights are others");
+            assert_eq!(state(&folder.join(&run_dir)), expected_state, "{fault}");
         }
     }
 }
@@ -280,18 +292,6 @@ fn other_failures_are_not_taken_for_want_of_memory() {
     assert!(wrong.code == 2 && wrong.stderr.contains("is not STEP:PLACE"), "{}", wrong.stderr);
 }
 
-/// Each would start another, without end.
-#[test]
-fn a_process_that_is_measured_measures_nothing() {
-    let folder = folder();
-    let folder = folder.path();
-    let text = fs::read_to_string(folder.join("small.toml")).unwrap();
-    fs::write(folder.join("auto.toml"), text.replace("micro = 3", "micro = \"auto\"")).unwrap();
-    let inside =
-        |arguments: &[&str]| finished(command(folder, arguments).env("VQGAN_TRAINER_MEASURING", "1").output().unwrap());
-    let row = |config| ["measure", "--config", config, "--run-dir", "row", "--steps", "1"];
-    let refused = inside(&row("auto.toml")).error(1);
-    assert!(refused.ends_with("`batch.micro` is \"auto\": what is measured needs a number"), "{refused}");
 /// What cannot be taken again with less ends with what would help, and with what is worth keeping saved.
 #[test]
 fn want_of_memory_outside_of_what_can_be_taken_again_ends_with_a_line() {
@@ -331,6 +331,18 @@ fn want_of_memory_outside_of_what_can_be_taken_again_ends_with_a_line() {
     assert_eq!(error, begins + "the last checkpoint is that of step 3");
 }
 
+/// Each would start another, without end.
+#[test]
+fn a_process_that_is_measured_measures_nothing() {
+    let folder = folder();
+    let folder = folder.path();
+    let text = fs::read_to_string(folder.join("small.toml")).unwrap();
+    fs::write(folder.join("auto.toml"), text.replace("micro = 3", "micro = \"auto\"")).unwrap();
+    let inside =
+        |arguments: &[&str]| finished(command(folder, arguments).env("VQGAN_TRAINER_MEASURING", "1").output().unwrap());
+    let row = |config| ["measure", "--config", config, "--run-dir", "row", "--steps", "1"];
+    let refused = inside(&row("auto.toml")).error(1);
+    assert!(refused.ends_with("`batch.micro` is \"auto\": what is measured needs a number"), "{refused}");
     let refused = inside(&["--config", "auto.toml", "--run-dir", "run"]).error(1);
     assert!(refused.contains("a process that is measured does not measure"), "{refused}");
     let mut limited = under_limit(folder, 2_000_000, &row("small.toml"));
