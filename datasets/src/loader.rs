@@ -158,6 +158,12 @@ impl Loader {
         self.shared.lock().loaded.len()
     }
 
+    /// How many bytes the pixels of those samples take.
+    pub fn bytes_waiting(&self) -> usize {
+        let bytes = |attempt: &Attempt| attempt.sample.as_ref().map_or(0, |sample| sample.pixels.len());
+        self.shared.lock().loaded.values().flatten().map(bytes).sum()
+    }
+
     fn collect(&mut self, n: usize) -> Result<Batch, DataError> {
         let mut batch = Batch::empty(self.stream.resolution());
         while batch.len() < n && self.next < self.end {

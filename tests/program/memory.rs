@@ -148,6 +148,15 @@ fn tensors(run: &Path) -> BTreeMap<String, Vec<u8>> {
     files.map(|path| (path.file_name().unwrap().to_string_lossy().into_owned(), fs::read(path).unwrap())).collect()
 }
 
+/// What else the newest checkpoint carries over, and what it has to be taken with: all but how the run was configured.
+fn state(run: &Path) -> Value {
+    let latest = fs::read_to_string(run.join("checkpoints/latest")).unwrap();
+    let text = fs::read_to_string(run.join("checkpoints").join(latest.trim()).join("state.json")).unwrap();
+    let mut state: Value = serde_json::from_str(&text).unwrap();
+    state["config"].take();
+    state
+}
+
 const PHASES: [&str; 10] = [
     "weights",
     "first_pass",
@@ -179,16 +188,18 @@ fn a_step_that_runs_out_of_memory_is_taken_again_with_half_the_micro_batch() {
         ];
         run(folder, &[&all[..], arguments].concat())
     };
-    for micro in [8, 4, 2] {
+    for (round, micro) in [8, 4, 2].into_iter().enumerate() {
         let configured = format!("batch.micro={micro}");
         let half = format!("batch.micro={}", micro / 2);
         let expected = format!("expected-{micro}");
         train(&expected, &["--set", "run.steps=1", "--set", &configured]).success();
         train(&expected, &["--set", "run.steps=3", "--set", &half, "--resume"]).success();
+        let expected_state = state(&folder.join(&expected));
         let expected = tensors(&folder.join(expected));
         assert_eq!(expected.len(), 5, "{:?}", expected.keys());
         for (index, phase) in PHASES.into_iter().enumerate() {
-            let kind = ["panic", "worker", "error"][(index + micro) % 3];
+            // Each phase meets each kind once.
+            let kind = ["panic", "worker", "error"][(index + round) % 3];
             let fault = format!("2:{phase}:{kind}");
             let run_dir = format!("{micro}-{phase}");
             let run = train(&run_dir, &["--set", &configured, "--inject-fault", &fault]).success();
@@ -205,6 +216,7 @@ fn a_step_that_runs_out_of_memory_is_taken_again_with_half_the_micro_batch() {
             let seen_in = if kind == "error" { "optimizer" } else { phase };
             assert_eq!(lines[1]["recovered"][0]["phase"], seen_in, "{fault}");
             assert!(tensors(&folder.join(&run_dir)) == expected, "{fault}: the weights are others");
+            assert_eq!(state(&folder.join(&run_dir)), expected_state, "{fault}");
         }
     }
 }
@@ -241,7 +253,7 @@ fn what_is_lowered_is_lowered_in_order_and_then_the_run_ends_with_what_was_done(
         "error: step 2: out of memory (",
         "; batch.micro is 1, memory.checkpoint is \"blocks\", clip.cutouts_at_once is 1: nothing is left to lower; ",
         "what would still help: freezing the encoder (",
-        "), precision.compute = \"bf16\", a smaller CLIP (clip.pretrained); ",
+        "), precision.compute = \"bf16\", a smaller CLIP (clip.pretrained), no average of the weights (ema.decay = 0); ",
         "the last checkpoint is that of step 1",
     ];
     assert!(words.iter().all(|word| error.contains(word)), "{error}");
@@ -274,16 +286,49 @@ fn other_failures_are_not_taken_for_want_of_memory() {
     assert_eq!(error, expected);
     let error = fails("3:backward:other-panic");
     assert!(error.contains("this should not happen") && error.contains("an illegal address"), "{error}");
-    // Weights of which some have moved are no weights to go on from.
-    for kind in ["panic", "worker", "error"] {
-        let error = fails(&format!("4:update:{kind}"));
-        let expected = "error: the device failed at step 4: out of device memory allocating 1234 bytes (injected); the last \
-                        checkpoint is that of step 2";
-        assert_eq!(error, expected);
-        assert!(!folder.join(format!("4-update-{kind}/checkpoints/step-000003")).exists());
-    }
+    let error = fails("4:update:other-error");
+    assert!(error.starts_with("error: the device failed at step 4: an illegal address was accessed"), "{error}");
     let wrong = run(folder, &["--config", "small.toml", "--inject-fault", "soon"]);
     assert!(wrong.code == 2 && wrong.stderr.contains("is not STEP:PLACE"), "{}", wrong.stderr);
+}
+
+/// What cannot be taken again with less ends with what would help, and with what is worth keeping saved.
+#[test]
+fn want_of_memory_outside_of_what_can_be_taken_again_ends_with_a_line() {
+    let folder = small();
+    let folder = folder.path();
+    let message = "out of memory (out of device memory allocating 1234 bytes (injected)); what would help: ";
+    let ways = "freezing the encoder (model.train = [\"post_quant_conv\", \"decoder\"]), precision.compute = \"bf16\", \
+                no average of the weights (ema.decay = 0); ";
+    let fails = |fault: &str| {
+        let run_dir = fault.replace(':', "-");
+        (run(folder, &["--config", "small.toml", "--run-dir", &run_dir, "--inject-fault", fault]).error(1), run_dir)
+    };
+    for kind in ["panic", "worker", "error"] {
+        // Weights of which some have moved are no weights to go on from.
+        let (error, run_dir) = fails(&format!("4:update:{kind}"));
+        let begins = format!("error: step 4, update: {message}batch.micro 3 -> 1, data.resolution = 8, {ways}");
+        assert_eq!(error, begins + "the last checkpoint is that of step 2");
+        assert!(!folder.join(run_dir).join("checkpoints/step-000003").exists());
+
+        let (error, run_dir) = fails(&format!("0:start:{kind}"));
+        let begins = format!("error: before the first step: {message}data.resolution = 8, {ways}");
+        assert_eq!(error, begins + "nothing has been changed");
+        assert!(!folder.join(run_dir).exists());
+    }
+    let looked = ["--config", "small.toml", "--run-dir", "looked", "--inject-fault", "2:validation:worker"];
+    let looked = run(folder, &looked).success();
+    let line = "step 2, validation: out of memory (out of device memory allocating 1234 bytes (injected)); one picture at a \
+                time\n";
+    assert!(looked.stderr.contains(line), "{}", looked.stderr);
+    let validations = |run: &str| fs::read_to_string(folder.join(run).join("validation.jsonl")).unwrap();
+    assert_eq!(validations("looked").lines().count(), 3);
+
+    let twice =
+        ["--inject-fault", "3:validation", "--inject-fault", "3:validation", "--set", "validation.every_steps=3"];
+    let error = run(folder, &[&["--config", "small.toml", "--run-dir", "twice"][..], &twice].concat()).error(1);
+    let begins = format!("error: step 3, validation: {message}batch.micro 3 -> 1, data.resolution = 8, {ways}");
+    assert_eq!(error, begins + "the last checkpoint is that of step 3");
 }
 
 /// Each would start another, without end.

@@ -1,5 +1,6 @@
 //! `train sweep`: its figures, its files, its bars, and rows that end badly.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;
 
@@ -7,6 +8,7 @@ use serde_json::Value;
 use tempfile::TempDir;
 
 use crate::command::{Finished, command, finished, run, small};
+use crate::losses::all;
 
 /// [`SMALL`](crate::command::SMALL) with everything on that couples samples.
 const COUPLED: &str = "
@@ -159,6 +161,40 @@ fn a_gradient_that_depends_on_the_cut_fails_the_bar() {
     }
 }
 
+/// An engine that lets micro-batches count alike is right wherever they are of one size, and only there.
+#[test]
+fn a_wrong_engine_fails_the_bar() {
+    let folder = small();
+    let arguments = ["--effective", "8", "--micro", "1,2,3,4", "--max-deviation", "1e-5", "--json"];
+    sweep(folder.path(), &arguments).success();
+    let wrong = sweep(folder.path(), &[&arguments[..], &["--weigh-by-micro-batch"]].concat());
+    assert_eq!(wrong.code, 3, "{}", wrong.stderr);
+    let unmet: Vec<&str> = wrong.stderr.lines().filter(|line| line.starts_with("bar not met: ")).collect();
+    assert_eq!(unmet.len(), 1, "{}", wrong.stderr);
+    assert!(unmet[0].starts_with("bar not met: micro 3 of 8, fp32, 16 px, checkpoint none: deviation "), "{unmet:?}");
+    for help in [&["--help"][..], &["sweep", "--help"]] {
+        assert!(!run(folder.path(), help).success().stdout.contains("weigh"), "{help:?}");
+    }
+}
+
+/// The promise, as a user holds a configuration to it.
+#[test]
+fn with_every_loss_on_every_cut_has_the_same_gradient() {
+    let folder = all();
+    let arguments = ["sweep", "--config", "all.toml", "--steps", "2", "--micro", "1,2,3,4", "--json"];
+    let arguments = [&arguments[..], &["--checkpoint", "none,blocks", "--max-deviation", "1e-5"]].concat();
+    let rows = rows(&run(folder.path(), &arguments).success());
+    assert_eq!(rows.len(), 8);
+    for row in &rows {
+        let deviation = row["deviation"].as_f64().unwrap();
+        println!("micro {} checkpoint {}: {deviation:e}", row["micro"], row["checkpoint"]);
+        assert!(deviation <= 1e-5 && (deviation > 0.0 || row["micro"] == 1), "{row}");
+        for phase in ["pixel", "perceptual", "adversarial", "clip", "discriminator", "first_pass"] {
+            assert!(row["memory"][phase].is_u64(), "{phase}: {row}");
+        }
+    }
+}
+
 #[test]
 fn a_baseline_is_held_to() {
     let folder = folder();
@@ -284,28 +320,15 @@ fn a_plan_says_what_larger_micro_batches_take() {
         let is_of = |row: &&Value| row["precision"] == precision && row["checkpoint"] == checkpoint;
         rows.iter().filter(is_of).collect::<Vec<_>>()
     };
-    let (none, blocks) = (of("fp32", "none"), of("fp32", "blocks"));
+    let none = of("fp32", "none");
     let [half, full] = [of("bf16", "none")[3], none[3]].map(|row| row["peak_memory"].as_u64().unwrap());
     assert!(half < full && of("fp16", "none").is_empty(), "{half}, {full}");
     assert_eq!(none.iter().map(|row| row["micro"].as_u64().unwrap()).collect::<Vec<_>>(), [1, 2, 4, 8]);
     assert_eq!(none.iter().map(|row| row["measured"] == true).collect::<Vec<_>>(), [true, true, false, false]);
     assert_eq!((&none[0]["speed"], &none[0]["fits"]), (&1.0.into(), &Value::Null));
-
-    // What is expected of micro-batch 4 is what it takes.
-    let sweep = sweep(
-        folder.path(),
-        &[
-            &["--micro", "4", "--effective", "8", "--resolution", "32", "--checkpoint", "none,blocks", "--json"][..],
-            &["--precision", "fp32,bf16"],
-        ]
-        .concat(),
-    );
-    let expected = [none[2], blocks[2], of("bf16", "none")[2], of("bf16", "blocks")[2]];
-    for (row, expected) in self::rows(&sweep.success()).iter().zip(expected) {
-        let [peak, expected] = [row, expected].map(|row| row["peak_memory"].as_f64().unwrap());
-        println!("expected {expected}, measured {peak}");
-        assert!((expected / peak - 1.0).abs() < 0.1, "expected {expected}, measured {peak}");
-    }
+    let toml = "[batch]\nmicro = 2\n[precision]\ncompute = \"bf16\"\n[memory]\ncheckpoint = \"blocks\"\n";
+    assert_eq!(of("bf16", "blocks")[1]["toml"], toml);
+    assert!(json["device_notes"][0].as_str().unwrap().starts_with("Measured on the CPU, "), "{}", json["device_notes"]);
 
     let limit = none[1]["peak_memory"].as_u64().unwrap() + 200_000;
     let only = ["--steps", "2", "--precision", "fp32", "--checkpoint", "none"];
@@ -315,4 +338,31 @@ fn a_plan_says_what_larger_micro_batches_take() {
     let nothing = plan(&[&only[..], &["--limit", "1MiB"]].concat());
     assert_eq!(nothing.code, 3, "{}", nothing.stdout);
     assert!(nothing.stdout.contains("nothing fits 1.00 MiB; the least is "), "{}", nothing.stdout);
+}
+
+#[test]
+fn what_a_plan_expects_of_a_micro_batch_is_what_it_takes() {
+    let folder = folder();
+    let of_rows = |resolution: &str, arguments: &[&str]| {
+        let all = [arguments, &["--checkpoint", "none,blocks", "--precision", "fp32,bf16", "--json"]].concat();
+        let rows = rows(&run(folder.path(), &all).success());
+        let rows = rows.into_iter().filter(|row| row["micro"] == 4);
+        let peak = |row: Value| {
+            let cut = format!("{resolution} px, {}, checkpoint {}", row["precision"], row["checkpoint"]);
+            (cut, row["peak_memory"].as_f64().unwrap())
+        };
+        rows.map(peak).collect::<BTreeMap<_, _>>()
+    };
+    for resolution in ["32", "64"] {
+        let setting = format!("data.resolution={resolution}");
+        let config = ["--config", "small.toml", "--set", &setting, "--set", "batch.effective=8"];
+        let expected = of_rows(resolution, &[&["plan"][..], &config].concat());
+        let measured = of_rows(resolution, &[&["sweep", "--micro", "4", "--steps", "2"][..], &config].concat());
+        assert_eq!((expected.len(), measured.len()), (4, 4));
+        for (cut, peak) in measured {
+            let off = expected[&cut] / peak - 1.0;
+            println!("{cut}: {peak} measured, {:+.1} %", 100.0 * off);
+            assert!(off.abs() < 0.1, "{cut}: expected {}, measured {peak}", expected[&cut]);
+        }
+    }
 }

@@ -46,7 +46,8 @@ impl Adversary {
                 PatchGan::random_weights(&architecture, config.run.seed)
             }
         };
-        Self::new(config, &weights, device).map_err(|source| LossError::Model { key: KEY, source })
+        let adversary = Self::new(config, &weights, device).map_err(|source| LossError::Model { key: KEY, source })?;
+        Ok(adversary.with_moments())
     }
 
     /// A discriminator that was saved, with its optimizer's state.
@@ -69,7 +70,15 @@ impl Adversary {
         if let Some(model) = model {
             own.load_state_dict(model, optimizer)?;
         }
-        Ok(adversary)
+        Ok(adversary.with_moments())
+    }
+
+    /// With the memory for its optimizer's moments.
+    fn with_moments(mut self) -> Self {
+        if let Some(model) = &self.model {
+            self.optimizer.allocate(model);
+        }
+        self
     }
 
     fn new(config: &Config, weights: &StateDict, device: &Device) -> Result<Self, ModelError> {

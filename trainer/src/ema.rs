@@ -14,14 +14,10 @@ pub struct Ema<M> {
 }
 
 impl<M: Module> Ema<M> {
-    /// An average that was saved.
-    pub fn resumed(average: M, decay: f64) -> Self {
+    /// Goes on from `average`, without autodiff: one that was saved, or the weights that a run starts from, as a copy with memory
+    /// of its own if the first update is not to ask for it.
+    pub fn new(average: M, decay: f64) -> Self {
         Self { average, decay }
-    }
-
-    /// Starts from the weights of `model`, which share their memory with the average until the first update.
-    pub fn new(model: &M, decay: f64) -> Self {
-        Self { average: model.valid(), decay }
     }
 
     /// The averaged model, without autodiff.
@@ -81,9 +77,9 @@ mod tests {
     fn a_late_step_keeps_the_decay_and_an_early_one_less() {
         let layer = LinearConfig::new(1, 1).with_bias(false).init(&Device::flex().autodiff());
         let (one, two) = (constant(&layer, 1.0), constant(&layer, 2.0));
-        let late = Ema::new(&one, 0.9).updated(&two, 1000);
+        let late = Ema::new(one.valid(), 0.9).updated(&two, 1000);
         assert!((value(late.model()) - 1.1).abs() < 1e-6, "{}", value(late.model()));
-        let early = Ema::new(&one, 0.9).updated(&two, 0);
+        let early = Ema::new(one.valid(), 0.9).updated(&two, 0);
         assert!((value(early.model()) - 1.9).abs() < 1e-6, "{}", value(early.model()));
     }
 
@@ -92,7 +88,7 @@ mod tests {
         let layer = LinearConfig::new(1, 1).with_bias(false).init(&Device::flex().autodiff());
         for frozen in [0.1, -0.3, 1.7, 1e-7] {
             let layer = constant(&layer, frozen);
-            let average = (0..50).fold(Ema::new(&layer, 0.9), |average, step| average.updated(&layer, step));
+            let average = (0..50).fold(Ema::new(layer.valid(), 0.9), |average, step| average.updated(&layer, step));
             assert_eq!(value(average.model()), frozen as f32);
         }
     }

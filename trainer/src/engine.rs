@@ -73,6 +73,9 @@ pub struct StepSettings<'a> {
     pub stop_early: bool,
     /// Looks for the first value that is not finite, which makes a step slow.
     pub probe: Option<&'a Probe>,
+    /// Lets micro-batches of so many samples count alike in all losses but the codebook's, which is wrong where the last one is
+    /// smaller: to see that a sweep finds it.
+    pub weigh_by_micro_batch: Option<usize>,
 }
 
 impl Default for StepSettings<'_> {
@@ -87,6 +90,17 @@ impl Default for StepSettings<'_> {
             loss_scales: LossScales::default(),
             stop_early: false,
             probe: None,
+            weigh_by_micro_batch: None,
+        }
+    }
+}
+
+impl StepSettings<'_> {
+    /// What each of the `samples` of a micro-batch counts in the mean over the effective batch.
+    fn per_sample(&self, samples: usize) -> f64 {
+        match self.weigh_by_micro_batch {
+            None => 1.0 / self.effective as f64,
+            Some(micro) => 1.0 / (self.effective.div_ceil(micro) * samples) as f64,
         }
     }
 }
@@ -305,7 +319,7 @@ impl<'a> Pass<'a> {
     ) -> Seen<'b> {
         Seen {
             step: self.settings.step,
-            per_sample: 1.0 / self.settings.effective as f64,
+            per_sample: self.settings.per_sample(batch.samples()),
             loss_scale: self.settings.loss_scales.generator,
             original,
             reconstruction,

@@ -40,47 +40,68 @@ impl fmt::Display for Phase {
 }
 
 /// Measures the peak between [`start`](Self::start) and [`peak`](Self::peak), and that of each phase in between.
-#[derive(Debug, Clone)]
+///
+/// On the CPU this costs nothing. A GPU's pools are asked by waiting for all that the GPU has to do yet, so they are asked only
+/// for the peak, and for the phases of two micro-batches where the start says so: the second one meets the gradient of the first.
 pub struct MemoryMeter {
-    device: Device,
+    /// `None` on the CPU.
+    pools: Box<dyn Fn() -> Option<MemoryPoolUsage>>,
+    on_host: bool,
     phases: RefCell<Phases>,
 }
+
+/// Micro-batches whose phases are measured on a GPU.
+const MICRO_BATCHES: usize = 2;
 
 /// The peak of each phase so far, in the order in which they came up, and the phase that is on.
 #[derive(Debug, Clone)]
 struct Phases {
     peaks: Vec<(Phase, u64)>,
     now: Phase,
-    /// The most that a GPU's pools had reserved at the end of a phase.
+    /// Whether a GPU is asked.
+    by_phase: bool,
+    /// Micro-batches that the second pass has begun.
+    micro_batches: usize,
+    /// The most that a GPU's pools were seen to have reserved.
     reserved: u64,
 }
 
-impl Default for Phases {
-    fn default() -> Self {
-        Self { peaks: Vec::new(), now: Phase::Weights, reserved: 0 }
+impl Phases {
+    fn new(by_phase: bool) -> Self {
+        Self { peaks: Vec::new(), now: Phase::Weights, by_phase, micro_batches: 0, reserved: 0 }
     }
 }
 
 impl MemoryMeter {
     /// For `device`.
     pub fn new(device: &Device) -> Self {
-        Self { device: device.clone(), phases: RefCell::default() }
+        let device = device.clone();
+        Self::asking(move || device.memory_pool_usage())
     }
 
-    /// Forgets the peaks so far and begins with [`Phase::Weights`].
-    pub fn start(&self) {
-        *self.phases.borrow_mut() = Phases::default();
+    fn asking(pools: impl Fn() -> Option<MemoryPoolUsage> + 'static) -> Self {
+        Self { on_host: pools().is_none(), pools: Box::new(pools), phases: RefCell::new(Phases::new(true)) }
+    }
+
+    /// Forgets the peaks so far and begins with [`Phase::Weights`]. `by_phase` is whether a GPU is asked at borders between
+    /// phases; the CPU always is.
+    pub fn start(&self, by_phase: bool) {
+        *self.phases.borrow_mut() = Phases::new(by_phase || self.on_host);
         HOST.reset_peak_usage();
     }
 
     /// Another phase begins. [`Phase::FirstPass`] stays on through its losses, until the second pass goes forward.
     pub fn enter(&self, phase: Phase) {
-        let now = self.phases.borrow().now;
+        let Phases { now, by_phase, micro_batches, .. } = *self.phases.borrow();
         if now == phase || now == Phase::FirstPass && matches!(phase, Phase::Loss(_)) {
             return;
         }
-        self.note();
-        self.phases.borrow_mut().now = phase;
+        if self.on_host || by_phase && (micro_batches <= MICRO_BATCHES || phase == Phase::Optimizer) {
+            self.note();
+        }
+        let mut phases = self.phases.borrow_mut();
+        phases.now = phase;
+        phases.micro_batches += usize::from(phase == Phase::Forward);
     }
 
     /// Runs `aside`, whose memory and phases do not count.
@@ -95,36 +116,34 @@ impl MemoryMeter {
 
     /// Notes the peak of the phase that is on, and begins anew.
     fn note(&self) {
-        let pools = self.pools();
+        let pools = (self.pools)();
         let peak = match &pools {
             Some(usage) => usage.bytes_in_use,
             None => HOST.peak_usage() as u64,
         };
-        let Phases { peaks, now, reserved } = &mut *self.phases.borrow_mut();
+        let Phases { peaks, now, by_phase, reserved, .. } = &mut *self.phases.borrow_mut();
         *reserved = pools.map_or(0, |usage| usage.bytes_reserved).max(*reserved);
         match peaks.iter_mut().find(|(phase, _)| phase == now) {
             Some((_, most)) => *most = peak.max(*most),
-            None => peaks.push((*now, peak)),
+            None if *by_phase => peaks.push((*now, peak)),
+            None => {}
         }
         HOST.reset_peak_usage();
     }
 
-    /// Bytes. On the CPU the most that the whole program had allocated at a time since the start; on a GPU what its memory
-    /// pools have reserved, which does not shrink between steps.
+    /// Bytes. On the CPU the most that the whole program had allocated at a time since the start; on a GPU, which is asked, what
+    /// its memory pools have reserved, which does not shrink between steps.
     pub fn peak(&self) -> u64 {
         self.note();
-        match self.pools() {
-            Some(usage) => usage.bytes_reserved,
-            None => self.phases.borrow().peaks.iter().map(|(_, peak)| *peak).max().unwrap_or(0),
-        }
+        self.peak_so_far()
     }
 
-    /// What [`peak`](Self::peak) would be as far as is known without asking a GPU: up to the newest border between phases.
+    /// What [`peak`](Self::peak) would be as far as is known without asking a GPU.
     pub fn peak_so_far(&self) -> u64 {
         let phases = self.phases.borrow();
-        match phases.reserved {
-            0 => phases.peaks.iter().map(|(_, peak)| *peak).fold(HOST.peak_usage() as u64, u64::max),
-            reserved => reserved,
+        match self.on_host {
+            true => phases.peaks.iter().map(|(_, peak)| *peak).fold(HOST.peak_usage() as u64, u64::max),
+            false => phases.reserved,
         }
     }
 
@@ -133,14 +152,10 @@ impl MemoryMeter {
         self.phases.borrow().now
     }
 
-    /// Bytes by phase, in the order in which the phases came up. On the CPU the most allocated while in it; on a GPU, whose
-    /// pools keep no peak, the most in use at the end of it.
+    /// Bytes by phase, in the order in which the phases came up; nothing where a GPU was not asked. On the CPU the most allocated
+    /// while in it; on a GPU, whose pools keep no peak, the most in use at the end of it.
     pub fn phases(&self) -> Vec<(Phase, u64)> {
         self.phases.borrow().peaks.clone()
-    }
-
-    fn pools(&self) -> Option<MemoryPoolUsage> {
-        self.device.memory_pool_usage()
     }
 }
 
@@ -183,6 +198,9 @@ pub fn readable(bytes: u64) -> String {
 
 #[cfg(test)]
 mod tests {
+    use std::cell::Cell;
+    use std::rc::Rc;
+
     use super::*;
 
     /// Far more than all other tests of this process hold together.
@@ -196,7 +214,7 @@ mod tests {
     #[test]
     fn a_peak_is_that_of_its_phase_and_counts_what_was_freed_again() {
         let meter = MemoryMeter::new(&Device::flex());
-        meter.start();
+        meter.start(true);
         meter.enter(Phase::FirstPass);
         allocate_and_free(MUCH);
         meter.enter(Phase::Loss("pixel"));
@@ -217,8 +235,45 @@ mod tests {
         let phases: Vec<_> = phases.iter().map(|(phase, peak)| (phase.as_str(), *peak)).collect();
         assert_eq!(phases, [("weights", 0), ("first_pass", 2), ("forward", 0), ("pixel", 1)]);
         assert_eq!(whole / MUCH as u64, 2);
-        meter.start();
+        meter.start(true);
         assert!(meter.peak() < MUCH as u64);
+    }
+
+    #[test]
+    fn a_gpu_is_asked_for_the_phases_of_two_micro_batches_where_that_is_wanted_and_for_the_peak() {
+        let asked = Rc::new(Cell::new(0));
+        let count = asked.clone();
+        let meter = MemoryMeter::asking(move || {
+            count.update(|count| count + 1);
+            let bytes_in_use = count.get();
+            Some(MemoryPoolUsage { bytes_in_use, bytes_reserved: 10 * bytes_in_use, ..MemoryPoolUsage::default() })
+        });
+        let step = |by_phase: bool| {
+            asked.set(0);
+            meter.start(by_phase);
+            meter.enter(Phase::FirstPass);
+            for _ in 0..5 {
+                meter.enter(Phase::Loss("pixel"));
+            }
+            for _ in 0..5 {
+                [Phase::Forward, Phase::Loss("pixel"), Phase::Backward].map(|phase| meter.enter(phase));
+            }
+            meter.enter(Phase::Optimizer);
+            let before = asked.get();
+            let peak = meter.peak();
+            assert_eq!(asked.get(), before + 1);
+            let phases: Vec<_> = meter.phases().iter().map(|(phase, peak)| (phase.to_string(), *peak)).collect();
+            (before, peak, phases)
+        };
+        assert_eq!(step(false), (0, 10, Vec::new()));
+        let (asked, peak, phases) = step(true);
+        assert_eq!((asked, peak), (9, 100));
+        let phases: Vec<_> = phases.iter().map(|(phase, peak)| (phase.as_str(), *peak)).collect();
+        let expected =
+            [("weights", 1), ("first_pass", 2), ("forward", 6), ("pixel", 7), ("backward", 9), ("optimizer", 10)];
+        assert_eq!(phases, expected);
+        meter.start(false);
+        assert_eq!(meter.peak_so_far(), 0, "what the host takes is nothing to a GPU");
     }
 
     #[test]
@@ -258,7 +313,7 @@ mod tests {
     #[test]
     fn entering_a_phase_takes_microseconds() {
         let meter = MemoryMeter::new(&Device::flex());
-        meter.start();
+        meter.start(true);
         let started = std::time::Instant::now();
         for _ in 0..50_000 {
             meter.enter(Phase::Forward);

@@ -6,7 +6,7 @@
 
 use std::collections::HashMap;
 
-use burn::module::{Module, ModuleMapper, Param, ParamId};
+use burn::module::{Module, ModuleMapper, ModuleVisitor, Param, ParamId};
 use burn::optim::decay::WeightDecayConfig;
 use burn::optim::{
     Adam, AdamConfig, AdamState, AdamW, AdamWConfig, AdamWState, AdaptiveMomentumState, GradientsParams, Optimizer,
@@ -33,7 +33,8 @@ enum Rule {
     AdamW(AdamW),
 }
 
-/// By parameter; `GradientsParams` is Burn's container of tensors of any rank.
+/// By parameter; `GradientsParams` is Burn's container of tensors of any rank. Moments of a parameter that has taken no step,
+/// whose time is 0, do no more than keep the memory that its first step needs.
 #[derive(Default)]
 struct State {
     moment_1: GradientsParams,
@@ -94,6 +95,23 @@ impl ModelOptimizer {
         Self { rule, state: State::default() }
     }
 
+    /// Takes the memory for the moments of `model`'s trained parameters that have none yet, so that it is known to be there
+    /// before the first step moves anything.
+    pub fn allocate<M: Module>(&mut self, model: &M) {
+        struct Allocate<'a>(&'a mut State);
+        impl ModuleVisitor for Allocate<'_> {
+            fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
+                let value = param.val();
+                if value.is_require_grad() && !self.0.time.contains_key(&param.id) {
+                    let value = value.without_autodiff();
+                    let zeros = || Tensor::<D>::zeros(value.dims(), (&value.device(), value.dtype()));
+                    self.0.put(param.id, AdaptiveMomentumState::new(0, zeros(), zeros()));
+                }
+            }
+        }
+        model.visit(&mut Allocate(&mut self.state));
+    }
+
     /// One step of every parameter that has a gradient; the others stay as they are.
     #[must_use]
     pub fn step<M: Module>(&mut self, learning_rate: f64, model: M, gradients: GradientsParams) -> M {
@@ -104,7 +122,8 @@ impl ModelOptimizer {
                 let Some(gradient) = self.2.remove::<D>(id) else {
                     return Param::from_mapped_value(id, value, mapper);
                 };
-                let momentum = self.0.state.take(id);
+                // Freed before the rule makes the first ones in their place.
+                let momentum = self.0.state.take(id).filter(|momentum| momentum.time > 0);
                 let (value, momentum) = self.0.rule.step(self.1, value.without_autodiff(), gradient, momentum);
                 if let Some(momentum) = momentum {
                     self.0.state.put(id, momentum);
@@ -123,7 +142,7 @@ impl ModelOptimizer {
         struct Read<'a>(&'a State, StateDict, Option<ModelError>);
         impl ParameterVisitor for Read<'_> {
             fn parameter<const D: usize>(&mut self, name: &str, id: ParamId, _value: Tensor<D>) {
-                let Some(time) = self.0.time.get(&id) else { return };
+                let Some(time) = self.0.time.get(&id).filter(|time| **time > 0) else { return };
                 for (moment, moments) in [(MOMENT_1, &self.0.moment_1), (MOMENT_2, &self.0.moment_2)] {
                     let Some(tensor) = moments.get::<D>(id) else { continue };
                     let shape = tensor.dims();
@@ -232,11 +251,14 @@ mod tests {
             let (mut ours, mut reference) = both(name);
             let start = LinearConfig::new(3, 2).init(&device);
             let (mut a, mut b) = (start.clone(), start.clone());
+            ours.allocate(&a);
+            assert!(ours.state_dict(&a).unwrap().is_empty());
             for step in 0..4 {
                 if step == 2 {
                     let saved = ours.state_dict(&a).unwrap();
                     ours = both(name).0;
                     ours.load_state_dict(&a, &saved).unwrap();
+                    ours.allocate(&a);
                 }
                 (a, b) = {
                     let (grad_a, grad_b) = (gradients(&a, step), gradients(&b, step));

@@ -52,14 +52,27 @@ fn forget() {
 /// That line.
 pub fn catch_out_of_memory<T>(work: impl FnOnce() -> T) -> Result<T, String> {
     forget();
-    panic::catch_unwind(AssertUnwindSafe(work)).or_else(|payload| {
-        let seen = SEEN.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        let own = text(&*payload);
-        match seen.iter().map(String::as_str).chain(own).find_map(out_of_memory) {
-            Some(line) => Err(line.to_owned()),
-            None => panic::resume_unwind(payload),
-        }
+    panic::catch_unwind(AssertUnwindSafe(work))
+        .or_else(|payload| want_of_memory(&*payload).map_or_else(|| panic::resume_unwind(payload), Err))
+}
+
+/// Runs `work`. A panic is returned as the line that speaks of too little memory, if there is one, and else as its first line.
+///
+/// # Errors
+/// That line.
+pub fn catch<T>(work: impl FnOnce() -> T) -> Result<T, String> {
+    forget();
+    panic::catch_unwind(AssertUnwindSafe(work)).map_err(|payload| {
+        let first =
+            || text(&*payload).and_then(|text| text.lines().next()).unwrap_or("a panic without a text").to_owned();
+        want_of_memory(&*payload).unwrap_or_else(first)
     })
+}
+
+/// What says so of the panics since [`forget`], the newest of which has `payload`.
+fn want_of_memory(payload: &(dyn Any + Send)) -> Option<String> {
+    let seen = SEEN.lock().unwrap_or_else(PoisonError::into_inner).clone();
+    seen.iter().map(String::as_str).chain(text(payload)).find_map(out_of_memory).map(str::to_owned)
 }
 
 fn text(payload: &(dyn Any + Send)) -> Option<&str> {
@@ -78,5 +91,7 @@ mod tests {
         assert_eq!(catch_out_of_memory(|| 7), Ok(7));
         let other = panic::catch_unwind(|| catch_out_of_memory::<()>(|| panic!("an illegal address")));
         assert_eq!(text(&*other.unwrap_err()), Some("an illegal address"));
+        assert_eq!(catch::<()>(|| panic!("an illegal address\n0: main")), Err("an illegal address".to_owned()));
+        assert_eq!(catch::<()>(|| panic!("it failed\nout of memory")), Err("out of memory".to_owned()));
     }
 }

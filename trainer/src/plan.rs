@@ -2,7 +2,8 @@
 //!
 //! Memory is a fixed part and a part for each sample, in each phase of a step by itself, since the phase that takes most
 //! at a small micro-batch need not be the one that does at a large one. The line goes through 2 and 3: kernels that split
-//! their work over threads keep scratch memory that a single sample is too small for.
+//! their work over threads keep scratch memory that a single sample is too small for. It goes through the most of all steps,
+//! since on a busy machine threads do not always have their scratch memory at the same time.
 
 use std::fmt;
 
@@ -37,6 +38,16 @@ pub struct Row {
     pub speed: f64,
 }
 
+impl Row {
+    /// Its values as they stand in a configuration.
+    pub fn toml(&self) -> String {
+        format!(
+            "[batch]\nmicro = {}\n[precision]\ncompute = \"{}\"\n[memory]\ncheckpoint = \"{}\"\n",
+            self.micro, self.precision, self.checkpoint
+        )
+    }
+}
+
 /// A whole plan.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Plan {
@@ -54,6 +65,27 @@ pub struct Plan {
     pub best: Option<usize>,
     /// What could not be measured.
     pub notes: Vec<String>,
+    /// What is other on a GPU, if it was measured on none.
+    pub device_notes: &'static [&'static str],
+}
+
+/// What figures of `device`, in its description's words, do not say of a GPU.
+fn device_notes(device: &str) -> &'static [&'static str] {
+    const CPU: [&str; 2] = [
+        "Measured on the CPU, where the program itself and its pictures are in the figure.",
+        "On a GPU they are not, but its allocator reserves more than is in use, and the driver and its libraries take their \
+         own: plan there, with --device.",
+    ];
+    const SOFTWARE: [&str; 2] = [
+        "Measured on a GPU that the CPU plays: memory is counted as on a GPU.",
+        "But a GPU has other kernels, its driver and libraries take their own, and its speed is another: plan there, with \
+         --device.",
+    ];
+    match device.split(',').next() {
+        Some("cpu") => &CPU,
+        Some("wgpu:cpu") => &SOFTWARE,
+        _ => &[],
+    }
 }
 
 /// A straight line through what was seen at two micro-batches.
@@ -133,9 +165,9 @@ fn memory_lines(from: usize, one: &Figures, two: &Figures) -> Vec<Line> {
         return vec![Line::through(from, one.peak_memory as f64, two.peak_memory as f64)];
     }
     let line = |(phase, one): (&String, &Value)| {
-        Some(Line::through(from, one.as_u64()? as f64, two.settled.get(phase)?.as_u64()? as f64))
+        Some(Line::through(from, one.as_u64()? as f64, two.memory.get(phase)?.as_u64()? as f64))
     };
-    one.settled.iter().filter_map(line).collect()
+    one.memory.iter().filter_map(line).collect()
 }
 
 /// 1, 2, 4 and so on up to the effective batch, which is the last.
@@ -166,6 +198,7 @@ pub fn plan(
         rows: Vec::new(),
         best: None,
         notes: Vec::new(),
+        device_notes: &[],
     };
     for &precision in precisions {
         for &checkpoint in checkpoints {
@@ -190,6 +223,7 @@ pub fn plan(
         row.fits = limit.map(|limit| row.peak_memory <= limit);
     }
     plan.best = best(&plan.rows);
+    plan.device_notes = device_notes(&plan.device);
     Ok(plan)
 }
 
@@ -403,7 +437,6 @@ mod tests {
         Figures {
             device: "cpu".into(),
             peak_memory: memory.values().filter_map(Value::as_u64).max().unwrap(),
-            settled: memory.clone(),
             memory,
             images_per_second,
             loss: None,
@@ -485,6 +518,13 @@ mod tests {
         config.memory.checkpoint = Recompute::Blocks;
         config.precision.compute = Compute::Fp16;
         assert_eq!(words(&config), [half]);
+    }
+
+    #[test]
+    fn figures_of_no_gpu_say_so() {
+        assert!(device_notes("cpu, 2 threads (wgpu found 0 GPUs)")[0].starts_with("Measured on the CPU, "));
+        assert!(device_notes("wgpu:cpu, llvmpipe")[0].starts_with("Measured on a GPU that the CPU plays"));
+        assert!(device_notes("wgpu:0, Radeon").is_empty() && device_notes("cuda:0, H100").is_empty());
     }
 
     #[test]

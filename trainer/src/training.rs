@@ -25,7 +25,7 @@ use datasets::Loader;
 use self::fault::Faults;
 use self::folder::{Made, RunFolder, Taken};
 use self::logs::Logs;
-use self::recovery::Recovery;
+use self::recovery::{Recovery, cannot_begin};
 use self::room::{CacheEntry, Limit, Room, first_room};
 use self::start::{Start, check_captions, check_precision, find_checkpoint};
 use self::step::StepError;
@@ -38,7 +38,7 @@ use crate::ema::Ema;
 use crate::engine::MicroBatch;
 use crate::losses::Losses;
 use crate::lr_schedule::LrSchedule;
-use crate::memory::{MemoryMeter, readable};
+use crate::memory::{MemoryMeter, out_of_memory, readable};
 use crate::models::VqGan;
 use crate::optimizer::ModelOptimizer;
 use crate::panics::catch_out_of_memory;
@@ -47,7 +47,7 @@ use crate::progress::{Progress, check_terminal};
 use crate::reporting::Reporter;
 use crate::run_state::{Footprint, Snapshot, State, StateError};
 use crate::samples::grid_png;
-use crate::validation::{Extent, Judges, Scores, validate};
+use crate::validation::{Extent, Judges, Scores, Validated, ValidationError, validate};
 
 pub use self::deadline::Deadline;
 pub use self::error::TrainError;
@@ -72,6 +72,8 @@ pub struct Options {
     pub dashboard: bool,
     /// What is to go wrong, to see what becomes of it.
     pub faults: Vec<Fault>,
+    /// See [`StepSettings::weigh_by_micro_batch`](crate::engine::StepSettings::weigh_by_micro_batch).
+    pub weigh_by_micro_batch: bool,
 }
 
 /// A checkpoint to go on with.
@@ -125,7 +127,8 @@ pub fn train(loaded: &Loaded, options: Options, stop: &Stop) -> Result<Outcome, 
     if dashboard {
         check_terminal()?;
     }
-    let (mut training, made) = Training::prepare(loaded, options, stop, Purpose::Run)?;
+    let prepared = catch_out_of_memory(|| Training::prepare(loaded, options, stop, Purpose::Run));
+    let (mut training, made) = prepared.unwrap_or_else(|message| Err(cannot_begin(&loaded.config, 0, message)))?;
     if dashboard {
         training.progress.show_dashboard(stop.interrupter());
     }
@@ -177,8 +180,11 @@ struct Training {
     /// The choice of a micro-batch that no step has confirmed yet.
     unconfirmed: Option<CacheEntry>,
     faults: Faults,
+    weigh_by_micro_batch: bool,
     progress: Progress,
     reporter: Reporter,
+    /// The step that this process begins with, counted from 0.
+    first_step: u64,
     step: u64,
     /// The newest checkpoint that is safe.
     saved: Option<(u64, PathBuf)>,
@@ -193,8 +199,14 @@ struct Training {
 }
 
 impl Training {
-    fn prepare(loaded: &Loaded, options: Options, stop: &Stop, purpose: Purpose) -> Result<(Self, Made), TrainError> {
+    fn prepare(
+        loaded: &Loaded,
+        mut options: Options,
+        stop: &Stop,
+        purpose: Purpose,
+    ) -> Result<(Self, Made), TrainError> {
         let config = loaded.config.clone();
+        let faults = Faults::new(std::mem::take(&mut options.faults));
         let folder = options.folder.clone();
         if options.resume == Some(Resume::Newest) && !folder.is_dir() {
             return Err(TrainError::NothingToResume(folder));
@@ -226,6 +238,10 @@ impl Training {
         };
         check_captions(&config, &data)?;
         let losses = Losses::load(&config, &start.architecture.quantizer, &device.device.clone().autodiff())?;
+        faults.meet(0, "start");
+        // All that there has to be before the first step has its memory by now, or the run does not begin.
+        let waited = faults.wait().and_then(|()| device.device.sync().map_err(|error| error.to_string()));
+        waited.map_err(|message| cannot_begin(&config, start.step, message))?;
         let probe = options.debug_numerics.then(|| Probe::new(&start.model));
         announce(&config, &start, &room, limit, &data, &folder);
         if config.precision.compute == Compute::Fp16 {
@@ -263,7 +279,9 @@ impl Training {
             footprint: room.footprint,
             recovery: Recovery::new(limit, purpose == Purpose::Run),
             unconfirmed: room.unconfirmed,
-            faults: Faults::new(options.faults),
+            faults,
+            weigh_by_micro_batch: options.weigh_by_micro_batch,
+            first_step: step,
             step,
             handed_over: (own.is_some().then_some(step), Instant::now()),
             saved: own.map(|path| (step, path)),
@@ -290,7 +308,9 @@ impl Training {
         if let Some(deadline) = &mut self.deadline {
             deadline.expect_checkpoint(bytes_of_checkpoint(self.model.as_ref(), self.ema.is_some()));
         }
-        if let Err(mut error) = self.steps(stop) {
+        let steps = catch_out_of_memory(|| self.steps(stop));
+        let too_little = |message| Err(self.failed(&format!("after step {}", self.step), message, true));
+        if let Err(mut error) = steps.unwrap_or_else(too_little) {
             if error.leaves_the_run_sound() && self.step > 0 {
                 let _ = catch_out_of_memory(|| self.save());
             }
@@ -401,14 +421,7 @@ impl Training {
         // In the type that steps compute in: their peak of memory is not to be topped by a validation.
         let copy = self.compute().map(|dtype| compute_copy(model, dtype));
         let model = copy.as_ref().unwrap_or(model);
-        let extent = Extent { images: settings.images, micro: self.footprint.micro, samples: settings.samples };
-        let judges = Judges::of(&self.losses);
-        let images = settings.images.min(self.data.validation.len());
-        let progress = |count| self.progress.validated(count, images);
-        let Some(validated) = validate(model, judges, &self.data.validation, extent, || stop.is_asked(), progress)?
-        else {
-            return Ok(false);
-        };
+        let Some(validated) = self.validated_with_what_there_is(model, stop)? else { return Ok(false) };
         for warning in self.data.validation.take_warnings() {
             self.progress.line(&format!("skipped {warning}"));
         }
@@ -432,6 +445,35 @@ impl Training {
         self.handed_over.0 = None;
         self.best = Best::after(self.best, self.config.checkpoints.best, self.step, &scores);
         Ok(self.best.is_some_and(|best| best.step == self.step))
+    }
+
+    /// The validation of `model`, one picture at a time if there is too little memory for a micro-batch; nothing if `stop` was
+    /// asked.
+    fn validated_with_what_there_is(&self, model: &VqGan, stop: &Stop) -> Result<Option<Validated>, TrainError> {
+        let (settings, set) = (&self.config.validation, &self.data.validation);
+        let images = settings.images.min(set.len());
+        let mut micro = self.footprint.micro;
+        loop {
+            let extent = Extent { images: settings.images, micro, samples: settings.samples };
+            let progress = |count| self.progress.validated(count, images);
+            let validated = catch_out_of_memory(|| {
+                self.faults.meet(self.step, "validation");
+                validate(model, Judges::of(&self.losses), set, extent, || stop.is_asked(), progress)
+            });
+            let message = match validated {
+                Err(message) => message,
+                Ok(Err(ValidationError::Device(message))) if out_of_memory(&message).is_some() => message,
+                Ok(finished) => return Ok(finished?),
+            };
+            let place = format!("step {}, validation", self.step);
+            if micro == 1 {
+                return Err(self.failed(&place, message, true));
+            }
+            self.clear_device()?;
+            self.progress.line(&format!("{place}: out of memory ({message}); one picture at a time"));
+            self.progress.step_again();
+            micro = 1;
+        }
     }
 
     /// Hands the run as it is after its newest step to the writer, unless that has it already.

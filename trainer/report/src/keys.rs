@@ -43,6 +43,7 @@ pub fn tag(key: &str) -> String {
         "learning_rate" | "grad_norm" | "loss_scale" | "skipped" => within("optimizer", key),
         "images_per_second" | "data_wait" => within("speed", key),
         "peak_memory" => within("memory", "peak"),
+        "host_buffers" => within("memory", key),
         "micro" => within("batch", key),
         "codes_used" | "perplexity" => within("codebook", key),
         _ if key.contains('/') => key.to_owned(),
@@ -89,6 +90,7 @@ mod tests {
             ("peak_memory_first_pass", "memory/peak_first_pass"),
             ("memory_backward", "memory/backward"),
             ("memory/forward", "memory/forward"),
+            ("host_buffers", "memory/host_buffers"),
             ("something_new", "other/something_new"),
         ] {
             assert_eq!(tag(key), expected);

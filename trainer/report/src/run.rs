@@ -304,6 +304,22 @@ mod tests {
         assert_eq!(missing, ["loss/total has no value in 1 of 3 steps, the first is step 3"]);
     }
 
+    /// A GPU is asked for them in few steps.
+    #[test]
+    fn phases_of_memory_that_only_some_steps_have_are_not_missing() {
+        let run = read(&[(
+            "metrics.jsonl",
+            "{\"step\":1,\"peak_memory\":9,\"memory\":{\"forward\":7}}\n{\"step\":2,\"peak_memory\":9}\n\
+             {\"step\":3,\"peak_memory\":9,\"memory\":{\"forward\":8}}\n",
+        )]);
+        assert!(!run.notes.iter().any(|note| note.contains("memory")), "{:?}", run.notes);
+        assert_eq!(
+            (&run.curves["memory/forward"].steps, &run.curves["memory/forward"].values),
+            (&vec![1, 3], &vec![7.0, 8.0])
+        );
+        assert_eq!(run.curves["memory/peak"].steps, [1, 2, 3]);
+    }
+
     #[test]
     fn steps_that_were_taken_again_with_less_memory_are_told() {
         let event = |step, change| {

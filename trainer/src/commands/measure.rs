@@ -24,6 +24,9 @@ pub(super) struct MeasureArgs {
     /// Compare the first step's gradient
     #[arg(long, conflicts_with = "write_gradient")]
     compare_gradient: Option<PathBuf>,
+    /// Weigh by micro-batch, which is wrong
+    #[arg(long)]
+    weigh_by_micro_batch: bool,
 }
 
 pub(super) fn run(args: &MeasureArgs) -> Result<ExitCode, CommandError> {
@@ -33,7 +36,7 @@ pub(super) fn run(args: &MeasureArgs) -> Result<ExitCode, CommandError> {
         (None, Some(path)) => Gradient::Compare(path.clone()),
         (None, None) => Gradient::Ignore,
     };
-    let figures = measure(&loaded, &args.run_dir, args.steps, gradient)?;
+    let figures = measure(&loaded, &args.run_dir, args.steps, gradient, args.weigh_by_micro_batch)?;
     print_line(&serde_json::json!(figures).to_string());
     Ok(ExitCode::SUCCESS)
 }

@@ -78,6 +78,7 @@ pub(super) fn run(args: &PlanArgs) -> Result<ExitCode, CommandError> {
     let children = Children {
         steps: args.steps,
         timeout: Duration::from_secs(loaded.config.sweep.timeout),
+        weigh_by_micro_batch: false,
         stopped: stopped_by_signals()?,
     };
     let show = |cut: &Cut| eprintln!("measuring {cut}");
@@ -94,7 +95,11 @@ pub(super) fn run(args: &PlanArgs) -> Result<ExitCode, CommandError> {
     };
     plan.notes.iter().for_each(|note| eprintln!("{note}"));
     if args.json.json {
-        print_json(&json!(plan));
+        let mut printed = json!(plan);
+        for (index, row) in plan.rows.iter().enumerate() {
+            printed["rows"][index]["toml"] = row.toml().into();
+        }
+        print_json(&printed);
     } else {
         print_plan(&plan);
     }
@@ -109,12 +114,7 @@ fn print_plan(plan: &Plan) {
     print_line("");
     print_line(&table(plan));
     print_line("");
-    if plan.device.starts_with("cpu") {
-        print_line(
-            "Measured on the CPU, where the program itself and its pictures are in the figure. On a GPU they are not, but its\n\
-             allocator reserves more than is in use, and the driver and its libraries take their own: plan there, with --device.",
-        );
-    }
+    plan.device_notes.iter().for_each(|note| print_line(note));
     match (plan.best.map(|index| &plan.rows[index]), plan.limit, plan.rows.iter().min_by_key(|row| row.peak_memory)) {
         (Some(row), ..) => {
             let which = if plan.limit.is_some() { "fastest that fits" } else { "fastest" };
@@ -133,10 +133,7 @@ fn print_plan(plan: &Plan) {
 }
 
 fn toml_lines(row: &Row) -> String {
-    format!(
-        "  [batch]\n  micro = {}\n  [precision]\n  compute = \"{}\"\n  [memory]\n  checkpoint = \"{}\"",
-        row.micro, row.precision, row.checkpoint
-    )
+    row.toml().lines().map(|line| format!("  {line}")).collect::<Vec<_>>().join("\n")
 }
 
 fn table(plan: &Plan) -> String {

@@ -77,6 +77,9 @@ pub(super) struct SweepArgs {
     /// Write sweep.json, junit.xml and summary.md into this folder
     #[arg(long, value_name = "DIR")]
     output: Option<PathBuf>,
+    /// Have the engine weigh by micro-batch, which is wrong, to see that the sweep finds it
+    #[arg(long, hide = true)]
+    weigh_by_micro_batch: bool,
     #[command(flatten)]
     json: Json,
 }
@@ -126,6 +129,7 @@ pub(super) fn run(args: &SweepArgs) -> Result<ExitCode, CommandError> {
     let children = Children {
         steps: loaded.config.sweep.steps,
         timeout: Duration::from_secs(loaded.config.sweep.timeout),
+        weigh_by_micro_batch: args.weigh_by_micro_batch,
         stopped: stopped_by_signals()?,
     };
     let show = |number: usize, row: &Row| eprintln!("row {number}/{}  {}", cuts.len(), outcome(row));

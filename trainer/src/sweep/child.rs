@@ -28,6 +28,8 @@ pub struct Children {
     pub steps: u64,
     /// What a row's process may take.
     pub timeout: Duration,
+    /// Whether its engine is to be a wrong one, which weighs by micro-batch.
+    pub weigh_by_micro_batch: bool,
     /// See [`Stopped`].
     pub stopped: Stopped,
 }
@@ -52,6 +54,9 @@ impl Children {
         let mut command = Command::new(std::env::current_exe().map_err(io("find this program"))?);
         command.arg("measure").arg("--config").arg(config).arg("--run-dir").arg(folder.join("run"));
         command.arg("--steps").arg(self.steps.to_string());
+        if self.weigh_by_micro_batch {
+            command.arg("--weigh-by-micro-batch");
+        }
         match gradient {
             Gradient::Write(path) => drop(command.arg("--write-gradient").arg(path)),
             Gradient::Compare(path) => drop(command.arg("--compare-gradient").arg(path)),

@@ -45,8 +45,6 @@ pub struct Figures {
     pub peak_memory: u64,
     /// Bytes by phase, the most of any step.
     pub memory: Map<String, Value>,
-    /// Bytes by phase, the least of any step but the first: what other threads hold by chance is not in it.
-    pub settled: Map<String, Value>,
     /// Of all steps but the first, which warms up, and those that were skipped.
     pub images_per_second: f64,
     /// The weighted sum of the losses in the first step; `None` where it is not finite at any loss scale.
@@ -57,14 +55,21 @@ pub struct Figures {
     pub deviation: Option<Deviation>,
 }
 
-/// Takes `steps` steps of the run that `loaded` describes, in the empty `folder`.
+/// Takes `steps` steps of the run that `loaded` describes, in the empty `folder`; the engine is a wrong one if
+/// `weigh_by_micro_batch` says so.
 ///
 /// # Errors
 /// As for a run, and if the gradient cannot be written or compared.
-pub fn measure(loaded: &Loaded, folder: &Path, steps: u64, gradient: Gradient) -> Result<Figures, MeasureError> {
+pub fn measure(
+    loaded: &Loaded,
+    folder: &Path,
+    steps: u64,
+    gradient: Gradient,
+    weigh_by_micro_batch: bool,
+) -> Result<Figures, MeasureError> {
     let outcome: Rc<RefCell<Result<First, GradientError>>> = Rc::new(RefCell::new(Ok(First::default())));
     let seen = outcome.clone();
-    let options = Options { folder: folder.to_owned(), ..Default::default() };
+    let options = Options { folder: folder.to_owned(), weigh_by_micro_batch, ..Default::default() };
     let measured = training::measure(
         loaded,
         options,
@@ -102,8 +107,7 @@ fn figures(lines: &[Value], first: First, effective: usize, device: String) -> O
     Some(Figures {
         device,
         peak_memory: peaks.collect::<Option<Vec<_>>>()?.into_iter().max()?,
-        memory: by_phase(&lines, u64::max)?,
-        settled: by_phase(rest, u64::min)?,
+        memory: by_phase(&lines)?,
         images_per_second: (rest.len() * effective) as f64 / seconds,
         loss: first.loss,
         skipped,
@@ -111,15 +115,15 @@ fn figures(lines: &[Value], first: First, effective: usize, device: String) -> O
     })
 }
 
-/// Of each phase's figures in `lines` the one that `choose` takes.
-fn by_phase(lines: &[&Value], choose: fn(u64, u64) -> u64) -> Option<Map<String, Value>> {
-    let mut chosen = Map::new();
+/// The most that each phase has in any of `lines`.
+fn by_phase(lines: &[&Value]) -> Option<Map<String, Value>> {
+    let mut most = Map::new();
     for (phase, peak) in lines.iter().filter_map(|line| line["memory"].as_object()).flatten() {
         let peak = peak.as_u64()?;
-        let so_far = chosen.get(phase).and_then(Value::as_u64).unwrap_or(peak);
-        chosen.insert(phase.clone(), choose(so_far, peak).into());
+        let so_far = most.get(phase).and_then(Value::as_u64).unwrap_or(peak);
+        most.insert(phase.clone(), so_far.max(peak).into());
     }
-    Some(chosen)
+    Some(most)
 }
 
 #[cfg(test)]
@@ -141,6 +145,5 @@ mod tests {
         // Eight images in one second and four.
         assert_eq!(figures.images_per_second, 8.0 / 5.0);
         assert_eq!(Value::Object(figures.memory), json!({ "weights": 1, "backward": 9 }));
-        assert_eq!(Value::Object(figures.settled), json!({ "weights": 1, "backward": 7 }));
     }
 }

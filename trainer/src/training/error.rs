@@ -147,6 +147,20 @@ pub enum TrainError {
         /// The last checkpoint.
         saved: String,
     },
+    /// There is too little memory for something that is not taken again with less.
+    #[error("{place}: out of memory ({message}); what would help: {help}; {saved}")]
+    OutOfMemoryIn {
+        /// What it is, and when.
+        place: String,
+        /// What the device said.
+        message: String,
+        /// What the user could change.
+        help: String,
+        /// The last checkpoint.
+        saved: String,
+        /// Whether the weights are those of a whole step.
+        sound: bool,
+    },
     /// The device failed.
     #[error("the device failed at step {step}: {message}; {saved}")]
     DeviceFailed {
@@ -162,14 +176,23 @@ pub enum TrainError {
 impl TrainError {
     /// Whether the weights are still those of the last whole step, so that they are worth saving.
     pub(super) fn leaves_the_run_sound(&self) -> bool {
-        !matches!(self, Self::DeviceFailed { .. } | Self::NotFinite { .. } | Self::Save(_))
+        !matches!(
+            self,
+            Self::DeviceFailed { .. }
+                | Self::OutOfMemoryIn { sound: false, .. }
+                | Self::NotFinite { .. }
+                | Self::Save(_)
+        )
     }
 }
 
 impl TrainError {
     /// Brings up to date what it says of the last checkpoint, which may have become safe since.
     pub(super) fn set_saved(&mut self, newest: impl FnOnce() -> String) {
-        if let Self::OutOfMemory { saved, .. } | Self::NotFinite { saved, .. } | Self::DeviceFailed { saved, .. } = self
+        if let Self::OutOfMemory { saved, .. }
+        | Self::OutOfMemoryIn { saved, .. }
+        | Self::NotFinite { saved, .. }
+        | Self::DeviceFailed { saved, .. } = self
         {
             *saved = newest();
         }

@@ -18,6 +18,11 @@ impl Loaders {
     pub(super) fn wait_seconds(&self) -> f64 {
         self.first_pass.iter().chain([&self.second_pass]).map(Loader::wait_seconds).sum()
     }
+
+    /// What pictures that are read ahead take of the host's memory now.
+    pub(super) fn bytes_waiting(&self) -> usize {
+        self.first_pass.iter().chain([&self.second_pass]).map(Loader::bytes_waiting).sum()
+    }
 }
 
 impl Training {

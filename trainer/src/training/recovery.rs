@@ -12,7 +12,7 @@ use crate::config::{ClipConfig, Compute, Config, Recompute};
 use crate::engine::{EffectiveBatch, Figures};
 use crate::losses::ClipGuidance;
 use crate::memory::{out_of_memory, readable};
-use crate::panics::catch_out_of_memory;
+use crate::panics::{catch, catch_out_of_memory};
 use crate::plan::half_resolution;
 use crate::run_state::{Footprint, depends_on_micro};
 
@@ -100,7 +100,7 @@ impl Training {
         }
     }
 
-    /// Whether the step may go on, by what it has taken so far.
+    /// Whether the step may go on, by what it is known to have taken so far.
     pub(super) fn check_limit(&self) -> Result<(), StepError> {
         match self.recovery.exceeded(self.memory.peak_so_far()) {
             Some(_) => Err(StepError::OverLimit),
@@ -108,10 +108,9 @@ impl Training {
         }
     }
 
-    /// Lowers what the next steps take, if the step that has just moved the weights took more than the limit; it cannot be taken
-    /// again. Returns the end of the run, if nothing is left to lower.
-    pub(super) fn keep_to_limit(&mut self) -> Option<TrainError> {
-        let peak = self.memory.peak();
+    /// Lowers what the next steps take, if the step that has just moved the weights took more than the limit, `peak` bytes; it
+    /// cannot be taken again. Returns the end of the run, if nothing is left to lower.
+    pub(super) fn keep_to_limit(&mut self, peak: u64) -> Option<TrainError> {
         let limit = self.recovery.exceeded(peak)?;
         self.make_room(&Shortage::Limit(peak, limit), "from the next step on").err()
     }
@@ -120,8 +119,7 @@ impl Training {
     fn make_room(&mut self, shortage: &Shortage, then: &str) -> Result<(), TrainError> {
         let (step, cause) = (self.step + 1, shortage.in_words());
         let phase = self.memory.phase().to_string();
-        // Errors of what was still under way belong to the attempt that is over.
-        let _ = self.device.device.sync();
+        self.clear_device()?;
         let change = match (self.smaller(), shortage) {
             (Some((footprint, change)), _) => {
                 self.set_footprint(footprint);
@@ -142,8 +140,6 @@ impl Training {
                 });
             }
         };
-        // What was freed is still in the pools, in pieces of the old sizes.
-        self.device.device.memory_cleanup();
         self.progress.line(&format!("step {step}, {phase}: {cause}; {change}, {then}"));
         let message = shortage.in_words();
         self.recovery.events.push(json!({
@@ -153,6 +149,33 @@ impl Training {
             "change": change,
         }));
         Ok(())
+    }
+
+    /// Waits for what is over, and frees what is still in the pools of it, in pieces of its sizes.
+    pub(super) fn clear_device(&self) -> Result<(), TrainError> {
+        let device = &self.device.device;
+        // Errors of what was still under way belong to what is over.
+        for result in [catch(|| drop(device.sync())), catch(|| device.memory_cleanup())] {
+            match result {
+                Err(message) if out_of_memory(&message).is_none() => return Err(self.device_failed(message)),
+                Ok(()) | Err(_) => {}
+            }
+        }
+        Ok(())
+    }
+
+    /// The end of the run by what the device said, in the words for too little memory if that is what it is. `sound` is whether
+    /// the weights are those of a whole step.
+    pub(super) fn failed(&self, place: &str, message: String, sound: bool) -> TrainError {
+        let Some(line) = out_of_memory(&message) else { return self.device_failed(message) };
+        let lower = self.smaller().map(|(_, change)| change);
+        TrainError::OutOfMemoryIn {
+            place: place.to_owned(),
+            message: line.to_owned(),
+            help: lower.into_iter().chain(would_help(&self.config)).collect::<Vec<_>>().join(", "),
+            saved: self.last_saved(),
+            sound,
+        }
     }
 
     pub(super) fn set_footprint(&mut self, footprint: Footprint) {
@@ -212,7 +235,19 @@ pub(super) fn nothing_left(config: &Config, footprint: Footprint, cause: String)
     TrainError::OutOfMemory { step: 1, cause, lowered, help: would_help(config).join(", "), saved }
 }
 
-/// What takes less memory and is the user's to decide, since it changes what is learned.
+/// The end of a run by what the device said before its first step, with `step` steps done, most likely that there is too little
+/// memory for what there has to be by then.
+pub(super) fn cannot_begin(config: &Config, step: u64, message: String) -> TrainError {
+    let (place, saved) = ("before the first step".to_owned(), "nothing has been changed".to_owned());
+    match out_of_memory(&message).map(str::to_owned) {
+        Some(message) => {
+            TrainError::OutOfMemoryIn { place, message, help: would_help(config).join(", "), saved, sound: true }
+        }
+        None => TrainError::DeviceFailed { step: step + 1, message, saved },
+    }
+}
+
+/// What takes less memory and is the user's to decide, since it changes what is learned or what is kept of it.
 fn would_help(config: &Config) -> Vec<String> {
     let mut ways = Vec::new();
     if let Some(half) = half_resolution(config) {
@@ -226,6 +261,9 @@ fn would_help(config: &Config) -> Vec<String> {
     }
     if ClipConfig::is_needed(&config.losses) {
         ways.push("a smaller CLIP (clip.pretrained)".to_owned());
+    }
+    if config.ema.decay > 0.0 {
+        ways.push("no average of the weights (ema.decay = 0)".to_owned());
     }
     if ways.is_empty() {
         ways.push("a smaller model".to_owned());
@@ -254,11 +292,13 @@ mod tests {
                 "data.resolution = 128",
                 "freezing the encoder (model.train = [\"post_quant_conv\", \"decoder\"])",
                 "precision.compute = \"bf16\"",
+                "no average of the weights (ema.decay = 0)",
             ]
         );
         config.precision.compute = Compute::Fp16;
         config.model.train = vec!["decoder".to_owned()];
         config.losses.clip_image.weight = 1.0;
+        config.ema.decay = 0.0;
         assert_eq!(would_help(&config), ["data.resolution = 128", "a smaller CLIP (clip.pretrained)"]);
     }
 }

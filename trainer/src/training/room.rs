@@ -193,7 +193,8 @@ fn measured<T>(
     let networks = Networks::random_for(&drawn.config, None).or_else(|_| Networks::as_configured());
     let networks = networks.map_err(SweepError::from).map_err(TrainError::Measuring)?;
     let timeout = Duration::from_secs(loaded.config.sweep.timeout);
-    let children = Children { steps: STEPS, timeout, stopped: stop.measuring_begins() };
+    let stopped = stop.measuring_begins();
+    let children = Children { steps: STEPS, timeout, weigh_by_micro_batch: false, stopped };
     let result = what(&drawn, &networks, &children);
     // Nothing of ours stays behind if this is the end.
     drop(networks);

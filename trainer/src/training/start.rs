@@ -153,13 +153,17 @@ impl Start {
         let initial = pretrained::initial(config)?;
         let autodiff = device.device.clone().autodiff();
         let model = build(loaded, &initial.architecture, &initial.weights, &autodiff)?;
+        let average = || VqGan::new(&initial.architecture, &initial.weights, &device.device, DType::F32);
+        let average = (config.ema.decay > 0.0).then(average).transpose()?;
         let adversary = config.losses.adversarial.weight != 0.0;
+        let mut optimizer = ModelOptimizer::new(&config.optimizer);
+        optimizer.allocate(&model);
         Ok(Self {
-            ema: (config.ema.decay > 0.0).then(|| Ema::new(&model, config.ema.decay)),
+            ema: average.map(|average| Ema::new(average, config.ema.decay)),
             adversary: adversary.then(|| Adversary::fresh(config, &autodiff)).transpose()?,
             model,
             architecture: initial.architecture,
-            optimizer: ModelOptimizer::new(&config.optimizer),
+            optimizer,
             scaler: LossScaler::new(&config.precision),
             step: 0,
             before: None,
@@ -189,14 +193,18 @@ impl Start {
         }
         let architecture = resumed.state.architecture;
         // Weights on the host are dropped as soon as they are on the device.
-        let average = |weights: StateDict| VqGan::new(&architecture, &weights, &device.device, DType::F32);
-        let keeps_average = config.ema.decay > 0.0;
-        let ema = resumed.ema.filter(|_| keeps_average).map(average).transpose()?;
+        let average = |weights: &StateDict| VqGan::new(&architecture, weights, &device.device, DType::F32);
+        let average = match (config.ema.decay > 0.0, resumed.ema) {
+            (false, _) => None,
+            (true, Some(saved)) => Some(average(&saved)?),
+            (true, None) => Some(average(&resumed.model)?),
+        };
         let autodiff = device.device.clone().autodiff();
         let model = build(loaded, &architecture, &resumed.model, &autodiff)?;
         drop(resumed.model);
         let mut optimizer = ModelOptimizer::new(&config.optimizer);
         optimizer.load_state_dict(&model, &run_state::read_optimizer(&checkpoint.path).map_err(wrong)?)?;
+        optimizer.allocate(&model);
         // Either may be new or gone only where that was allowed.
         let adversary = match (resumed.state.adversarial, config.losses.adversarial.weight != 0.0) {
             (Some(state), true) => {
@@ -207,14 +215,10 @@ impl Start {
             (None, true) => Some(Adversary::fresh(config, &autodiff)?),
             (_, false) => None,
         };
-        let ema = match ema {
-            Some(average) => Some(Ema::resumed(average, config.ema.decay)),
-            None => keeps_average.then(|| Ema::new(&model, config.ema.decay)),
-        };
         Ok(Self {
             adversary,
             model,
-            ema,
+            ema: average.map(|average| Ema::new(average, config.ema.decay)),
             optimizer,
             scaler: match resumed.state.loss_scale {
                 Some(state) => LossScaler::resumed(&config.precision, state),

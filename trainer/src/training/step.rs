@@ -24,6 +24,9 @@ use crate::panics::catch_out_of_memory;
 use crate::precision::Probe;
 use crate::progress::Shown;
 
+/// Steps between two whose phases are measured on a GPU, which is waited for at each border between them.
+const PHASES_EVERY: u64 = 50;
+
 pub(super) enum StepError {
     Interrupted,
     /// It has taken more than it may.
@@ -71,6 +74,7 @@ impl Training {
             // The CPU has computed a value by the time it is asked for; a GPU would have to be waited for.
             stop_early: self.scaler.is_dynamic() && self.device.choice == Choice::Cpu,
             probe: self.probe.as_ref(),
+            weigh_by_micro_batch: self.weigh_by_micro_batch.then_some(self.footprint.micro),
         }
     }
 
@@ -92,19 +96,20 @@ impl Training {
             self.update(batch, &figures)
         });
         let updated = updated.and_then(|updated| self.faults.wait().map(|()| updated));
-        let updated = updated.map_err(|message| self.device_failed(message))?;
+        let failed = |message| self.failed(&format!("step {}, update", self.step + 1), message, false);
+        let updated = updated.map_err(failed)?;
         if self.device.choice != Choice::Cpu {
             // What fails in the update must not come up in the next step, as something that can be taken again.
-            self.device.device.sync().map_err(|error| self.device_failed(error.to_string()))?;
+            self.device.device.sync().map_err(|error| failed(error.to_string()))?;
         }
         let given_up = self.too_many_skips(loss_scales, interrupter)?;
         let peak = self.memory.peak();
         let micro = self.footprint.micro;
-        let over_limit = self.keep_to_limit();
+        let over_limit = self.keep_to_limit(peak);
         self.step += 1;
         // Loaders that were started anew count from zero.
         let waited = (loaders.wait_seconds() - waited).max(0.0);
-        self.report(&figures, &updated, (started, waited), (peak, micro))?;
+        self.report(&figures, &updated, (started, waited), (peak, micro, loaders.bytes_waiting()))?;
         self.reporter.gradient_norms(self.step, &norms, &self.progress);
         let as_measured = over_limit.is_none() && self.footprint.checkpoint == self.config.memory.checkpoint;
         if let Some(choice) = self.unconfirmed.take().filter(|_| as_measured) {
@@ -126,7 +131,7 @@ impl Training {
             (true, first_pass) => first_pass,
             (false, _) => None,
         };
-        self.memory.start();
+        self.memory.start(self.step == self.first_step || every(PHASES_EVERY, self.step + 1));
         self.faults.meet(self.step + 1, &Phase::Weights.to_string());
         let proceed = || match interrupter.should_stop() {
             true => Err(StepError::Interrupted),
@@ -136,6 +141,7 @@ impl Training {
         self.observe(Event::Phase(Phase::Optimizer));
         let figures = self.faults.wait().and_then(|()| self.read_figures(&batch));
         let figures = figures.map_err(|message| self.device_failed(message))?;
+        self.memory.peak();
         self.check_limit()?;
         Ok((batch, figures))
     }
@@ -280,14 +286,14 @@ impl Training {
         }
     }
 
-    /// `peak` is the step's of memory, in bytes, and `micro` its micro-batch; `waited` is the seconds since `started` in which it
-    /// waited for pictures.
+    /// `peak` is the step's of memory and `host_buffers` what pictures that wait for the next ones take, in bytes, and `micro` its
+    /// micro-batch; `waited` is the seconds since `started` in which it waited for pictures.
     fn report(
         &mut self,
         figures: &Figures,
         updated: &Updated,
         (started, waited): (Instant, f64),
-        (peak, micro): (u64, usize),
+        (peak, micro, host_buffers): (u64, usize, usize),
     ) -> Result<(), TrainError> {
         let Updated { generator, discriminator } = updated;
         let seconds = started.elapsed().as_secs_f64();
@@ -310,6 +316,7 @@ impl Training {
             "data_wait": waited,
             "peak_memory": shown.peak_memory,
             "micro": micro,
+            "host_buffers": host_buffers,
         });
         if !figures.code_counts.is_empty() {
             let codes = CodebookUse::from_counts(&figures.code_counts);
