@@ -256,7 +256,9 @@ mod tests {
                 meter.enter(Phase::Loss("pixel"));
             }
             for _ in 0..5 {
-                [Phase::Forward, Phase::Loss("pixel"), Phase::Backward].map(|phase| meter.enter(phase));
+                [Phase::Forward, Phase::Loss("pixel"), Phase::Backward]
+                    .into_iter()
+                    .for_each(|phase| meter.enter(phase));
             }
             meter.enter(Phase::Optimizer);
             let before = asked.get();

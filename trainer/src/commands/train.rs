@@ -87,6 +87,7 @@ pub(super) fn run(args: &TrainArgs) -> Result<ExitCode, CommandError> {
         deadline,
         dashboard: args.tui,
         faults: args.inject_fault.clone(),
+        weigh_by_micro_batch: false,
     };
     let outcome = train(&loaded, options, &stop)?;
     if args.json.json {
