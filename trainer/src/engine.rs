@@ -207,7 +207,11 @@ pub fn effective_batch_gradient<B: MicroBatch, E>(
     pass.finish(&coupling, &last_layer, &mut sums);
     overflow.leave_out(&mut sums);
     let Learned { gradients, statistics } = learned;
-    let (generator, discriminator) = (generator.into_inner(), gradients.into_inner());
+    let generator = generator.into_gradients(vqgan);
+    let discriminator = match &pass.discriminator {
+        Some((_, discriminator)) => gradients.into_gradients(discriminator),
+        None => GradientsParams::new(),
+    };
     Ok(EffectiveBatch { generator, discriminator, statistics, loss_scales: settings.loss_scales, sums })
 }
 
