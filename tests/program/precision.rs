@@ -283,6 +283,30 @@ fn values_near_the_end_of_f16_are_said_at_the_start() {
     }
 }
 
+/// What a step takes for each further picture, of a model that has no attention and next to no weights.
+#[test]
+fn half_precision_takes_two_fifths_off_the_activations() {
+    let folder = tempfile::tempdir().unwrap();
+    let config = "[run]\ndevice = \"cpu\"\n[batch]\neffective = 4\nmicro = 2\n\
+                  [model]\narchitecture = \"tiny\"\nchannels = [32, 64]\nres_blocks = 2\n\
+                  [data]\nsource = \"shapes\"\nimages = 50\nresolution = 64\nvalidation = 0\nworkers = 0\n[ema]\ndecay = 0\n";
+    fs::write(folder.path().join("model.toml"), config).unwrap();
+    let arguments = ["sweep", "--config", "model.toml", "--steps", "2", "--micro", "2,4", "--checkpoint", "none"];
+    let arguments = [&arguments[..], &["--precision", "fp32,bf16,fp16", "--json"]].concat();
+    let sweep: Value = serde_json::from_str(&run(folder.path(), &arguments).success().stdout).unwrap();
+    let rows = sweep["rows"].as_array().unwrap();
+    let peak = |precision: &str, micro: u64| {
+        let row = rows.iter().find(|row| row["precision"] == precision && row["micro"] == micro);
+        row.unwrap()["peak_memory"].as_f64().unwrap()
+    };
+    let of_a_picture = |precision| (peak(precision, 4) - peak(precision, 2)) / 2.0;
+    for precision in ["bf16", "fp16"] {
+        let share = of_a_picture(precision) / of_a_picture("fp32");
+        println!("{precision}: {:.1} % less", 100.0 * (1.0 - share));
+        assert!(share <= 0.6, "{precision}: {share}");
+    }
+}
+
 #[test]
 fn devices_are_listed_with_their_memory_and_precisions() {
     let folder = tempfile::tempdir().unwrap();
