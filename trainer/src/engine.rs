@@ -177,7 +177,9 @@ pub fn effective_batch_gradient<B: MicroBatch, E>(
             // The discriminator's step is another one, for which reconstructions are enough.
             if !overflow.discriminator {
                 let original = pass.images(&batch);
-                let (reconstruction, _) = plain.reconstruct(original.clone());
+                // The way that all other steps go: without a graph, half precision rounds otherwise.
+                let (_, reconstruction) =
+                    Reconstruct::forward(vqgan, &plain, original.clone(), settings.checkpoint, None);
                 pass.discriminator_gradient(
                     &pass.seen(&batch, first, original, reconstruction),
                     &mut learned,
