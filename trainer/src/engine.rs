@@ -191,7 +191,9 @@ pub fn effective_batch_gradient<B: MicroBatch, E>(
             // The discriminator's step is another one, for which reconstructions are enough.
             if !overflow.discriminator {
                 let original = pass.images(&batch);
-                let (reconstruction, _) = plain.reconstruct(original.clone());
+                // The way that all other steps go: without a graph, half precision rounds otherwise.
+                let (_, reconstruction) =
+                    Reconstruct::forward(vqgan, &plain, original.clone(), settings.checkpoint, None);
                 pass.discriminator_gradient(
                     &pass.seen(&batch, first, original, reconstruction),
                     &mut learned,
@@ -221,7 +223,11 @@ pub fn effective_batch_gradient<B: MicroBatch, E>(
     pass.finish(&coupling, &last_layer, &mut sums);
     overflow.leave_out(&mut sums);
     let Learned { gradients, statistics } = learned;
-    let (generator, discriminator) = (generator.into_inner(), gradients.into_inner());
+    let generator = generator.into_gradients(vqgan);
+    let discriminator = match &pass.discriminator {
+        Some((_, discriminator)) => gradients.into_gradients(discriminator),
+        None => GradientsParams::new(),
+    };
     Ok(EffectiveBatch { generator, discriminator, statistics, loss_scales: settings.loss_scales, sums })
 }
 

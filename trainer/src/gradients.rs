@@ -29,9 +29,29 @@ impl GradientSum {
         &self.0
     }
 
-    /// The sums by parameter.
-    pub fn into_inner(self) -> GradientsParams {
+    /// The sums by parameter of `module`, and infinity where f16 cannot hold the sum of a parameter that is in f16: a single
+    /// pass over the whole batch would have given that. So whether a step overflows does not depend on how many passes it
+    /// takes, in which the sum comes about in smaller parts.
+    pub fn into_gradients<M: Module>(mut self, module: &M) -> GradientsParams {
+        module.visit(&mut Holding(&mut self.0));
         self.0
+    }
+}
+
+/// What f16 rounds to infinity.
+const BEYOND_F16: f64 = 65_520.0;
+
+struct Holding<'a>(&'a mut GradientsParams);
+
+impl ModuleVisitor for Holding<'_> {
+    fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
+        if param.val().dtype() != DType::F16 {
+            return;
+        }
+        if let Some(sum) = self.0.remove::<D>(param.id) {
+            let beyond = sum.clone().abs().greater_equal_elem(BEYOND_F16);
+            self.0.register(param.id, sum.mask_fill(beyond, f64::INFINITY));
+        }
     }
 }
 
@@ -177,6 +197,7 @@ mod tests {
     use burn::tensor::Device;
 
     use super::*;
+    use crate::precision::compute_copy;
 
     #[test]
     fn a_block_is_named_by_two_parts_and_a_number() {
@@ -189,6 +210,27 @@ mod tests {
             ("weight", "weight"),
         ] {
             assert_eq!(block(name), expected);
+        }
+    }
+
+    /// Two passes with 40,000 each are finite in f16, and one with their sum is not.
+    #[test]
+    fn a_sum_that_f16_cannot_hold_overflows_in_however_many_passes() {
+        let device = Device::flex().autodiff();
+        for (dtype, expected) in [(DType::F16, true), (DType::BF16, false), (DType::F32, false)] {
+            let layer = LinearConfig::new(1, 1).with_bias(false).init(&device);
+            let layer = compute_copy(&layer, dtype);
+            let sum = |passes: &[f32]| {
+                let mut sum = GradientSum::default();
+                for value in passes {
+                    let input = Tensor::<2>::from_floats([[*value]], &device).cast(dtype);
+                    sum.add_module(&mut layer.forward(input).sum().backward(), &layer);
+                }
+                let norm = global_norm(&layer, &sum.into_gradients(&layer)).unwrap();
+                norm.into_data().iter::<f64>().next().unwrap()
+            };
+            assert_eq!(sum(&[4e4, 4e4]).is_infinite(), expected, "{dtype:?}");
+            assert!((sum(&[3e4, 3e4]) / 6e4 - 1.0).abs() < 1e-2, "{dtype:?}");
         }
     }
 

@@ -104,7 +104,8 @@ pub fn mean_logits(logits: Tensor<4>) -> Tensor<1> {
 }
 
 /// The weight at which the adversarial loss pulls as strongly as the reconstruction's losses (Esser et al. 2021,
-/// arXiv 2012.09841, equation 7; the guard and the limit are taming's): `[1]`, on the device of the two gradients.
+/// arXiv 2012.09841, equation 7; the guard and the limit are taming's): `[1]`, on the device of the two gradients, and not a
+/// number where one of them is not finite, which the limit would otherwise hide.
 pub fn adaptive_weight<const D: usize>(
     reconstruction_gradient: Tensor<D>,
     adversarial_gradient: Tensor<D>,
@@ -113,7 +114,10 @@ pub fn adaptive_weight<const D: usize>(
         let dtype = statistics_dtype(gradient.dtype());
         gradient.cast(dtype).square().sum().sqrt()
     };
-    (norm(reconstruction_gradient) / (norm(adversarial_gradient) + ADAPTIVE_EPSILON)).clamp(0.0, ADAPTIVE_LIMIT)
+    let (reconstruction, adversarial) = (norm(reconstruction_gradient), norm(adversarial_gradient));
+    let overflow = reconstruction.clone().is_finite().bool_and(adversarial.clone().is_finite()).bool_not();
+    let ratio = reconstruction / (adversarial + ADAPTIVE_EPSILON);
+    ratio.clamp(0.0, ADAPTIVE_LIMIT).mask_fill(overflow, f64::NAN)
 }
 
 /// The loss `adversarial`, and the loss that the discriminator learns by.

@@ -9,7 +9,7 @@ use checkpoints::run::{Checkpoint, RunStore};
 use super::{Options, Resume, TrainError};
 use crate::adversary::Adversary;
 use crate::best::Best;
-use crate::config::{Compute, Config, Loaded, Problem, ScheduleKind};
+use crate::config::{Compute, Config, Loaded, PrecisionConfig, Problem, ScheduleKind};
 use crate::data::Data;
 use crate::device::Selected;
 use crate::ema::Ema;
@@ -102,21 +102,23 @@ fn check_unfinished(state: &State, config: &Config) -> Result<(), TrainError> {
 
 /// Refuses a precision that the device cannot compute in.
 pub(super) fn check_precision(loaded: &Loaded, device: &Selected) -> Result<(), TrainError> {
-    let precision = &loaded.config.precision;
-    for (key, compute) in [("precision.compute", precision.compute), ("precision.frozen", precision.frozen())] {
-        if !device.supports(compute) {
-            let others: Vec<&str> =
-                Compute::ALL.into_iter().filter(|c| device.supports(*c)).map(Compute::name).collect();
-            let message = format!(
-                "is \"{}\", which {} cannot compute in; it can compute in {}",
-                compute.name(),
-                device.description,
-                others.join(" and "),
-            );
-            return Err(loaded.locate(Problem { key, message }).into());
-        }
+    match unsupported(&loaded.config.precision, &device.description, |compute| device.supports(compute)) {
+        Some(problem) => Err(loaded.locate(problem).into()),
+        None => Ok(()),
     }
-    Ok(())
+}
+
+/// What of `precision` the device called `name` cannot compute in, and what it can do instead.
+fn unsupported(precision: &PrecisionConfig, name: &str, supports: impl Fn(Compute) -> bool) -> Option<Problem> {
+    let asked_for = [("precision.compute", precision.compute), ("precision.frozen", precision.frozen())];
+    let (key, compute) = asked_for.into_iter().find(|(_, compute)| !supports(*compute))?;
+    let others: Vec<&str> = Compute::ALL.into_iter().filter(|other| supports(*other)).map(Compute::name).collect();
+    let message = format!(
+        "is \"{}\", which {name} cannot compute in; it can compute in {}",
+        compute.name(),
+        others.join(" and ")
+    );
+    Some(Problem { key, message })
 }
 
 /// Names the first picture without a caption, if a loss needs one.
@@ -232,5 +234,38 @@ impl Start {
             checkpoint: Some(checkpoint.path),
             architecture,
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::{Override, load};
+
+    /// The error's line for a device that computes in `supported`.
+    fn refused(sets: &[(&str, &str)], supported: &[Compute]) -> Option<String> {
+        let overrides: Vec<Override> = sets.iter().map(|(key, value)| Override::new(key, value)).collect();
+        let loaded = load("tiny-cpu.toml", &overrides).unwrap();
+        let problem = unsupported(&loaded.config.precision, "wgpu:0, A100", |compute| supported.contains(&compute));
+        problem.map(|problem| loaded.locate(problem).to_string())
+    }
+
+    #[test]
+    fn a_precision_that_the_device_cannot_compute_in_is_refused_with_those_that_it_can() {
+        use Compute::{Fp16, Fp32};
+        let bf16 = [("precision.compute", "bf16")];
+        let said = "--set precision.compute=bf16: `precision.compute` is \"bf16\", which wgpu:0, A100 cannot compute in; \
+                    it can compute in fp32 and fp16";
+        assert_eq!(refused(&bf16, &[Fp32, Fp16]).as_deref(), Some(said));
+        let frozen = [("precision.frozen", "fp16")];
+        let said = "--set precision.frozen=fp16: `precision.frozen` is \"fp16\", which wgpu:0, A100 cannot compute in; \
+                    it can compute in fp32";
+        assert_eq!(refused(&frozen, &[Fp32]).as_deref(), Some(said));
+        // One that both compute in is refused by the key that it stands at.
+        let error = refused(&[("precision.compute", "fp16"), ("precision.frozen", "fp32")], &[Fp32]).unwrap();
+        assert!(error.starts_with("--set precision.compute=fp16: `precision.compute` is \"fp16\""), "{error}");
+        for sets in [&bf16[..], &frozen, &[]] {
+            assert_eq!(refused(sets, &Compute::ALL), None, "{sets:?}");
+        }
     }
 }

@@ -228,7 +228,8 @@ impl Training {
 
         let step = self.step;
         let discriminator = self.adversary.as_mut().and_then(|adversary| {
-            adversary.remember(figures.next_balance);
+            // Of a step that the model skips there is no balance, or a part of one.
+            adversary.remember(figures.next_balance.filter(|_| finite));
             let norm = figures.discriminator_grad_norm?;
             let (learning_rate, loss_scale) = (adversary.learning_rate(step), adversary.scaler().scale());
             let logits = figures.get("logits_real").zip(figures.get("logits_fake")).map(|(real, fake)| [real, fake]);

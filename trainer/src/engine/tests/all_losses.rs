@@ -192,8 +192,18 @@ impl Run {
     }
 
     pub(super) fn step(&self, losses: &Losses, settings: StepSettings, sizes: &[usize]) -> EffectiveBatch {
+        self.observed_step(losses, settings, sizes, |_| {})
+    }
+
+    pub(super) fn observed_step(
+        &self,
+        losses: &Losses,
+        settings: StepSettings,
+        sizes: &[usize],
+        observe: impl Fn(Event),
+    ) -> EffectiveBatch {
         let networks = Networks { vqgan: &self.vqgan, discriminator: Some(&self.discriminator) };
-        effective_batch_gradient(networks, losses, settings, cut(sizes), cut(sizes), |_| {}).unwrap()
+        effective_batch_gradient(networks, losses, settings, cut(sizes), cut(sizes), observe).unwrap()
     }
 
     /// Of the generator's and the discriminator's gradient.

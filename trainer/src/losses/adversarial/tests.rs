@@ -125,6 +125,18 @@ fn the_adaptive_weight_is_the_ratio_of_the_norms_within_its_limit() {
     assert!((halves - 1.0).abs() < 1e-3, "{halves}");
 }
 
+/// The limit would make a weight of it, and a step that has overflowed would not be seen as one.
+#[test]
+fn the_adaptive_weight_of_an_overflow_is_not_a_number() {
+    for dtype in [DType::F64, DType::F32, DType::BF16, DType::F16] {
+        for (a, b) in [(f64::INFINITY, 1.0), (1.0, f64::INFINITY), (f64::INFINITY, f64::INFINITY), (f64::NAN, 1.0)] {
+            let gradient = |value: f64| Tensor::<1>::from_data([value, 0.5], (&Device::flex(), dtype));
+            let weight = adaptive_weight(gradient(a), gradient(b)).cast(DType::F64);
+            assert!(read(weight.clone())[0].is_nan(), "{dtype:?}, {a} and {b}: {weight}");
+        }
+    }
+}
+
 #[test]
 fn a_loss_is_named_as_in_the_configuration() {
     let names = LOSSES.map(|loss| serde_json::to_string(&loss).unwrap());
