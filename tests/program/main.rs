@@ -3,6 +3,7 @@
 mod bad_input;
 mod command;
 mod export;
+mod killed;
 mod losses;
 mod memory;
 mod parity;

@@ -254,6 +254,9 @@ impl Training {
                 eprintln!("set aside, since the run goes on from step {step}: {}", aside.display());
             }
         }
+        let faults = Faults::new(options.faults);
+        let saves = faults.of_saves();
+        let store = store.with_hook(move |what| saves.wrote(what));
         let mut training = Self {
             logs: Logs::open(&folder, step, start.validated)?,
             losses,
@@ -272,7 +275,7 @@ impl Training {
             footprint: room.footprint,
             recovery: Recovery::new(limit, purpose == Purpose::Run),
             unconfirmed: room.unconfirmed,
-            faults: Faults::new(options.faults),
+            faults,
             step,
             handed_over: (own.is_some().then_some(step), Instant::now()),
             saved: own.map(|path| (step, path)),
@@ -476,7 +479,9 @@ impl Training {
             every: (settings.keep_every > 0).then_some(settings.keep_every),
             best: self.best.map(|best| best.step),
         };
-        self.writer.save(self.step, keep, move |folder| snapshot.write(folder))?;
+        self.faults.save_begins(self.step);
+        let saves = self.faults.of_saves();
+        self.writer.save(self.step, keep, move |folder| snapshot.write(folder, |name| saves.wrote(name)))?;
         self.handed_over = (Some(self.step), Instant::now());
         if self.limits_host() {
             // The copy that is being written would be in the next step's peak.
