@@ -2,6 +2,7 @@
 
 mod bad_input;
 mod command;
+mod disk;
 mod export;
 mod killed;
 mod losses;
