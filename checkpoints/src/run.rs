@@ -99,6 +99,14 @@ pub enum RunError {
         /// SHA-256 on disk.
         found: String,
     },
+    /// All files are as they were written, and still are no checkpoint of a run.
+    #[error("{} is whole, but no run can go on from it: {reason}", .path.display())]
+    Unusable {
+        /// The checkpoint's folder.
+        path: PathBuf,
+        /// Why not.
+        reason: String,
+    },
     /// The writer of a checkpoint left something that cannot be checked.
     #[error("{} cannot be part of a checkpoint: {reason}", .path.display())]
     NotAFile {
@@ -125,8 +133,8 @@ impl RunError {
     }
 }
 
-/// What a user can do about the errors that are about the place and not about the program.
-fn advice(error: &io::Error) -> &'static str {
+/// What a user can do about the errors that are about the place and not about the program, to follow the error itself.
+pub fn advice(error: &io::Error) -> &'static str {
     match error.kind() {
         io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => {
             "; free some space, or keep fewer checkpoints ([checkpoints] keep_last)"

@@ -3,7 +3,9 @@
 mod bad_input;
 mod check;
 mod command;
+mod disk;
 mod export;
+mod killed;
 mod losses;
 mod memory;
 mod parity;

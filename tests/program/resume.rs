@@ -1,14 +1,13 @@
-//! Runs that go on: after an end, after `kill -9`, from another checkpoint, with another configuration.
+//! Runs that go on: after an end, from a broken checkpoint or another one, with another configuration.
 
-use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;
-use std::process::Stdio;
 
-use serde_json::Value;
+use serde_json::{Value, json};
+use sha2::{Digest, Sha256};
 
-use crate::command::{command, finished, run, small};
-use crate::run::{metrics, weights};
+use crate::command::{copy_folder, run, small};
+use crate::run::{assert_same_run, metrics, newest, repeatable, weights};
 
 #[test]
 fn a_resumed_run_is_the_same_run() {
@@ -64,121 +63,115 @@ fn a_run_is_not_resumed_on_other_pictures() {
     run(folder.path(), &[&arguments[..5], &["data.path=moved", "--resume"]].concat()).success();
 }
 
+/// Adds a damage to the checkpoint in a folder; the second one is that of a run with another model.
+type Damage = fn(&Path, &Path);
+
+fn change(path: &Path, how: impl Fn(&mut Vec<u8>)) {
+    let mut bytes = fs::read(path).unwrap();
+    how(&mut bytes);
+    fs::write(path, bytes).unwrap();
+}
+
+fn take_over(name: &str, from: &Path, to: &Path) {
+    fs::copy(from.join(name), to.join(name)).unwrap();
+}
+
+/// Makes the files in a folder a checkpoint that verifies.
+fn seal(checkpoint: &Path) {
+    change(&checkpoint.join("manifest.json"), |text| {
+        let mut manifest: Value = serde_json::from_slice(text).unwrap();
+        for (name, record) in manifest["files"].as_object_mut().unwrap() {
+            let bytes = fs::read(checkpoint.join(name)).unwrap();
+            let hash: String = Sha256::digest(&bytes).iter().map(|byte| format!("{byte:02x}")).collect();
+            *record = json!({"size": bytes.len(), "sha256": hash});
+        }
+        *text = serde_json::to_vec(&manifest).unwrap();
+    });
+}
+
 #[test]
 fn a_broken_checkpoint_is_passed_over_by_name() {
+    let damages: [(Damage, &str); 8] = [
+        (
+            |at, _| {
+                change(&at.join("model.safetensors"), |bytes| {
+                    let middle = bytes.len() / 2;
+                    bytes[middle] ^= 1;
+                });
+            },
+            "model.safetensors was changed after its checkpoint was written",
+        ),
+        (|at, _| change(&at.join("ema.safetensors"), |bytes| bytes.truncate(bytes.len() - 1)), "ema.safetensors has "),
+        (
+            |at, _| fs::remove_file(at.join("optimizer.safetensors")).unwrap(),
+            "optimizer.safetensors is missing from its checkpoint",
+        ),
+        (|at, _| fs::remove_file(at.join("manifest.json")).unwrap(), "step-000004 is not a finished checkpoint"),
+        (|at, other| take_over("manifest.json", other, at), " bytes, its checkpoint was written with "),
+        // From here on all files are as the manifest says.
+        (
+            |at, other| {
+                take_over("model.safetensors", other, at);
+                seal(at);
+            },
+            "step-000004 is whole, but no run can go on from it: model.safetensors: ",
+        ),
+        (
+            |at, other| {
+                take_over("optimizer.safetensors", other, at);
+                seal(at);
+            },
+            "no run can go on from it: optimizer.safetensors: `encoder.",
+        ),
+        (
+            |at, _| {
+                change(&at.join("state.json"), |text| {
+                    *text = String::from_utf8_lossy(text).replace("\"architecture\"", "\"network\"").into_bytes();
+                });
+                seal(at);
+            },
+            "no run can go on from it: state.json: ",
+        ),
+    ];
+    let folder = small();
+    run(folder.path(), &["--config", "small.toml", "--run-dir", "whole"]).success();
+    let wider = ["--set", "model.channels=[8, 24]", "--set", "model.codes=16"];
+    run(folder.path(), &[&["--config", "small.toml", "--run-dir", "other"], &wider[..]].concat()).success();
+    let (whole, broken) = (folder.path().join("whole"), folder.path().join("broken"));
+    let newest = |run: &str| folder.path().join(run).join("checkpoints/step-000004");
+    for (damage, expected) in damages {
+        copy_folder(&whole, &broken);
+        damage(&newest("broken"), &newest("other"));
+        let resumed = run(folder.path(), &["--config", "small.toml", "--run-dir", "broken", "--resume"]).success();
+        let passed_over: Vec<&str> = resumed.stderr.lines().filter(|line| line.starts_with("passed over ")).collect();
+        let [line] = passed_over[..] else { panic!("{}", resumed.stderr) };
+        assert!(line.contains("step-000004") && line.contains(expected), "{expected}: {line}");
+        assert!(resumed.stderr.contains("step 2 of 4"), "{}", resumed.stderr);
+        assert_same_run(&whole, &broken);
+        fs::remove_dir_all(&broken).unwrap();
+    }
+
+    // Asked for by name, it is not replaced by another one.
+    copy_folder(&whole, &broken);
+    fs::remove_file(broken.join("checkpoints/step-000004/ema.safetensors")).unwrap();
+    let error = run(folder.path(), &["--resume", "broken/checkpoints/step-000004"]).error(1);
+    assert!(error.contains("ema.safetensors is missing from its checkpoint"), "{error}");
+}
+
+/// A whole checkpoint of another run is not taken for one of this run, and nothing of it or of the others is lost.
+#[test]
+fn a_checkpoint_of_another_run_is_told_by_its_configuration() {
     let folder = small();
     run(folder.path(), &["--config", "small.toml"]).success();
-    let model = folder.path().join("runs/small/checkpoints/step-000004/model.safetensors");
-    let mut bytes = fs::read(&model).unwrap();
-    let middle = bytes.len() / 2;
-    bytes[middle] ^= 1;
-    fs::write(&model, bytes).unwrap();
-    let resumed = run(folder.path(), &["--config", "small.toml", "--resume"]).success();
-    assert!(resumed.stderr.contains("passed over") && resumed.stderr.contains("step-000004"), "{}", resumed.stderr);
-    assert!(resumed.stderr.contains("step 2 of 4"), "{}", resumed.stderr);
-}
-
-/// Every file of the newest checkpoint but the manifest, by name.
-fn newest(run: &Path) -> BTreeMap<String, Vec<u8>> {
-    let latest = fs::read_to_string(run.join("checkpoints/latest")).unwrap();
-    let files = fs::read_dir(run.join("checkpoints").join(latest.trim())).unwrap();
-    let files = files.map(|entry| entry.unwrap()).map(|entry| (entry.file_name().into_string().unwrap(), entry.path()));
-    files.filter(|(name, _)| name != "manifest.json").map(|(name, path)| (name, fs::read(path).unwrap())).collect()
-}
-
-/// A log's lines without what depends on the clock and on the machine.
-fn repeatable(run: &Path) -> Vec<Value> {
-    let mut lines = metrics(run);
-    for line in &mut lines {
-        let line = line.as_object_mut().unwrap();
-        line.retain(|key, _| !["images_per_second", "data_wait", "peak_memory", "memory"].contains(&key.as_str()));
-    }
-    lines
-}
-
-/// Nothing that a run computes or logs differs.
-fn assert_same_run(a: &Path, b: &Path) {
-    assert_eq!(repeatable(a), repeatable(b));
-    assert_eq!(fs::read(a.join("validation.jsonl")).unwrap(), fs::read(b.join("validation.jsonl")).unwrap());
-    let (a, b) = (newest(a), newest(b));
-    assert!(a.keys().eq(b.keys()), "{:?} {:?}", a.keys(), b.keys());
-    for (name, bytes) in &a {
-        assert!(*bytes == b[name], "{name} differs");
-    }
-}
-
-/// A loss scale that is too high at first and grows again, and thus is lowered in the midst of the run.
-const FP16: &str = "[precision]\ncompute = \"fp16\"\n[precision.scaler]\ninit = 16777216.0\ngrowth_interval = 3\n";
-
-/// Kills a run of `steps` steps `rounds` times, each time at another moment, and lets it go on.
-fn killed_and_resumed(rounds: u32, steps: u32, precision: &str) {
-    let folder = small();
-    let text = fs::read_to_string(folder.path().join("small.toml")).unwrap();
-    let text = text
-        .replace("steps = 4", &format!("steps = {steps}"))
-        .replace("every_steps = 2\nsamples", "every_steps = 3\nsamples");
-    let text = text.replace("[checkpoints]\n", "[checkpoints]\nbest = \"psnr\"\nkeep_every = 10\n");
-    let discriminator = "[losses.adversarial]\nweight = 0.5\nstart = 4\nlecam = 0.01\nadaptive = \"previous-step\"\n\
-                         [discriminator]\nstart = 2\nlayers = 1\nchannels = 8\n[schedule]\nwarmup = 5\n";
-    fs::write(folder.path().join("small.toml"), text + discriminator + precision).unwrap();
-    let started = std::time::Instant::now();
-    run(folder.path(), &["--config", "small.toml", "--run-dir", "whole"]).success();
-    let whole = started.elapsed();
-
-    let killed = folder.path().join("killed");
-    let go_on = || {
-        let resume: &[&str] = if killed.join("checkpoints/latest").exists() { &["--resume"] } else { &[] };
-        let mut command =
-            command(folder.path(), &[&["--config", "small.toml", "--run-dir", "killed"], resume].concat());
-        command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap()
-    };
-    // A kill after the last checkpoint, but before the end of the process, leaves a run that is through.
-    let check_end = |output| {
-        let ended = finished(output);
-        assert!(ended.code == 0 || ended.code == 2 && ended.stderr.contains("it is finished"), "{}", ended.stderr);
-        assert_same_run(&folder.path().join("whole"), &killed);
-    };
-    let (mut random, mut kills) = (0x9e37_79b9_u64, 0);
-    for _ in 0..rounds {
-        random = random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-        // Late enough that most rounds save something, early enough that ten of them do not end the run.
-        let share = 0.05 + 0.25 * (random >> 40) as f64 / f64::from(1 << 24);
-        let mut child = go_on();
-        std::thread::sleep(whole.mul_f64(share));
-        if child.try_wait().unwrap().is_some() {
-            check_end(child.wait_with_output().unwrap());
-            // From the beginning again, so that there is something to kill.
-            fs::remove_dir_all(&killed).unwrap();
-        } else {
-            child.kill().unwrap();
-            child.wait().unwrap();
-            kills += 1;
-        }
-    }
-    println!("{kills} of {rounds} rounds were kills");
-    check_end(go_on().wait_with_output().unwrap());
-    if precision == FP16 {
-        let skipped = metrics(&killed).iter().filter(|line| line["skipped"] == true).count();
-        assert!((2..20).contains(&skipped), "{skipped}");
-    }
-}
-
-/// `kill -9` costs the steps since the last checkpoint and nothing else.
-#[test]
-fn a_killed_run_is_the_same_run() {
-    killed_and_resumed(4, 40, "");
-}
-
-#[test]
-fn a_killed_run_in_half_precision_is_the_same_run() {
-    killed_and_resumed(2, 15, FP16);
-}
-
-#[test]
-#[ignore = "takes minutes: cargo test --release -p vqgan-trainer --test program -- --ignored hundred --nocapture"]
-fn a_run_that_is_killed_a_hundred_times_is_the_same_run() {
-    killed_and_resumed(100, 40, "");
-    killed_and_resumed(100, 40, FP16);
+    run(folder.path(), &["--config", "small.toml", "--run-dir", "other", "--set", "model.channels=[8, 24]"]).success();
+    let newest = folder.path().join("runs/small/checkpoints/step-000004");
+    fs::remove_dir_all(&newest).unwrap();
+    fs::rename(folder.path().join("other/checkpoints/step-000004"), &newest).unwrap();
+    let error = run(folder.path(), &["--config", "small.toml", "--resume"]).error(2);
+    assert!(error.contains("model.channels: [8, 24] -> [8, 16]"), "{error}");
+    let good = ["--config", "small.toml", "--resume", "runs/small/checkpoints/step-000002"];
+    let resumed = run(folder.path(), &good).success();
+    assert!(resumed.stderr.contains("step-000004.aside-1"), "{}", resumed.stderr);
 }
 
 /// The checkpoints of a run that leaves the numbers are of no use; the one before them stays, whatever `keep_last` says.

@@ -1,5 +1,6 @@
 //! A run from its first step to its last, stopped and resumed.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -19,6 +20,37 @@ pub fn weights(run: &Path) -> Vec<(String, Vec<u8>)> {
     let folder = run.join("checkpoints").join(latest.trim());
     let files = ["model.safetensors", "ema.safetensors"];
     files.into_iter().map(|name| (name.to_owned(), fs::read(folder.join(name)).unwrap())).collect()
+}
+
+/// Every file of the newest checkpoint but the manifest, by name.
+pub fn newest(run: &Path) -> BTreeMap<String, Vec<u8>> {
+    let is_step = |name: &String| name.strip_prefix("step-").is_some_and(|step| step.parse::<u64>().is_ok());
+    let names = fs::read_dir(run.join("checkpoints")).unwrap().map(|entry| entry.unwrap().file_name());
+    let newest = names.filter_map(|name| name.into_string().ok().filter(is_step)).max().unwrap();
+    let files = fs::read_dir(run.join("checkpoints").join(newest)).unwrap();
+    let files = files.map(|entry| entry.unwrap()).map(|entry| (entry.file_name().into_string().unwrap(), entry.path()));
+    files.filter(|(name, _)| name != "manifest.json").map(|(name, path)| (name, fs::read(path).unwrap())).collect()
+}
+
+/// A log's lines without what depends on the clock and on the machine.
+pub fn repeatable(run: &Path) -> Vec<Value> {
+    let mut lines = metrics(run);
+    for line in &mut lines {
+        let line = line.as_object_mut().unwrap();
+        line.retain(|key, _| !["images_per_second", "data_wait", "peak_memory", "memory"].contains(&key.as_str()));
+    }
+    lines
+}
+
+/// Nothing that a run computes or logs differs.
+pub fn assert_same_run(a: &Path, b: &Path) {
+    assert_eq!(repeatable(a), repeatable(b));
+    assert_eq!(fs::read(a.join("validation.jsonl")).unwrap(), fs::read(b.join("validation.jsonl")).unwrap());
+    let (a, b) = (newest(a), newest(b));
+    assert!(a.keys().eq(b.keys()), "{:?} {:?}", a.keys(), b.keys());
+    for (name, bytes) in &a {
+        assert!(*bytes == b[name], "{name} differs");
+    }
 }
 
 #[test]

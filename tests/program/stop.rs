@@ -2,13 +2,14 @@
 #![cfg(unix)]
 
 use std::fs;
+use std::io::{BufRead, BufReader};
 use std::net::TcpListener;
 use std::path::Path;
 use std::process::{Child, Stdio};
 use std::time::{Duration, Instant};
 
 use crate::command::{Finished, command, finished, run, small};
-use crate::run::metrics;
+use crate::run::{assert_same_run, metrics};
 
 const ENDLESS: [&str; 6] =
     ["--config", "small.toml", "--set", "run.steps=100000", "--set", "checkpoints.every_steps=0"];
@@ -50,6 +51,44 @@ fn an_interrupted_run_saves_and_says_how_to_go_on() {
         assert!(stopped.stderr.contains("--resume"), "{}", stopped.stderr);
         let step = metrics(&folder.path().join("runs/small")).len();
         assert!(folder.path().join(format!("runs/small/checkpoints/step-{step:06}")).is_dir());
+    }
+}
+
+/// The second signal does not wait for the save that the first one asked for, and what was saved before is whole.
+#[test]
+fn a_second_signal_ends_the_run_at_once() {
+    let folder = small();
+    run(folder.path(), &["--config", "small.toml", "--run-dir", "whole"]).success();
+    for name in ["-INT", "-TERM"] {
+        let run_dir = name.trim_start_matches('-');
+        // A save that goes no further, with the model written and the manifest not.
+        let arguments = ["--config", "small.toml", "--run-dir", run_dir, "--inject-fault", "4:save-4:hang"];
+        let mut child = start(folder.path(), &arguments);
+        let mut said = BufReader::new(child.stderr.take().unwrap()).lines().map(Result::unwrap);
+        let mut wait_for = |text: &str| assert!(said.any(|line| line.contains(text)), "nothing was said of: {text}");
+        wait_for("injected after: ema.safetensors");
+        signal(&child, name);
+        wait_for("the run is saved first, Ctrl-C stops at once");
+        assert!(child.try_wait().unwrap().is_none());
+        signal(&child, name);
+        assert_eq!(child.wait().unwrap().code(), Some(130));
+        let checkpoints = folder.path().join(run_dir).join("checkpoints");
+        assert!(checkpoints.join("step-000002").is_dir() && !checkpoints.join("step-000004").exists());
+
+        let resumed = run(folder.path(), &["--resume", "--config", "small.toml", "--run-dir", run_dir]).success();
+        assert!(
+            resumed.stderr.contains("step 2 of 4") && !resumed.stderr.contains("passed over"),
+            "{}",
+            resumed.stderr
+        );
+        assert_same_run(&folder.path().join("whole"), &folder.path().join(run_dir));
+        assert!(
+            fs::read_dir(checkpoints).unwrap().all(|entry| !entry
+                .unwrap()
+                .file_name()
+                .to_string_lossy()
+                .contains(".tmp-"))
+        );
     }
 }
 

@@ -3,7 +3,8 @@
 //! The first step on a GPU compiles some hundred kernels and tries several for each product and convolution, which takes minutes.
 //! CubeCL would keep the findings in a folder of the project that it was built in, and not the kernels.
 
-use std::path::PathBuf;
+use std::fs::File;
+use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 
 use burn::BurnConfig;
@@ -12,35 +13,66 @@ use cubecl::config::cache::CacheConfig;
 use cubecl::config::{CubeClRuntimeConfig, RuntimeConfig};
 use cubecl::records::RecordLevel;
 
-/// The file of kernels, if there was none when the program began.
-static NEW: OnceLock<Option<PathBuf>> = OnceLock::new();
+/// What this process has of the folder.
+static KEPT: OnceLock<Kept> = OnceLock::new();
+
+struct Kept {
+    /// The file, if there was none when the program began.
+    new: Option<PathBuf>,
+    /// Held until the process ends.
+    _lock: Option<File>,
+}
+
+/// Processes that keep kernels at the same time; any further one keeps none.
+const SLOTS: usize = 8;
 
 /// Has all of it kept in the user's cache folder, `vqgan-trainer/kernels`, in a file for each `gpu`: what is fast on one is not on
 /// another. A `cubecl.toml` or `burn.toml` in or above the working folder and the libraries' own environment variables go before.
 /// Only the first call counts, which has to come before anything else asks for a GPU.
 pub fn configure(gpu: &str) {
-    NEW.get_or_init(|| {
+    KEPT.get_or_init(|| {
         let mut config = CubeClRuntimeConfig::from_current_dir();
-        let environment = &mut config.environment;
-        if let (CacheConfig::Target, Some(cache)) = (&environment.path, dirs::cache_dir()) {
-            environment.path = CacheConfig::Directory(cache.join("vqgan-trainer/kernels"));
-            environment.name = gpu.to_owned();
-            environment.records.level = RecordLevel::Off;
-            config.compilation.cache = true;
-            // Sizes that differ by less than 2.5 times share what was found.
-            config.autotune.level = AutotuneLevel::Minimal;
+        let mut lock = None;
+        if let (CacheConfig::Target, Some(cache)) = (&config.environment.path, dirs::cache_dir()) {
+            let folder = cache.join("vqgan-trainer/kernels");
+            config.environment.records.level = RecordLevel::Off;
+            match slot(&folder, gpu) {
+                Some((name, held)) => {
+                    lock = Some(held);
+                    config.environment.name = name;
+                    config.environment.path = CacheConfig::Directory(folder);
+                    config.compilation.cache = true;
+                }
+                None => config.autotune.disable_cache = true,
+            }
+            // Each size is tuned by itself: a kernel that was chosen for a size cannot always be launched for one near it, and
+            // that ends the run.
+            config.autotune.level = AutotuneLevel::Full;
         }
         CubeClRuntimeConfig::try_set(config.override_from_env());
         BurnConfig::try_set(without_fusion(BurnConfig::from_current_dir()).override_from_env());
         // Reading it puts it in force.
         CubeClRuntimeConfig::get();
-        Some(cubecl::environment::path()).filter(|path| !path.exists())
+        Kept { new: Some(cubecl::environment::path()).filter(|path| !path.exists()), _lock: lock }
     });
+}
+
+/// A name for the file of kernels that no other process goes by at present, with the lock that says so. Two processes with one
+/// file fail: "reader slot released by non-owner".
+fn slot(folder: &Path, gpu: &str) -> Option<(String, File)> {
+    std::fs::create_dir_all(folder).ok()?;
+    let plain: String = gpu.chars().map(|c| if c.is_ascii_alphanumeric() { c } else { '_' }).collect();
+    (1..=SLOTS).find_map(|number| {
+        let name = if number == 1 { plain.clone() } else { format!("{plain}-{number}") };
+        let lock = File::create(folder.join(format!("{name}.lock"))).ok()?;
+        lock.try_lock().ok()?;
+        Some((name, lock))
+    })
 }
 
 /// Where kernels will be kept, if none were when the program began.
 pub fn new_file() -> Option<PathBuf> {
-    NEW.get().cloned().flatten()
+    KEPT.get().and_then(|kept| kept.new.clone())
 }
 
 /// Fused kernels of Burn 0.22.1 read wrong elements of a permuted tensor that has a dimension of 1, such as the gradient of a
@@ -62,6 +94,16 @@ fn without_fusion(config: BurnConfig) -> BurnConfig {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn no_two_processes_have_the_same_file() {
+        let folder = tempfile::tempdir().unwrap();
+        let (first, lock) = slot(folder.path(), "NVIDIA H200").unwrap();
+        let (second, _other) = slot(folder.path(), "NVIDIA H200").unwrap();
+        assert_eq!((first.as_str(), second.as_str()), ("NVIDIA_H200", "NVIDIA_H200-2"));
+        drop(lock);
+        assert_eq!(slot(folder.path(), "NVIDIA H200").unwrap().0, "NVIDIA_H200");
+    }
 
     #[test]
     fn nothing_is_fused_unless_that_is_configured() {

@@ -17,9 +17,9 @@ use checkpoints::{Dtype, HostTensor};
 use crate::config::{OptimizerConfig, OptimizerName};
 use crate::models::weights::{ModelError, ParameterVisitor, StateDict, visit_parameters};
 
-const MOMENT_1: &str = "moment_1";
-const MOMENT_2: &str = "moment_2";
-const TIME: &str = "time";
+pub(crate) const MOMENT_1: &str = "moment_1";
+pub(crate) const MOMENT_2: &str = "moment_2";
+pub(crate) const TIME: &str = "time";
 
 /// An optimizer with its state.
 pub struct ModelOptimizer {

@@ -93,7 +93,7 @@ pub fn pretrained(spec: &str) -> Result<Initial, PretrainedError> {
 fn checkpoint_of(path: &Path) -> Result<Option<PathBuf>, PretrainedError> {
     let checkpoints = path.join("checkpoints");
     if checkpoints.is_dir() {
-        let newest = RunStore::read(&checkpoints).newest()?;
+        let newest = RunStore::read(&checkpoints).newest_usable(run_state::check)?;
         for (path, reason) in &newest.passed_over {
             eprintln!("passed over {}: {reason}", path.display());
         }

@@ -8,7 +8,8 @@
 use std::fmt;
 use std::path::Path;
 
-use checkpoints::{Architecture, WeightsFile, write_safetensors};
+use checkpoints::run::advice;
+use checkpoints::{Architecture, SafetensorsError, WeightsFile, write_safetensors};
 use serde::{Deserialize, Serialize};
 
 use crate::adversary::Adversary;
@@ -18,7 +19,7 @@ use crate::data::Pictures;
 use crate::losses::AdversarialState;
 use crate::models::VqGan;
 use crate::models::weights::{ModelError, StateDict, state_dict};
-use crate::optimizer::ModelOptimizer;
+use crate::optimizer::{MOMENT_1, MOMENT_2, ModelOptimizer, TIME};
 use crate::precision::ScalerState;
 use crate::validation::Scores;
 
@@ -133,14 +134,20 @@ impl Snapshot {
         Ok(Self { state, files })
     }
 
-    /// Writes all files of a checkpoint into `folder`; each file's tensors are freed as soon as it is written.
+    /// Writes all files of a checkpoint into `folder`; each file's tensors are freed as soon as it is written. `after` hears
+    /// of each file by its name.
     ///
     /// # Errors
     /// If something is not finite or the disk refuses.
-    pub fn write(self, folder: &Path) -> Result<(), StateError> {
+    pub fn write(self, folder: &Path, after: impl Fn(&'static str)) -> Result<(), StateError> {
         let json = serde_json::to_vec_pretty(&self.state).map_err(|e| file(STATE)(&e))?;
-        std::fs::write(folder.join(STATE), json).map_err(|e| file(STATE)(&e))?;
-        self.files.into_iter().try_for_each(|(name, tensors)| write_tensors(folder, name, &tensors))
+        std::fs::write(folder.join(STATE), json).map_err(|e| cannot_write(STATE, &e))?;
+        after(STATE);
+        self.files.into_iter().try_for_each(|(name, tensors)| {
+            write_tensors(folder, name, &tensors)?;
+            after(name);
+            Ok(())
+        })
     }
 }
 
@@ -150,7 +157,14 @@ fn write_tensors(folder: &Path, name: &'static str, tensors: &StateDict) -> Resu
     if let Some((tensor, _)) = broken {
         return Err(StateError::NotFinite { file: name, tensor: tensor.clone() });
     }
-    write_safetensors(&folder.join(name), tensors, None).map_err(|e| file(name)(&e))
+    write_safetensors(&folder.join(name), tensors, None).map_err(|error| match error {
+        SafetensorsError::Io(error) => cannot_write(name, &error),
+        other => file(name)(&other),
+    })
+}
+
+fn cannot_write(name: &'static str, error: &std::io::Error) -> StateError {
+    file(name)(&format!("{error}{}", advice(error)))
 }
 
 /// Reads all of a checkpoint but the optimizer's state, which is twice as large as the model and of use to a run alone.
@@ -183,8 +197,53 @@ pub fn read_state(folder: &Path) -> Result<State, StateError> {
     serde_json::from_slice(&json).map_err(|e| file(STATE)(&e))
 }
 
+/// Whether a run can go on from the checkpoint in `folder`, as far as that shows without reading its tensors: a checkpoint may
+/// be whole, and its files still be those of two runs or of another version of this program.
+///
+/// # Errors
+/// What does not fit, and in which file.
+pub fn check(folder: &Path) -> Result<(), StateError> {
+    let state = read_state(folder)?;
+    state.architecture.check().map_err(|e| file(STATE)(&e))?;
+    let model = open(folder, MODEL)?;
+    let ema = (state.config.ema.decay > 0.0).then(|| open(folder, EMA)).transpose()?;
+    let optimizer = open(folder, OPTIMIZER)?;
+    for (parameter, shape) in state.architecture.parameters() {
+        check_shape(MODEL, &model, &parameter, &shape)?;
+        if let Some(ema) = &ema {
+            check_shape(EMA, ema, &parameter, &shape)?;
+        }
+        // What is frozen has no moments.
+        if optimizer.info(&format!("{parameter}.{TIME}")).is_some() {
+            for moment in [MOMENT_1, MOMENT_2] {
+                check_shape(OPTIMIZER, &optimizer, &format!("{parameter}.{moment}"), &shape)?;
+            }
+        }
+    }
+    if state.adversarial.is_some() {
+        open(folder, DISCRIMINATOR)?;
+        open(folder, DISCRIMINATOR_OPTIMIZER)?;
+    }
+    Ok(())
+}
+
+fn open(folder: &Path, name: &'static str) -> Result<WeightsFile, StateError> {
+    WeightsFile::open(folder.join(name)).map_err(|e| file(name)(&e))
+}
+
+fn check_shape(name: &'static str, weights: &WeightsFile, tensor: &str, expected: &[usize]) -> Result<(), StateError> {
+    match weights.info(tensor) {
+        Some((_, found)) if found == expected => Ok(()),
+        Some((_, found)) => {
+            let shapes = format!("{found:?}, and {expected:?} is needed");
+            Err(file(name)(&ModelError::Shape { name: tensor.to_owned(), shapes }))
+        }
+        None => Err(file(name)(&ModelError::Missing(tensor.to_owned()))),
+    }
+}
+
 fn tensors(folder: &Path, name: &'static str) -> Result<StateDict, StateError> {
-    let weights = WeightsFile::open(folder.join(name)).map_err(|e| file(name)(&e))?;
+    let weights = open(folder, name)?;
     let read = |key: &str| Ok((key.to_owned(), weights.read(key).map_err(|e| file(name)(&e))?));
     weights.names().map(read).collect()
 }
@@ -209,7 +268,7 @@ fn has_batch_norm(folder: &Path) -> Result<bool, StateError> {
     if !folder.join(DISCRIMINATOR).exists() {
         return Ok(false);
     }
-    let weights = WeightsFile::open(folder.join(DISCRIMINATOR)).map_err(|e| file(DISCRIMINATOR)(&e))?;
+    let weights = open(folder, DISCRIMINATOR)?;
     Ok(weights.names().any(|name| name.ends_with(".running_mean")))
 }
 
@@ -426,7 +485,7 @@ mod tests {
         let optimizer = ModelOptimizer::new(&config.optimizer);
         let folder = tempfile::tempdir().unwrap();
         let snapshot = Snapshot::take(state.clone(), &model, None, &optimizer, Some(&adversary)).unwrap();
-        snapshot.write(folder.path()).unwrap();
+        snapshot.write(folder.path(), |_| {}).unwrap();
         read(folder.path()).unwrap()
     }
 

@@ -1,4 +1,16 @@
 //! A run from its configuration to its last checkpoint.
+//!
+//! Of burn-train this uses what fits a run that is counted in optimizer steps: the `Interrupter` by which a run is asked to stop,
+//! between two micro-batches as well, and the terminal dashboard with the types of figures that it shows. The rest is its own,
+//! because a resumed run has to be the same run:
+//! - the loop, since burn-train's has one optimizer, no loss scale, and sums micro-batches instead of averaging samples;
+//! - checkpoints ([`checkpoints::run`]), since burn-train's checkpointer saves by the epoch and writes each of a checkpoint's files
+//!   in its place, without a hash, a sync, or a moment at which all of them become the newest checkpoint;
+//! - the logs, since burn-train's event store is not open to others, and its loggers have a file for each figure and epoch, which
+//!   cannot be taken back to a step;
+//! - PSNR and SSIM, since `burn_train::metric::vision` comes with a downloader of weights in every build, pads pictures with zeros
+//!   for SSIM, where the reference does not, and panics for pictures below its window; LPIPS and CLIP's similarity, since the
+//!   run's losses have those networks already.
 
 mod deadline;
 mod error;
@@ -261,6 +273,9 @@ impl Training {
                 eprintln!("set aside, since the run goes on from step {step}: {}", aside.display());
             }
         }
+        let faults = Faults::new(options.faults);
+        let saves = faults.of_saves();
+        let store = store.with_hook(move |what| saves.wrote(what));
         let mut training = Self {
             logs: Logs::open(&folder, step, start.validated)?,
             losses,
@@ -509,7 +524,9 @@ impl Training {
             every: (settings.keep_every > 0).then_some(settings.keep_every),
             best: self.best.map(|best| best.step),
         };
-        self.writer.save(self.step, keep, move |folder| snapshot.write(folder))?;
+        self.faults.save_begins(self.step);
+        let saves = self.faults.of_saves();
+        self.writer.save(self.step, keep, move |folder| snapshot.write(folder, |name| saves.wrote(name)))?;
         self.handed_over = (Some(self.step), Instant::now());
         if self.limits_host() {
             // The copy that is being written would be in the next step's peak.

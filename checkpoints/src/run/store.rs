@@ -2,12 +2,13 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::error::Error;
+use std::fmt;
 use std::fs::{self, File};
-use std::io;
+use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use super::atomic::{atomic_write, is_temporary, sync_folder, temporary_beside};
+use super::atomic::{is_temporary, replace, sync_folder, temporary_beside};
 use super::{FORMAT, FileRecord, MANIFEST, Manifest, RunError, check_sizes, sha256_of, verify};
 
 /// Names the newest checkpoint, for people and scripts; [`RunStore::newest`] goes by what is whole.
@@ -25,11 +26,25 @@ pub struct RunStore {
     pub(super) folder: PathBuf,
     /// The step that this process saved last, which need not be read back to be trusted.
     saved: AtomicU64,
-    #[cfg(test)]
-    pub(super) hook: tests::Hook,
+    hook: Hook,
 }
 
 const NONE_SAVED: u64 = u64::MAX;
+
+/// Called after everything that is written, renamed or removed, by what that was.
+struct Hook(Box<dyn Fn(&'static str) + Send + Sync>);
+
+impl Default for Hook {
+    fn default() -> Hook {
+        Hook(Box::new(|_| {}))
+    }
+}
+
+impl fmt::Debug for Hook {
+    fn fmt(&self, to: &mut fmt::Formatter) -> fmt::Result {
+        to.write_str("Hook")
+    }
+}
 
 /// A checkpoint that was verified.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -85,12 +100,14 @@ impl RunStore {
 
     /// The same folder to read from: it need not exist, and may be read-only.
     pub fn read(folder: impl Into<PathBuf>) -> RunStore {
-        RunStore {
-            folder: folder.into(),
-            saved: AtomicU64::new(NONE_SAVED),
-            #[cfg(test)]
-            hook: tests::Hook::default(),
-        }
+        RunStore { folder: folder.into(), saved: AtomicU64::new(NONE_SAVED), hook: Hook::default() }
+    }
+
+    /// The same folder, of which `after` hears whenever something in it was written, renamed or removed, by what that
+    /// was: the moments between which a crash can be staged.
+    #[must_use]
+    pub fn with_hook(self, after: impl Fn(&'static str) + Send + Sync + 'static) -> RunStore {
+        RunStore { hook: Hook(Box::new(after)), ..self }
     }
 
     /// Saves a checkpoint: `write` fills the folder that it is given, the rest is done here.
@@ -130,9 +147,15 @@ impl RunStore {
         let path = temporary.join(MANIFEST);
         let text =
             serde_json::to_vec_pretty(&manifest).map_err(io::Error::from).map_err(RunError::io("write", &path))?;
-        atomic_write(&path, &text)?;
+        self.replace(&path, &text, "manifest begun")?;
         self.point("manifest written");
         Ok(())
+    }
+
+    /// [`atomic_write`](super::atomic_write), with a point between the writing and the renaming.
+    fn replace(&self, path: &Path, bytes: &[u8], begun: &'static str) -> Result<(), RunError> {
+        let write = |file: &mut File| file.write_all(bytes).map(|()| self.point(begun));
+        replace(path, write).map_err(RunError::io("write", path))
     }
 
     /// Syncs and records every file below `folder`. `inside` is the folder's path in the checkpoint, empty or ending
@@ -174,7 +197,7 @@ impl RunStore {
             self.rename(temporary, path)?;
         }
         let name = path.file_name().unwrap_or_default().to_string_lossy();
-        atomic_write(&self.folder.join(LATEST), format!("{name}\n").as_bytes())?;
+        self.replace(&self.folder.join(LATEST), format!("{name}\n").as_bytes(), "latest begun")?;
         self.point("latest written");
         Ok(())
     }
@@ -206,9 +229,18 @@ impl RunStore {
 
     /// The newest checkpoint that is whole, and what newer ones were passed over. Changes nothing.
     pub fn newest(&self) -> Result<Newest, RunError> {
+        self.newest_usable(|_| Ok::<(), RunError>(()))
+    }
+
+    /// [`RunStore::newest`] of those that `check`, which is given a whole one's folder, does not refuse either.
+    pub fn newest_usable<E: Error>(&self, check: impl Fn(&Path) -> Result<(), E>) -> Result<Newest, RunError> {
         let mut passed_over = Vec::new();
         for Named { path, step, .. } in self.named()?.into_iter().rev() {
-            match verify_step(&path, step, verify) {
+            let usable = |manifest| match check(&path) {
+                Ok(()) => Ok(manifest),
+                Err(error) => Err(RunError::Unusable { path: path.clone(), reason: error.to_string() }),
+            };
+            match verify_step(&path, step, verify).and_then(usable) {
                 Ok(manifest) => {
                     return Ok(Newest { checkpoint: Some(Checkpoint { path, step, manifest }), passed_over });
                 }
@@ -239,7 +271,7 @@ impl RunStore {
             }
         }
         if !aside.is_empty() {
-            atomic_write(&self.folder.join(LATEST), format!("{}\n", name_of(step)).as_bytes())?;
+            self.replace(&self.folder.join(LATEST), format!("{}\n", name_of(step)).as_bytes(), "latest begun")?;
         }
         Ok(aside)
     }
@@ -252,7 +284,9 @@ impl RunStore {
 
     /// Remembers the checkpoint of `step` as the best so far; [`RunStore::prune`] spares it.
     pub fn set_best(&self, step: u64) -> Result<(), RunError> {
-        atomic_write(&self.folder.join(BEST), format!("{}\n", name_of(step)).as_bytes())
+        self.replace(&self.folder.join(BEST), format!("{}\n", name_of(step)).as_bytes(), "best begun")?;
+        self.point("best written");
+        Ok(())
     }
 
     /// The folder that [`RunStore::set_best`] named, if it is still there.
@@ -348,13 +382,9 @@ impl RunStore {
     }
 
     /// Where a test may pull the plug.
-    #[cfg(test)]
     fn point(&self, after: &'static str) {
-        self.hook.call(after);
+        (self.hook.0)(after);
     }
-
-    #[cfg(not(test))]
-    fn point(&self, _after: &'static str) {}
 }
 
 /// Ordered by step, then by which replaces which.

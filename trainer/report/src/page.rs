@@ -305,6 +305,9 @@ fn chart<'a>(tag: &'a str, curves: Vec<(usize, &'a str, Curve)>) -> Chart<'a> {
         "memory/peak" => "peak memory",
         "validation/l1" => "mean absolute error",
         "validation/psnr" => "PSNR (dB)",
+        "validation/ssim" => "SSIM",
+        "validation/lpips" => "LPIPS",
+        "validation/clip" => "CLIP similarity",
         "optimizer/grad_norm" | "discriminator/grad_norm" => "norm of the gradient, before clipping",
         _ => name,
     };

@@ -52,7 +52,8 @@ pub(super) struct TrainArgs {
     /// Show the run on a dashboard that takes the terminal; q stops it
     #[arg(long, conflicts_with = "json")]
     tui: bool,
-    /// Have a device fail in a phase of a step, to see what becomes of the run: STEP:PHASE[:KIND]
+    /// Have a device fail in a phase of a step, or the process end in its save, to see what becomes of the run:
+    /// STEP:PHASE[:KIND] or STEP:save-COUNT:KIND
     #[arg(long, value_name = "FAULT", hide = true)]
     inject_fault: Vec<Fault>,
     #[command(flatten)]

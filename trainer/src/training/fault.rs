@@ -1,8 +1,10 @@
 //! Faults on purpose, by `--inject-fault STEP:PLACE[:KIND]`, which the help does not show: without them there would be no way
-//! to see on a CPU what a GPU's want of memory does to a run.
+//! to see on a CPU what a GPU's want of memory does to a run, nor what is left when a process is killed in the midst of a save.
 
 use std::cell::{Cell, RefCell};
+use std::process::{self, Command};
 use std::str::FromStr;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 
 /// A fault that happens once.
@@ -10,12 +12,20 @@ use std::thread;
 pub struct Fault {
     /// The optimizer step, counted from 1.
     step: u64,
-    /// A phase, by its name in `metrics.jsonl`, or `update`, which is when the weights move.
-    place: String,
+    place: Place,
     kind: Kind,
 }
 
-/// The ways in which Burn and CubeCL say that a device has failed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Place {
+    /// A phase, by its name in `metrics.jsonl`, or `update`, which is when the weights move.
+    Phase(String),
+    /// Right after so many things were written, renamed or removed in the save of the step: `save-3`.
+    Save(u64),
+}
+
+/// What happens: in a phase one of the ways in which Burn and CubeCL say that a device has failed, in a save an end of the
+/// process.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Kind {
     /// Out of memory, by a panic at once.
@@ -28,14 +38,20 @@ enum Kind {
     OtherPanic,
     /// Something else, by an error.
     OtherError,
+    /// The process is killed: nothing is tidied up, as after `kill -9` or a crash of the machine.
+    Kill,
+    /// The save goes no further, and does not end either.
+    Hang,
 }
 
-const KINDS: [(&str, Kind); 5] = [
+const KINDS: [(&str, Kind); 7] = [
     ("panic", Kind::Panic),
     ("worker", Kind::Worker),
     ("error", Kind::Error),
     ("other-panic", Kind::OtherPanic),
     ("other-error", Kind::OtherError),
+    ("kill", Kind::Kill),
+    ("hang", Kind::Hang),
 ];
 
 impl FromStr for Fault {
@@ -44,14 +60,22 @@ impl FromStr for Fault {
     fn from_str(text: &str) -> Result<Self, Self::Err> {
         let wrong = || {
             let kinds: Vec<&str> = KINDS.iter().map(|(name, _)| *name).collect();
-            format!("is not STEP:PLACE or STEP:PLACE:KIND with a kind of {}", kinds.join(", "))
+            let kinds = kinds.join(", ");
+            format!(
+                "is not STEP:PLACE or STEP:PLACE:KIND with a kind of {kinds}, the last two in a place such as save-3"
+            )
         };
         let mut parts = text.split(':');
         let step = parts.next().and_then(|step| step.parse().ok()).ok_or_else(wrong)?;
-        let place = parts.next().filter(|place| !place.is_empty()).ok_or_else(wrong)?.to_owned();
+        let place = parts.next().filter(|place| !place.is_empty()).ok_or_else(wrong)?;
+        let place = match place.strip_prefix("save-") {
+            Some(count) => Place::Save(count.parse().map_err(|_| wrong())?),
+            None => Place::Phase(place.to_owned()),
+        };
         let name = parts.next().unwrap_or(KINDS[0].0);
         let (_, kind) = *KINDS.iter().find(|(known, _)| *known == name).ok_or_else(wrong)?;
-        if parts.next().is_some() { Err(wrong()) } else { Ok(Self { step, place, kind }) }
+        let fits = matches!(place, Place::Save(_)) == matches!(kind, Kind::Kill | Kind::Hang);
+        if parts.next().is_some() || !fits { Err(wrong()) } else { Ok(Self { step, place, kind }) }
     }
 }
 
@@ -64,11 +88,30 @@ pub(super) struct Faults {
     left: RefCell<Vec<Fault>>,
     /// What is said when results are waited for.
     error: Cell<Option<&'static str>>,
+    saves: SaveFaults,
 }
+
+/// What is to happen to the save that is going on, for the thread that writes it.
+#[derive(Debug, Default, Clone)]
+pub(super) struct SaveFaults(Arc<Mutex<Option<(u64, Kind)>>>);
 
 impl Faults {
     pub(super) fn new(faults: Vec<Fault>) -> Self {
-        Self { left: RefCell::new(faults), error: Cell::default() }
+        Self { left: RefCell::new(faults), ..Self::default() }
+    }
+
+    /// What the thread that saves has to tell of all that it has written.
+    pub(super) fn of_saves(&self) -> SaveFaults {
+        self.saves.clone()
+    }
+
+    /// The save of `step` begins; no other is going on.
+    pub(super) fn save_begins(&self, step: u64) {
+        let next = self.left.borrow().iter().find_map(|fault| match fault.place {
+            Place::Save(count) if fault.step == step => Some((count, fault.kind)),
+            _ => None,
+        });
+        *self.saves.0.lock().unwrap_or_else(PoisonError::into_inner) = next;
     }
 
     /// The fault of `place` in `step`, counted from 1, if there is one.
@@ -77,7 +120,8 @@ impl Faults {
         if left.is_empty() || self.error.get().is_some() {
             return;
         }
-        let Some(index) = left.iter().position(|fault| fault.step == step && fault.place == place) else { return };
+        let is_here = |fault: &Fault| matches!(&fault.place, Place::Phase(name) if name == place);
+        let Some(index) = left.iter().position(|fault| fault.step == step && is_here(fault)) else { return };
         let kind = left.remove(index).kind;
         drop(left);
         match kind {
@@ -89,6 +133,8 @@ impl Faults {
             Kind::OtherPanic => panic!("{OTHER}"),
             Kind::Error => self.error.set(Some(OUT_OF_MEMORY)),
             Kind::OtherError => self.error.set(Some(OTHER)),
+            // Those of saves.
+            Kind::Kill | Kind::Hang => {}
         }
     }
 
@@ -98,16 +144,48 @@ impl Faults {
     }
 }
 
+impl SaveFaults {
+    /// `what` has been written, renamed or removed.
+    pub(super) fn wrote(&self, what: &'static str) {
+        let mut next = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let Some((left, kind)) = next.as_mut() else { return };
+        *left = left.saturating_sub(1);
+        if *left > 0 {
+            return;
+        }
+        let kind = *kind;
+        eprintln!("injected after: {what}");
+        *next = None;
+        drop(next);
+        match kind {
+            Kind::Hang => loop {
+                thread::park();
+            },
+            _ => kill(),
+        }
+    }
+}
+
+fn kill() -> ! {
+    // The standard library has no signals, and an abort would still run handlers.
+    if cfg!(unix) {
+        let _ = Command::new("kill").args(["-KILL", &process::id().to_string()]).status();
+    }
+    process::abort()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
     fn a_fault_is_read() {
-        let fault = |kind| Fault { step: 3, place: "backward".into(), kind };
+        let fault = |kind| Fault { step: 3, place: Place::Phase("backward".into()), kind };
         assert_eq!("3:backward".parse(), Ok(fault(Kind::Panic)));
         assert_eq!("3:backward:error".parse(), Ok(fault(Kind::Error)));
-        for wrong in ["", "3", "x:backward", "3:", "3:backward:slow", "3:backward:error:1"] {
+        assert_eq!("3:save-7:kill".parse(), Ok(Fault { step: 3, place: Place::Save(7), kind: Kind::Kill }));
+        let wrong = ["", "3", "x:backward", "3:", "3:backward:slow", "3:backward:error:1"];
+        for wrong in wrong.into_iter().chain(["3:save-7", "3:save-x:kill", "3:backward:kill", "3:save-7:kill:1"]) {
             assert!(wrong.parse::<Fault>().is_err(), "{wrong}");
         }
     }

@@ -47,7 +47,7 @@ pub(super) fn find_checkpoint(options: &Options, own: &RunStore) -> Result<Optio
         Some(Resume::Newest) => (None, &options.folder),
         Some(Resume::NewestOf(run)) => (Some(RunStore::read(run.join("checkpoints"))), run),
     };
-    let newest = store.as_ref().unwrap_or(own).newest()?;
+    let newest = store.as_ref().unwrap_or(own).newest_usable(run_state::check)?;
     for (path, reason) in &newest.passed_over {
         eprintln!("passed over {}: {reason}", path.display());
     }

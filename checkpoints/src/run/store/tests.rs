@@ -1,6 +1,5 @@
 //! Checkpoints under attack: a crash after every single write, damaged files, full disks.
 
-use std::fmt;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::atomic::AtomicUsize;
 use std::time::Duration;
@@ -8,28 +7,7 @@ use std::time::Duration;
 use super::*;
 use crate::run::{BackgroundWriter, Keep};
 
-/// Called between any two writes of a [`RunStore`]. It stops the store by a panic, which like a crash runs none of the
-/// code that would tidy up.
-pub(in crate::run) struct Hook(Box<dyn Fn(&'static str) + Send + Sync>);
-
-impl Hook {
-    pub(super) fn call(&self, after: &'static str) {
-        (self.0)(after);
-    }
-}
-
-impl Default for Hook {
-    fn default() -> Hook {
-        Hook(Box::new(|_| {}))
-    }
-}
-
-impl fmt::Debug for Hook {
-    fn fmt(&self, to: &mut fmt::Formatter) -> fmt::Result {
-        to.write_str("Hook")
-    }
-}
-
+/// What stops a store at a point: a panic, which like a crash runs none of the code that would tidy up.
 struct Crash;
 
 /// Does `work` on a store that crashes at its `at`-th write; false when it has fewer writes than that.
@@ -41,13 +19,11 @@ fn crashes(folder: &Path, at: usize, work: impl FnOnce(&RunStore)) -> bool {
 /// A store that crashes at its `at`-th write.
 fn crashing(folder: &Path, at: usize) -> RunStore {
     let seen = AtomicUsize::new(0);
-    let mut store = RunStore::open(folder).unwrap();
-    store.hook = Hook(Box::new(move |_| {
+    RunStore::open(folder).unwrap().with_hook(move |_| {
         if seen.fetch_add(1, Ordering::Relaxed) == at {
             resume_unwind(Box::new(Crash));
         }
-    }));
-    store
+    })
 }
 
 fn crashed(outcome: std::thread::Result<()>) -> bool {

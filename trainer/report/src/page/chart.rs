@@ -10,7 +10,7 @@ use crate::curve::Curve;
 const WIDTH: f64 = 400.0;
 const HEIGHT: f64 = 210.0;
 /// Of the area between the axes.
-const LEFT: f64 = 56.0;
+const LEFT: f64 = 68.0;
 const RIGHT: f64 = 392.0;
 const TOP: f64 = 10.0;
 const BOTTOM: f64 = 182.0;
@@ -52,7 +52,8 @@ impl Chart<'_> {
             if let Some(average) = &average {
                 let _ = write!(drawn, r#"<path class="line" d="{}"/>"#, axes.path(&average.decimated(BUCKETS)));
             }
-            if self.dots && curve.steps.len() <= 60 {
+            // A value that is alone would be a line of no length.
+            if self.dots && curve.steps.len() <= 60 || curve.steps.len() == 1 {
                 for (step, value) in curve.points() {
                     let (x, y) = axes.place(step, value);
                     let _ = write!(drawn, r#"<circle cx="{x:.1}" cy="{y:.1}" r="2.5"/>"#);
