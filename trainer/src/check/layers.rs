@@ -541,7 +541,8 @@ fn around(sizes: &Sizes) -> Vec<Piece<'_>> {
                 let mut gradients = (logits * weights).sum().backward();
                 let mut sum = GradientSum::default();
                 sum.add_module(&mut gradients, &network);
-                network = optimizer.step(1e-2, network, sum.into_inner());
+                let gradients = sum.into_gradients(&network);
+                network = optimizer.step(1e-2, network, gradients);
             }
             let parameters = state_dict(&network)?;
             let values = parameters.into_values().flat_map(|tensor| tensor.to_f32());
