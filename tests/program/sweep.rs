@@ -173,7 +173,7 @@ fn a_wrong_engine_fails_the_bar() {
     assert_eq!(unmet.len(), 1, "{}", wrong.stderr);
     assert!(unmet[0].starts_with("bar not met: micro 3 of 8, fp32, 16 px, checkpoint none: deviation "), "{unmet:?}");
     for help in [&["--help"][..], &["sweep", "--help"]] {
-        assert!(!run(folder.path(), help).success().stdout.contains("weigh"), "{help:?}");
+        assert!(!run(folder.path(), help).success().stdout.contains("weigh-by"), "{help:?}");
     }
 }
 

@@ -273,7 +273,6 @@ impl Training {
                 eprintln!("set aside, since the run goes on from step {step}: {}", aside.display());
             }
         }
-        let faults = Faults::new(options.faults);
         let saves = faults.of_saves();
         let store = store.with_hook(move |what| saves.wrote(what));
         let mut training = Self {
