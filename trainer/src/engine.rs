@@ -20,7 +20,7 @@ pub use self::figures::Figures;
 use self::figures::Sums;
 use self::reconstruct::Reconstruct;
 use crate::config::Adaptive;
-use crate::gradients::{GradientSum, global_norm};
+use crate::gradients::{GradientSum, added, global_norm};
 use crate::losses::{Adversarial, AdversarialState, Half, Losses, Seen, mean_logits};
 use crate::memory::Phase;
 use crate::models::VqGan;
@@ -146,7 +146,8 @@ pub struct EffectiveBatch {
 /// What the discriminator takes from an effective batch.
 #[derive(Default)]
 struct Learned {
-    gradients: GradientSum,
+    /// Of pictures and of reconstructions, which cancel in part: of each it is known by itself whether f16 holds it.
+    gradients: [GradientSum; 2],
     statistics: Vec<BatchStatistics>,
 }
 
@@ -225,7 +226,10 @@ pub fn effective_batch_gradient<B: MicroBatch, E>(
     let Learned { gradients, statistics } = learned;
     let generator = generator.into_gradients(vqgan);
     let discriminator = match &pass.discriminator {
-        Some((_, discriminator)) => gradients.into_gradients(discriminator),
+        Some((_, discriminator)) => {
+            let [real, fake] = gradients.map(|sum| sum.into_gradients(discriminator));
+            added(discriminator, real, fake)
+        }
         None => GradientsParams::new(),
     };
     Ok(EffectiveBatch { generator, discriminator, statistics, loss_scales: settings.loss_scales, sums })
@@ -240,13 +244,14 @@ struct Overflow {
 
 impl Overflow {
     /// Once found, an overflow stays.
-    fn look(&mut self, networks: Networks, generator: &GradientSum, discriminator: &GradientSum) {
+    fn look(&mut self, networks: Networks, generator: &GradientSum, discriminator: &[GradientSum; 2]) {
         fn is_finite<M: Module>(module: &M, gradients: &GradientSum) -> bool {
             global_norm(module, gradients.so_far()).is_none_or(|norm| precision::is_finite(&norm))
         }
         self.generator = self.generator || !is_finite(networks.vqgan, generator);
         let learns = networks.discriminator.filter(|_| !self.discriminator);
-        self.discriminator |= learns.is_some_and(|module| !is_finite(module, discriminator));
+        self.discriminator |=
+            learns.is_some_and(|module| !discriminator.iter().all(|gradients| is_finite(module, gradients)));
     }
 
     /// Leaves out figures that are not of the whole step.
@@ -466,9 +471,8 @@ impl<'a> Pass<'a> {
         let Some((loss, discriminator)) = &self.discriminator else { return };
         self.enter(Phase::Loss("discriminator"));
         let StepSettings { adversarial: AdversarialState { lecam, .. }, probe, loss_scales, .. } = &self.settings;
-        for (half, name, images) in
-            [(Half::Real, "logits_real", &seen.original), (Half::Fake, "logits_fake", &seen.reconstruction)]
-        {
+        let halves = [(Half::Real, "logits_real", &seen.original), (Half::Fake, "logits_fake", &seen.reconstruction)];
+        for ((half, name, images), sum) in halves.into_iter().zip(&mut learned.gradients) {
             let (logits, statistics) = discriminator.forward_with_statistics(images.clone().autodiff());
             learned.statistics.push(statistics);
             sums.add(name, mean_logits(logits.clone().without_autodiff()).sum() * seen.per_sample);
@@ -476,9 +480,9 @@ impl<'a> Pass<'a> {
             sums.add("discriminator", value.clone().without_autodiff());
             self.probe_value("the discriminator", &value);
             let mut gradients = (value * loss_scales.discriminator).backward();
-            learned.gradients.add_module(&mut gradients, discriminator);
+            sum.add_module(&mut gradients, discriminator);
             if let Some(probe) = probe {
-                probe.module("the discriminator", discriminator, learned.gradients.so_far());
+                probe.module("the discriminator", discriminator, sum.so_far());
             }
         }
     }

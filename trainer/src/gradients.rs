@@ -74,6 +74,24 @@ impl ModuleVisitor for Taking<'_> {
     }
 }
 
+/// The sum of two gradients of `model`, either of which may lack some of its parameters.
+pub fn added<M: Module>(model: &M, a: GradientsParams, b: GradientsParams) -> GradientsParams {
+    struct Add(GradientsParams, GradientsParams);
+    impl ParameterVisitor for Add {
+        fn parameter<const D: usize>(&mut self, _name: &str, id: ParamId, _value: Tensor<D>) {
+            let Some(b) = self.1.remove::<D>(id) else { return };
+            let sum = match self.0.remove::<D>(id) {
+                Some(a) => a + b,
+                None => b,
+            };
+            self.0.register(id, sum);
+        }
+    }
+    let mut add = Add(a, b);
+    visit_parameters(model, &mut add);
+    add.0
+}
+
 /// Euclidean norm of all gradients together, `[1]`, on the device; `None` if there is no gradient.
 pub fn global_norm<M: Module>(model: &M, gradients: &GradientsParams) -> Option<Tensor<1>> {
     struct SumOfSquares<'a>(&'a GradientsParams, Option<Tensor<1>>);
