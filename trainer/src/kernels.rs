@@ -57,8 +57,8 @@ pub fn configure(gpu: &str) {
     });
 }
 
-/// A name for the file of kernels that no other process goes by at present, with the lock that says so. Two processes with one
-/// file fail: "reader slot released by non-owner".
+/// A name for the file of kernels that no other process goes by at present, with the lock that says so. A run has failed while
+/// another process had its file open: "reader slot released by non-owner".
 fn slot(folder: &Path, gpu: &str) -> Option<(String, File)> {
     std::fs::create_dir_all(folder).ok()?;
     let plain: String = gpu.chars().map(|c| if c.is_ascii_alphanumeric() { c } else { '_' }).collect();
