@@ -146,6 +146,9 @@ pub fn advice(error: &io::Error) -> &'static str {
     }
 }
 
+/// Files of a checkpoint by their path inside it, with `/` between folders.
+pub type FileRecords = BTreeMap<String, FileRecord>;
+
 /// What a checkpoint consists of.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Manifest {
@@ -153,8 +156,8 @@ pub struct Manifest {
     pub format: u32,
     /// The optimizer step after which it was written.
     pub step: u64,
-    /// Every file but the manifest, by its path inside the checkpoint, with `/` between folders.
-    pub files: BTreeMap<String, FileRecord>,
+    /// Every file but the manifest.
+    pub files: FileRecords,
 }
 
 /// One file of a checkpoint.
@@ -240,5 +243,10 @@ pub(crate) fn sha256_of(path: &Path) -> io::Result<String> {
             Err(error) => return Err(error),
         }
     }
-    Ok(hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect())
+    Ok(hexadecimal(&hash.finalize()))
+}
+
+/// In lower case.
+pub(crate) fn hexadecimal(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }

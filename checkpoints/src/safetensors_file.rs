@@ -4,13 +4,18 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::fs::File;
-use std::io::{BufWriter, Read, Seek, SeekFrom, Write};
+use std::io::{self, BufWriter, Read, Seek, SeekFrom, Write};
 use std::path::Path;
 use std::sync::{Mutex, PoisonError};
 
 use safetensors::tensor::{Metadata, TensorInfo};
+use sha2::{Digest, Sha256};
 
+use crate::run::{FileRecord, hexadecimal};
 use crate::tensor::HostTensor;
+
+/// Bytes that are handed to the system at once: few enough to stay near the processor, enough not to be copied once more.
+const PIECE: usize = 1 << 18;
 
 /// The format's own limit.
 const MAX_HEADER: u64 = 100_000_000;
@@ -20,7 +25,7 @@ const MAX_HEADER: u64 = 100_000_000;
 pub enum SafetensorsError {
     /// The disk failed.
     #[error("{0}")]
-    Io(#[from] std::io::Error),
+    Io(#[from] io::Error),
     /// The header is no JSON, or its offsets do not fit its shapes.
     #[error("the safetensors header is damaged: {0}")]
     Header(String),
@@ -98,7 +103,8 @@ impl SafetensorsFile {
     }
 }
 
-/// Writes a safetensors file; `metadata` goes into its header (Python libraries want `format` = `pt` there).
+/// Writes a safetensors file; `metadata` goes into its header (Python libraries want `format` = `pt` there). Returns what it is to
+/// be recognised by, of the bytes before they went to the disk.
 ///
 /// The file appears under its name only when it is whole.
 ///
@@ -108,7 +114,7 @@ pub fn write_safetensors(
     path: &Path,
     tensors: &BTreeMap<String, HostTensor>,
     metadata: Option<&BTreeMap<String, String>>,
-) -> Result<(), SafetensorsError> {
+) -> Result<FileRecord, SafetensorsError> {
     let mut order: Vec<_> = tensors.iter().collect();
     // The widest elements first keeps every tensor aligned.
     order.sort_by_key(|(_, tensor)| std::cmp::Reverse(tensor.dtype.bitsize()));
@@ -127,29 +133,51 @@ pub fn write_safetensors(
     header.resize(header.len().next_multiple_of(8), b' ');
 
     write_whole(path, |output| {
+        let mut output = Hashing { output, hash: Sha256::new(), size: 0 };
         output.write_all(&(header.len() as u64).to_le_bytes())?;
         output.write_all(&header)?;
         for (_, tensor) in &order {
             output.write_all(&tensor.bytes)?;
         }
-        Ok(())
+        Ok(FileRecord { size: output.size, sha256: hexadecimal(&output.hash.finalize()) })
     })
 }
 
+/// Hashes what goes through it while the processor has it at hand.
+struct Hashing<W> {
+    output: W,
+    hash: Sha256,
+    size: u64,
+}
+
+impl<W: Write> Write for Hashing<W> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let written = self.output.write(&bytes[..bytes.len().min(PIECE)])?;
+        self.hash.update(&bytes[..written]);
+        self.size += written as u64;
+        Ok(written)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.output.flush()
+    }
+}
+
 /// Writes a file beside its place and renames it when it is whole, so that no reader ever sees a part.
-pub(crate) fn write_whole<E: From<std::io::Error>>(
+pub(crate) fn write_whole<T, E: From<io::Error>>(
     path: &Path,
-    write: impl FnOnce(&mut BufWriter<File>) -> Result<(), E>,
-) -> Result<(), E> {
+    write: impl FnOnce(&mut BufWriter<File>) -> Result<T, E>,
+) -> Result<T, E> {
     let mut partial = path.as_os_str().to_owned();
     partial.push(".partial");
     let finish = || {
-        let mut output = BufWriter::with_capacity(1 << 20, File::create(&partial)?);
-        write(&mut output)?;
+        let mut output = BufWriter::with_capacity(PIECE, File::create(&partial)?);
+        let written = write(&mut output)?;
         output.flush()?;
         output.get_ref().sync_all()?;
         drop(output);
-        Ok(std::fs::rename(&partial, path)?)
+        std::fs::rename(&partial, path)?;
+        Ok(written)
     };
     let result = finish();
     if result.is_err() {

@@ -15,7 +15,7 @@ use burn::tensor::{DType, Tensor, TensorData};
 use checkpoints::{Dtype, HostTensor};
 
 use crate::config::{OptimizerConfig, OptimizerName};
-use crate::models::weights::{ModelError, ParameterVisitor, StateDict, visit_parameters};
+use crate::models::weights::{ModelError, ParameterVisitor, StateDict, read_back, visit_parameters};
 
 pub(crate) const MOMENT_1: &str = "moment_1";
 pub(crate) const MOMENT_2: &str = "moment_2";
@@ -145,12 +145,9 @@ impl ModelOptimizer {
                 let Some(time) = self.0.time.get(&id).filter(|time| **time > 0) else { return };
                 for (moment, moments) in [(MOMENT_1, &self.0.moment_1), (MOMENT_2, &self.0.moment_2)] {
                     let Some(tensor) = moments.get::<D>(id) else { continue };
-                    let shape = tensor.dims();
-                    match tensor.try_into_vec_as::<f32>() {
-                        Ok(values) => {
-                            self.1.insert(format!("{name}.{moment}"), HostTensor::from_f32(shape, &values));
-                        }
-                        Err(error) => self.2 = Some(ModelError::Device(error.to_string())),
+                    match read_back(tensor) {
+                        Ok(tensor) => drop(self.1.insert(format!("{name}.{moment}"), tensor)),
+                        Err(error) => self.2 = Some(error),
                     }
                 }
                 let bytes = (*time as i64).to_le_bytes().to_vec();

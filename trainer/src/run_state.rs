@@ -8,7 +8,7 @@
 use std::fmt;
 use std::path::Path;
 
-use checkpoints::run::advice;
+use checkpoints::run::{FileRecord, FileRecords, advice};
 use checkpoints::{Architecture, SafetensorsError, WeightsFile, write_safetensors};
 use serde::{Deserialize, Serialize};
 
@@ -134,25 +134,26 @@ impl Snapshot {
         Ok(Self { state, files })
     }
 
-    /// Writes all files of a checkpoint into `folder`; each file's tensors are freed as soon as it is written. `after` hears
-    /// of each file by its name.
+    /// Writes all files of a checkpoint into `folder` and returns what those of tensors are; each file's tensors are freed as soon as
+    /// it is written. `after` hears of each file by its name.
     ///
     /// # Errors
     /// If something is not finite or the disk refuses.
-    pub fn write(self, folder: &Path, after: impl Fn(&'static str)) -> Result<(), StateError> {
+    pub fn write(self, folder: &Path, after: impl Fn(&'static str)) -> Result<FileRecords, StateError> {
         let json = serde_json::to_vec_pretty(&self.state).map_err(|e| file(STATE)(&e))?;
         std::fs::write(folder.join(STATE), json).map_err(|e| cannot_write(STATE, &e))?;
         after(STATE);
-        self.files.into_iter().try_for_each(|(name, tensors)| {
-            write_tensors(folder, name, &tensors)?;
+        let write = |(name, tensors): (&'static str, StateDict)| {
+            let record = write_tensors(folder, name, &tensors)?;
             after(name);
-            Ok(())
-        })
+            Ok((name.to_owned(), record))
+        };
+        self.files.into_iter().map(write).collect()
     }
 }
 
 /// Refuses what is not finite: the newest checkpoint must be worth going back to.
-fn write_tensors(folder: &Path, name: &'static str, tensors: &StateDict) -> Result<(), StateError> {
+fn write_tensors(folder: &Path, name: &'static str, tensors: &StateDict) -> Result<FileRecord, StateError> {
     let broken = tensors.iter().find(|(_, tensor)| !tensor.is_finite());
     if let Some((tensor, _)) = broken {
         return Err(StateError::NotFinite { file: name, tensor: tensor.clone() });

@@ -1,6 +1,6 @@
 //! The folder of a run's checkpoints.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::error::Error;
 use std::fmt;
 use std::fs::{self, File};
@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::atomic::{is_temporary, replace, sync_folder, temporary_beside};
-use super::{FORMAT, FileRecord, MANIFEST, Manifest, RunError, check_sizes, sha256_of, verify};
+use super::{FORMAT, FileRecord, FileRecords, MANIFEST, Manifest, RunError, check_sizes, sha256_of, verify};
 
 /// Names the newest checkpoint, for people and scripts; [`RunStore::newest`] goes by what is whole.
 const LATEST: &str = "latest";
@@ -110,14 +110,15 @@ impl RunStore {
         RunStore { hook: Hook(Box::new(after)), ..self }
     }
 
-    /// Saves a checkpoint: `write` fills the folder that it is given, the rest is done here.
+    /// Saves a checkpoint: `write` fills the folder that it is given, the rest is done here. The files that `write` returns are not
+    /// read again to be hashed.
     ///
     /// Whatever happens in between, [`RunStore::newest`] finds this checkpoint or the one before it. An older
     /// checkpoint of the same step is replaced.
     pub fn save<E: Error + 'static>(
         &self,
         step: u64,
-        write: &mut dyn FnMut(&Path) -> Result<(), E>,
+        write: &mut dyn FnMut(&Path) -> Result<FileRecords, E>,
     ) -> Result<PathBuf, SaveError<E>> {
         self.clean_up()?;
         let path = self.path_of(step);
@@ -136,14 +137,14 @@ impl RunStore {
         &self,
         temporary: &Path,
         step: u64,
-        write: &mut dyn FnMut(&Path) -> Result<(), E>,
+        write: &mut dyn FnMut(&Path) -> Result<FileRecords, E>,
     ) -> Result<(), SaveError<E>> {
         fs::create_dir(temporary).map_err(RunError::io("create", temporary))?;
         self.point("folder made");
-        write(temporary).map_err(|source| SaveError::Write { path: self.path_of(step), source })?;
+        let known = write(temporary).map_err(|source| SaveError::Write { path: self.path_of(step), source })?;
         self.point("files written");
-        let mut manifest = Manifest { format: FORMAT, step, files: BTreeMap::new() };
-        self.seal(temporary, "", &mut manifest.files)?;
+        let mut manifest = Manifest { format: FORMAT, step, files: FileRecords::new() };
+        self.seal(temporary, "", &known, &mut manifest.files)?;
         let path = temporary.join(MANIFEST);
         let text =
             serde_json::to_vec_pretty(&manifest).map_err(io::Error::from).map_err(RunError::io("write", &path))?;
@@ -158,9 +159,9 @@ impl RunStore {
         replace(path, write).map_err(RunError::io("write", path))
     }
 
-    /// Syncs and records every file below `folder`. `inside` is the folder's path in the checkpoint, empty or ending
-    /// in a slash.
-    fn seal(&self, folder: &Path, inside: &str, files: &mut BTreeMap<String, FileRecord>) -> Result<(), RunError> {
+    /// Syncs and records every file below `folder`, as `known` where it is. `inside` is the folder's path in the checkpoint, empty
+    /// or ending in a slash.
+    fn seal(&self, folder: &Path, inside: &str, known: &FileRecords, files: &mut FileRecords) -> Result<(), RunError> {
         for entry in fs::read_dir(folder).map_err(RunError::io("read", folder))? {
             let entry = entry.map_err(RunError::io("read", folder))?;
             let path = entry.path();
@@ -170,15 +171,22 @@ impl RunStore {
             };
             let kind = entry.file_type().map_err(RunError::io("read", &path))?;
             if kind.is_dir() {
-                self.seal(&path, &format!("{inside}{name}/"), files)?;
+                self.seal(&path, &format!("{inside}{name}/"), known, files)?;
             } else if !kind.is_file() {
                 return Err(not_a_file("it is neither a file nor a folder"));
             } else if inside.is_empty() && name == MANIFEST {
                 return Err(not_a_file("the name is that of the list of files"));
             } else {
                 let size = sync_file(&path).map_err(RunError::io("write", &path))?;
-                let sha256 = sha256_of(&path).map_err(RunError::io("read", &path))?;
-                files.insert(format!("{inside}{name}"), FileRecord { size, sha256 });
+                let name = format!("{inside}{name}");
+                let sha256 = match known.get(&name) {
+                    Some(record) if record.size == size => record.sha256.clone(),
+                    Some(FileRecord { size: expected, .. }) => {
+                        return Err(RunError::WrongSize { path, expected: *expected, found: size });
+                    }
+                    None => sha256_of(&path).map_err(RunError::io("read", &path))?,
+                };
+                files.insert(name, FileRecord { size, sha256 });
             }
             self.point("entry sealed");
         }

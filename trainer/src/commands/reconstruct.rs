@@ -130,7 +130,8 @@ impl Tensors {
         let tensor = |values: &[f32]| HostTensor::from_f32(shape, values);
         let named = [("input", &self.inputs), ("reconstruction", &self.reconstructions)];
         let tensors = named.into_iter().map(|(name, values)| (name.to_owned(), tensor(values))).collect();
-        write_safetensors(path, &tensors, None).map_err(CommandError::Tensors)
+        write_safetensors(path, &tensors, None).map_err(CommandError::Tensors)?;
+        Ok(())
     }
 }
 

@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 
 use burn::module::{Module, ModuleVisitor, Param, ParamId};
 use burn::tensor::{DType, Device, Tensor, TensorData};
-use checkpoints::HostTensor;
+use checkpoints::{Dtype, HostTensor};
 
 use super::statistics_dtype;
 
@@ -132,6 +132,21 @@ pub fn fnv1a(bytes: impl Iterator<Item = u8>) -> u64 {
     bytes.fold(0xcbf2_9ce4_8422_2325, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3))
 }
 
+/// Reads a tensor back to the host as f32, with no copy beside the one that it takes.
+///
+/// # Errors
+/// If the device fails.
+pub fn read_back<const D: usize>(tensor: Tensor<D>) -> Result<HostTensor, ModelError> {
+    let data = tensor.try_into_data_as::<f32>().map_err(|error| ModelError::Device(error.to_string()))?;
+    let shape = data.shape().to_vec();
+    if cfg!(target_endian = "big") {
+        let values = data.try_into_vec().map_err(|error| ModelError::Device(format!("{error:?}")))?;
+        return Ok(HostTensor::from_f32(shape, &values));
+    }
+    let bytes = data.into_bytes().try_into_vec().unwrap_or_else(|bytes| bytes.to_vec());
+    Ok(HostTensor { dtype: Dtype::F32, shape, bytes })
+}
+
 /// Reads every float parameter of `module` back to the host as f32, by name.
 ///
 /// # Errors
@@ -140,10 +155,9 @@ pub fn state_dict<M: Module>(module: &M) -> Result<StateDict, ModelError> {
     struct Reader(StateDict, Option<ModelError>);
     impl ParameterVisitor for Reader {
         fn parameter<const D: usize>(&mut self, name: &str, _id: ParamId, value: Tensor<D>) {
-            let shape = value.dims();
-            match value.try_into_vec_as::<f32>() {
-                Ok(values) => drop(self.0.insert(name.to_owned(), HostTensor::from_f32(shape, &values))),
-                Err(error) => self.1 = Some(ModelError::Device(error.to_string())),
+            match read_back(value) {
+                Ok(tensor) => drop(self.0.insert(name.to_owned(), tensor)),
+                Err(error) => self.1 = Some(error),
             }
         }
     }

@@ -34,11 +34,12 @@ fn crashed(outcome: std::thread::Result<()>) -> bool {
     }
 }
 
-fn fill(text: &str) -> impl FnMut(&Path) -> Result<(), io::Error> {
+fn fill(text: &str) -> impl FnMut(&Path) -> Result<FileRecords, io::Error> {
     move |folder| {
         fs::write(folder.join("model.safetensors"), text)?;
         fs::create_dir(folder.join("optimizer"))?;
-        fs::write(folder.join("optimizer/adam.bin"), text.repeat(3))
+        fs::write(folder.join("optimizer/adam.bin"), text.repeat(3))?;
+        Ok(FileRecords::new())
     }
 }
 
@@ -313,13 +314,34 @@ fn a_place_that_cannot_be_written_is_named_in_one_line() {
 fn what_cannot_be_checked_is_not_saved() {
     let folder = tempfile::tempdir().unwrap();
     let store = RunStore::open(folder.path()).unwrap();
-    let link = |at: &Path| std::os::unix::fs::symlink("/etc/hostname", at.join("link"));
+    let none = |()| FileRecords::new();
+    let link = |at: &Path| std::os::unix::fs::symlink("/etc/hostname", at.join("link")).map(none);
     let line = store.save(1, &mut { link }).unwrap_err().to_string();
     assert!(line.ends_with("link cannot be part of a checkpoint: it is neither a file nor a folder"), "{line}");
-    let manifest = |at: &Path| fs::write(at.join(MANIFEST), "{}");
+    let manifest = |at: &Path| fs::write(at.join(MANIFEST), "{}").map(none);
     let line = store.save(1, &mut { manifest }).unwrap_err().to_string();
     assert!(line.contains("the name is that of the list of files"), "{line}");
     assert!(names(folder.path()).is_empty());
+}
+
+#[test]
+fn what_is_known_of_a_file_is_taken_and_what_is_not_is_read() {
+    let tensors = [("w".to_owned(), crate::HostTensor::from_f32([100_000], &[0.5; 100_000]))].into();
+    let known = |at: &Path| crate::write_safetensors(&at.join("model.safetensors"), &tensors, None).unwrap();
+    let write = |at: &Path| {
+        fs::write(at.join("state.json"), "{}")?;
+        Ok::<_, io::Error>([("model.safetensors".to_owned(), known(at))].into())
+    };
+    let folder = tempfile::tempdir().unwrap();
+    let path = RunStore::open(folder.path()).unwrap().save(1, &mut { write }).unwrap();
+    assert_eq!(verify(&path).unwrap().files.len(), 2);
+    let cut_off = |at: &Path| {
+        let files = write(at)?;
+        File::options().write(true).open(at.join("model.safetensors"))?.set_len(7)?;
+        Ok::<_, io::Error>(files)
+    };
+    let line = RunStore::open(folder.path()).unwrap().save(2, &mut { cut_off }).unwrap_err().to_string();
+    assert!(line.contains("model.safetensors has 7 bytes"), "{line}");
 }
 
 const KEEP: Keep = Keep { last: 2, every: None, best: None };
