@@ -8,6 +8,11 @@
 // What it leaves in ~/.cache/vqgan-trainer/kernels spares a GPU the compilation. What it says of speed is worth nothing: before the
 // file goes to a GPU, delete from `entries` where `namespace like 'autotune%'`. The library must not be called libcuda.so.1, a
 // name by which NVRTC looks for a driver of its own.
+//
+// STAND_IN_MEMORY    bytes that the GPU has: what does not fit is refused as a GPU refuses it
+// STAND_IN_LAUNCHES  a file for the number of launches of each kernel, written when the program ends
+#include <pthread.h>
+#include <stdatomic.h>
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -18,17 +23,67 @@ typedef void *Handle;
 typedef unsigned long long Device;
 typedef size_t Size;
 
-enum { OK = 0, NO_DEVICE = 101, UNSUPPORTED = 801 };
-static const Size TOTAL = 150109880320ULL;
-static Size in_use;
+enum { OK = 0, OUT_OF_MEMORY = 2, NO_DEVICE = 101, UNSUPPORTED = 801 };
+static Size total = 150109880320ULL;
+static atomic_size_t in_use;
+
+// A kernel, which is what its handle points to.
+typedef struct Kernel {
+    char *name;
+    atomic_size_t launches;
+    struct Kernel *next;
+} Kernel;
+static Kernel *kernels;
+static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
+
+__attribute__((constructor)) static void begin(void) {
+    const char *bytes = getenv("STAND_IN_MEMORY");
+    if (bytes) total = strtoull(bytes, NULL, 10);
+}
+
+__attribute__((destructor)) static void end(void) {
+    const char *path = getenv("STAND_IN_LAUNCHES");
+    FILE *file = path ? fopen(path, "w") : NULL;
+    if (!file) return;
+    for (Kernel *kernel = kernels; kernel; kernel = kernel->next)
+        if (kernel->launches) fprintf(file, "%zu\t%s\n", (Size)kernel->launches, kernel->name);
+    fclose(file);
+}
 
 static Handle next_handle(void) {
     static uintptr_t last = 0x1000;
     return (Handle)(++last);
 }
 
-static Device allocate(Size bytes) {
-    return ((Device)calloc(bytes + 512, 1) + 511) & ~511ULL;
+// The device's memory begins at a multiple of 512; what it takes stands before it.
+typedef struct {
+    void *whole;
+    Size bytes;
+} Allocation;
+
+static Device from_host(Size bytes) {
+    char *whole = calloc(bytes + 1024, 1);
+    Device address = ((Device)whole + 512 + 511) & ~511ULL;
+    ((Allocation *)address)[-1] = (Allocation){whole, bytes};
+    return address;
+}
+
+static void to_host(Device address) { free(((Allocation *)address)[-1].whole); }
+
+static Result allocate(Device *address, Size bytes) {
+    if (atomic_fetch_add(&in_use, bytes) + bytes > total) {
+        atomic_fetch_sub(&in_use, bytes);
+        return OUT_OF_MEMORY;
+    }
+    *address = from_host(bytes);
+    return OK;
+}
+
+static Result release(Device address) {
+    if (!address) return OK;
+    atomic_fetch_sub(&in_use, ((Allocation *)address)[-1].bytes);
+    to_host(address);
+    return OK;
 }
 
 // The device and its context.
@@ -37,7 +92,7 @@ Result cuDriverGetVersion(int *version) { *version = 13000; return OK; }
 Result cuDeviceGetCount(int *count) { *count = 1; return OK; }
 Result cuDeviceGet(int *device, int index) { *device = index; return index == 0 ? OK : NO_DEVICE; }
 Result cuDeviceGetName(char *name, int size, int device) { snprintf(name, size, "NVIDIA H200"); return OK; }
-Result cuDeviceTotalMem_v2(Size *bytes, int device) { *bytes = TOTAL; return OK; }
+Result cuDeviceTotalMem_v2(Size *bytes, int device) { *bytes = total; return OK; }
 Result cuDeviceGetUuid(char *uuid, int device) { memset(uuid, 1, 16); return OK; }
 Result cuDeviceGetUuid_v2(char *uuid, int device) { memset(uuid, 1, 16); return OK; }
 Result cuDeviceGetLuid(char *luid, unsigned *mask, int device) { return UNSUPPORTED; }
@@ -79,17 +134,23 @@ Result cuCtxGetDevice(int *device) { *device = 0; return OK; }
 Result cuCtxSynchronize(void) { return OK; }
 Result cuCtxSetFlags(unsigned flags) { return OK; }
 Result cuCtxGetStreamPriorityRange(int *least, int *greatest) { *least = 0; *greatest = -5; return OK; }
-Result cuGetErrorString(Result error, const char **text) { *text = "a stand-in's error"; return OK; }
-Result cuGetErrorName(Result error, const char **name) { *name = "STAND_IN"; return OK; }
+Result cuGetErrorString(Result error, const char **text) {
+    *text = error == OUT_OF_MEMORY ? "out of memory" : "a stand-in's error";
+    return OK;
+}
+Result cuGetErrorName(Result error, const char **name) {
+    *name = error == OUT_OF_MEMORY ? "CUDA_ERROR_OUT_OF_MEMORY" : "STAND_IN";
+    return OK;
+}
 
 // Memory.
-Result cuMemGetInfo_v2(Size *available, Size *total) { *total = TOTAL; *available = TOTAL - in_use; return OK; }
-Result cuMemAlloc_v2(Device *address, Size bytes) { *address = allocate(bytes); in_use += bytes; return OK; }
-Result cuMemFree_v2(Device address) { return OK; }
-Result cuMemAllocAsync(Device *address, Size bytes, Handle stream) { *address = allocate(bytes); return OK; }
-Result cuMemFreeAsync(Device address, Handle stream) { return OK; }
-Result cuMemAllocHost_v2(Handle *address, Size bytes) { *address = (Handle)allocate(bytes); return OK; }
-Result cuMemFreeHost(Handle address) { return OK; }
+Result cuMemGetInfo_v2(Size *available, Size *all) { *all = total; *available = total - in_use; return OK; }
+Result cuMemAlloc_v2(Device *address, Size bytes) { return allocate(address, bytes); }
+Result cuMemFree_v2(Device address) { return release(address); }
+Result cuMemAllocAsync(Device *address, Size bytes, Handle stream) { return allocate(address, bytes); }
+Result cuMemFreeAsync(Device address, Handle stream) { return release(address); }
+Result cuMemAllocHost_v2(Handle *address, Size bytes) { *address = (Handle)from_host(bytes); return OK; }
+Result cuMemFreeHost(Handle address) { to_host((Device)address); return OK; }
 Result cuDeviceGetDefaultMemPool(Handle *pool, int device) { *pool = (Handle)1; return OK; }
 Result cuMemPoolSetAttribute(Handle pool, int attribute, void *value) { return OK; }
 Result cuMemcpyHtoDAsync_v2(Device to, const void *from, Size bytes, Handle stream) { memcpy((void *)to, from, bytes); return OK; }
@@ -135,11 +196,26 @@ Result cuEventElapsedTime_v2(float *milliseconds, Handle from, Handle to) { *mil
 // Kernels.
 Result cuModuleLoadData(Handle *module, const void *image) { *module = next_handle(); return OK; }
 Result cuModuleUnload(Handle module) { return OK; }
-Result cuModuleGetFunction(Handle *function, Handle module, const char *name) { *function = module; return OK; }
+Result cuModuleGetFunction(Handle *function, Handle module, const char *name) {
+    Kernel *kernel = calloc(1, sizeof(Kernel));
+    kernel->name = strdup(name);
+    pthread_mutex_lock(&lock);
+    kernel->next = kernels;
+    kernels = kernel;
+    pthread_mutex_unlock(&lock);
+    *function = kernel;
+    return OK;
+}
 Result cuFuncSetAttribute(Handle function, int attribute, int value) { return OK; }
 Result cuFuncGetAttribute(int *value, int attribute, Handle function) { *value = 0; return OK; }
-Result cuLaunchKernel(Handle f, unsigned a, unsigned b, unsigned c, unsigned d, unsigned e, unsigned g, unsigned shared, Handle stream, Handle *arguments, Handle *more) { return OK; }
-Result cuLaunchKernelEx(const void *config, Handle function, Handle *arguments, Handle *more) { return OK; }
+Result cuLaunchKernel(Handle f, unsigned a, unsigned b, unsigned c, unsigned d, unsigned e, unsigned g, unsigned shared, Handle stream, Handle *arguments, Handle *more) {
+    ((Kernel *)f)->launches++;
+    return OK;
+}
+Result cuLaunchKernelEx(const void *config, Handle f, Handle *arguments, Handle *more) {
+    ((Kernel *)f)->launches++;
+    return OK;
+}
 Result cuTensorMapEncodeTiled(void *map) { memset(map, 0, 128); return OK; }
 Result cuTensorMapEncodeIm2col(void *map) { memset(map, 0, 128); return OK; }
 Result cuTensorMapEncodeIm2colWide(void *map) { memset(map, 0, 128); return OK; }
