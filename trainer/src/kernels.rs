@@ -7,7 +7,6 @@ use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 
-use burn::BurnConfig;
 use cubecl::config::autotune::AutotuneLevel;
 use cubecl::config::cache::CacheConfig;
 use cubecl::config::{CubeClRuntimeConfig, RuntimeConfig};
@@ -27,7 +26,7 @@ struct Kept {
 const SLOTS: usize = 8;
 
 /// Has all of it kept in the user's cache folder, `vqgan-trainer/kernels`, in a file for each `gpu`: what is fast on one is not on
-/// another. A `cubecl.toml` or `burn.toml` in or above the working folder and the libraries' own environment variables go before.
+/// another. A `cubecl.toml` in or above the working folder and the libraries' own environment variables go before.
 /// Only the first call counts, which has to come before anything else asks for a GPU.
 pub fn configure(gpu: &str) {
     KEPT.get_or_init(|| {
@@ -50,7 +49,6 @@ pub fn configure(gpu: &str) {
             config.autotune.level = AutotuneLevel::Full;
         }
         CubeClRuntimeConfig::try_set(config.override_from_env());
-        BurnConfig::try_set(without_fusion(BurnConfig::from_current_dir()).override_from_env());
         // Reading it puts it in force.
         CubeClRuntimeConfig::get();
         Kept { new: Some(cubecl::environment::path()).filter(|path| !path.exists()), _lock: lock }
@@ -75,22 +73,6 @@ pub fn new_file() -> Option<PathBuf> {
     KEPT.get().and_then(|kept| kept.new.clone())
 }
 
-/// Fused kernels of Burn 0.22.1 read wrong elements of a permuted tensor that has a dimension of 1, such as the gradient of a
-/// convolution to one channel: its optimizer step, for one, ends in values that are not finite. Nothing is fused where nothing
-/// else is configured.
-fn without_fusion(config: BurnConfig) -> BurnConfig {
-    if config.fusion().beam_search.max_explorations.is_some() {
-        return config;
-    }
-    // Its fields can be read and not written.
-    let fused = toml::Value::try_from(&config).ok().and_then(|mut value| {
-        let search = value.get_mut("fusion")?.get_mut("beam_search")?.as_table_mut()?;
-        search.insert("max_explorations".to_owned(), 0.into());
-        value.try_into().ok()
-    });
-    fused.unwrap_or(config)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -103,13 +85,5 @@ mod tests {
         assert_eq!((first.as_str(), second.as_str()), ("NVIDIA_H200", "NVIDIA_H200-2"));
         drop(lock);
         assert_eq!(slot(folder.path(), "NVIDIA H200").unwrap().0, "NVIDIA_H200");
-    }
-
-    #[test]
-    fn nothing_is_fused_unless_that_is_configured() {
-        let explorations = |config: BurnConfig| config.fusion().beam_search.max_explorations;
-        assert_eq!(explorations(without_fusion(BurnConfig::default())), Some(0));
-        let configured = toml::from_str("[fusion.beam_search]\nmax_explorations = 9").unwrap();
-        assert_eq!(explorations(without_fusion(configured)), Some(9));
     }
 }

@@ -6,95 +6,13 @@
 use burn::module::{Module, ModuleVisitor, Param};
 use burn::nn::PaddingConfig2d;
 use burn::nn::conv::Conv2d;
-use burn::tensor::activation::{silu, softmax};
+use burn::tensor::activation::softmax;
 use burn::tensor::module::interpolate;
 use burn::tensor::ops::{InterpolateMode, InterpolateOptions};
 use burn::tensor::{DType, Tensor};
 
+use super::group_norm::GroupNorm;
 use super::weights::{ModelError, WeightReader};
-
-/// Every VQGAN family normalises with this epsilon (taming's `Normalize`, LlamaGen's likewise, diffusers' resnets).
-const EPSILON: f64 = 1e-6;
-
-/// Group normalisation (Wu and He 2018, arXiv 1803.08494) whose statistics are taken in f32 at least.
-///
-/// The only full-size tensor that a backward pass keeps is the centred input; in half precision the normalised input, in half
-/// precision itself.
-#[derive(Module, Debug)]
-pub struct GroupNorm {
-    /// Scale, `[C]`.
-    pub weight: Param<Tensor<1>>,
-    /// Shift, `[C]`.
-    pub bias: Param<Tensor<1>>,
-    groups: usize,
-}
-
-impl GroupNorm {
-    pub(super) fn read(from: &WeightReader, groups: usize) -> Result<Self, ModelError> {
-        let from = from.wide();
-        Ok(Self { weight: from.param("weight")?, bias: from.param("bias")?, groups })
-    }
-
-    /// `[N, C, H, W]` to the same.
-    pub fn forward(&self, x: Tensor<4>) -> Tensor<4> {
-        let [n, c, h, w] = x.dims();
-        let dtype = x.dtype();
-        let wide = statistics_dtype(dtype);
-        if wide != dtype && x.is_autodiff() {
-            return self.forward_in_half(x);
-        }
-        let per_group = x.cast(wide).reshape([n, self.groups, c / self.groups * h * w]);
-        let centred = per_group.clone() - per_group.mean_dim(2);
-        let deviation = (centred.clone().square().mean_dim(2) + EPSILON).sqrt();
-
-        let per_channel = deviation.expand([n, self.groups, c / self.groups]).reshape([n, c, 1]);
-        let scale = self.weight.val().cast(wide).reshape([1, c, 1]) / per_channel;
-        let shift = self.bias.val().cast(wide).reshape([1, c, 1]);
-        // One flat axis for the pixels: the gradients of scale and shift are then sums along contiguous memory.
-        (centred.reshape([n, c, h * w]) * scale + shift).cast(dtype).reshape([n, c, h, w])
-    }
-
-    /// The same values, with the same derivatives, from a graph in which nothing of full size is wider than `x`.
-    ///
-    /// The output is written as a function of x alone, mean m, deviation d, scale w and shift b being what they are, plus what
-    /// they change to first order: terms whose value is zero and whose derivative is not. With v = (x - m) / d, it is
-    /// `(x - m) w / d + b - w / d * zero(m) + v * zero(w d / d)`, and `d = zero(mean(v * (x - m) / d)) * d` up to a constant.
-    fn forward_in_half(&self, x: Tensor<4>) -> Tensor<4> {
-        let [n, c, h, w] = x.dims();
-        let dtype = x.dtype();
-        let wide = statistics_dtype(dtype);
-        let (groups, channels) = ([n, self.groups, c / self.groups * h * w], [n, c, 1]);
-        let each_channel = |of_group: Tensor<3>| of_group.expand([n, self.groups, c / self.groups]).reshape(channels);
-        let (weight, bias) =
-            (self.weight.val().cast(wide).reshape([1, c, 1]), self.bias.val().cast(wide).reshape([1, c, 1]));
-
-        let plain = x.clone().without_autodiff().cast(wide).reshape(groups);
-        let mean = plain.clone().mean_dim(2);
-        let deviation = ((plain - mean.clone()).square().mean_dim(2) + EPSILON).sqrt();
-        let (mean, deviation) = (mean.autodiff(), deviation.autodiff());
-
-        let x = x.cast(wide).reshape(groups);
-        let moved_mean = each_channel(zero(x.clone().mean_dim(2)));
-        let centred = x - mean;
-        let normalised = (centred.clone() / deviation.clone()).cast(dtype);
-        let constant = normalised.clone().detach();
-        let moved_deviation = zero((normalised * constant.clone()).cast(wide).mean_dim(2)) * deviation.clone();
-
-        let per_channel = each_channel(deviation.clone());
-        let scale = weight.clone().detach() / per_channel.clone();
-        let shift = zero(bias.clone()) - scale.clone() * moved_mean;
-        let output = centred.reshape([n, c, h * w]) * scale + bias.detach() + shift;
-        let moved_scale = zero(weight / each_channel(deviation + moved_deviation) * per_channel);
-        // By rows, whose gradients are added up in f32: sums over a whole channel are too much for f16.
-        let by_rows = moved_scale.reshape([n, c, 1, 1]).expand([n, c, h, 1]).cast(dtype);
-        output.cast(dtype).reshape([n, c, h, w]) + constant.reshape([n, c, h, w]) * by_rows
-    }
-}
-
-/// Zero, with the derivative of `x`.
-fn zero(x: Tensor<3>) -> Tensor<3> {
-    x.clone() - x.detach()
-}
 
 /// Half precision takes statistics in f32, wider types in themselves.
 pub(crate) fn statistics_dtype(dtype: DType) -> DType {
@@ -156,12 +74,12 @@ impl ResnetBlock {
 
     /// What comes before the second normalisation, `[N, C, H, W]` to `[N, C', H, W]`.
     pub fn first_half(&self, x: Tensor<4>) -> Tensor<4> {
-        self.conv1.forward(silu(self.norm1.forward(x)))
+        self.conv1.forward(self.norm1.forward_silu(x))
     }
 
     /// From there to what is added to the shortcut, `[N, C', H, W]` to the same.
     pub fn second_half(&self, h: Tensor<4>) -> Tensor<4> {
-        self.conv2.forward(silu(self.norm2.forward(h)))
+        self.conv2.forward(self.norm2.forward_silu(h))
     }
 
     /// The way around both, `[N, C, H, W]` to `[N, C', H, W]`.
@@ -269,7 +187,7 @@ impl Block<'_> {
             Self::Attn(block) => block.forward(x),
             Self::Downsample(block) => block.forward(x),
             Self::Upsample(block) => block.forward(x),
-            Self::NormSilu(norm) => silu(norm.forward(x)),
+            Self::NormSilu(norm) => norm.forward_silu(x),
         }
     }
 
@@ -296,74 +214,5 @@ impl Block<'_> {
         let mut any = Any(false);
         self.visit(&mut any);
         any.0
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use burn::tensor::{Device, TensorData};
-    use rand::rngs::ChaCha8Rng;
-    use rand::{RngExt, SeedableRng};
-
-    use super::*;
-
-    const SHAPE: [usize; 4] = [2, 8, 6, 5];
-
-    /// Numbers that f16 and bf16 have too.
-    fn numbers(seed: u64, count: usize, around: f64) -> Vec<f64> {
-        let mut random = ChaCha8Rng::seed_from_u64(seed);
-        (0..count).map(|_| (random.random_range(-1.0..1.0_f64) * 64.0).round() / 32.0 + around).collect()
-    }
-
-    fn values<const D: usize>(seed: u64, shape: [usize; D], around: f64, device: &Device, dtype: DType) -> Tensor<D> {
-        let data = TensorData::new(numbers(seed, shape.iter().product(), around), shape);
-        Tensor::from_data(data, (device, dtype))
-    }
-
-    /// Its parameters are in f32, as in a copy that computes in half precision, or wider.
-    fn norm(device: &Device, dtype: DType) -> GroupNorm {
-        let param = |seed, around| Param::from_tensor(values(seed, [8], around, device, dtype));
-        GroupNorm { weight: param(1, 1.5), bias: param(2, -0.5), groups: 2 }
-    }
-
-    /// Output and gradients at the input, the scale and the shift.
-    fn run(dtype: DType) -> [Vec<f64>; 4] {
-        let device = Device::flex().autodiff();
-        let norm = norm(&device, statistics_dtype(dtype));
-        let x = values(3, SHAPE, 3.0, &device, dtype).require_grad();
-        let y = norm.forward(x.clone());
-        let upstream = values(4, SHAPE, 0.25, &device, dtype);
-        let gradients = (y.clone().cast(DType::F64) * upstream.cast(DType::F64)).sum().backward();
-        fn read<const D: usize>(tensor: Tensor<D>) -> Vec<f64> {
-            tensor.cast(DType::F64).into_data().try_into_vec().unwrap()
-        }
-        let of = |param: &Param<Tensor<1>>| read(param.val().grad(&gradients).unwrap());
-        [read(y), read(x.grad(&gradients).unwrap()), of(&norm.weight), of(&norm.bias)]
-    }
-
-    #[test]
-    fn a_norm_in_half_precision_has_the_derivatives_of_a_wide_one() {
-        let reference = run(DType::F64);
-        for (dtype, most) in [(DType::F32, 1e-5), (DType::F16, 2e-3), (DType::BF16, 1.5e-2)] {
-            for (name, (half, wide)) in ["output", "x", "scale", "shift"].iter().zip(run(dtype).iter().zip(&reference))
-            {
-                let squares = |values: &mut dyn Iterator<Item = f64>| values.map(|value| value * value).sum::<f64>();
-                let difference = squares(&mut half.iter().zip(wide).map(|(a, b)| a - b));
-                let deviation = (difference / squares(&mut wide.iter().copied())).sqrt();
-                println!("{dtype:?}, {name}: {deviation:.1e}");
-                assert!(deviation < most, "{dtype:?}, {name}: {deviation}");
-            }
-        }
-    }
-
-    #[test]
-    fn a_graph_does_not_change_what_a_norm_in_half_precision_gives() {
-        let device = Device::flex();
-        for dtype in [DType::F16, DType::BF16] {
-            let plain = norm(&device, DType::F32).forward(values(3, SHAPE, 3.0, &device, dtype));
-            let device = device.clone().autodiff();
-            let tracked = norm(&device, DType::F32).forward(values(3, SHAPE, 3.0, &device, dtype).require_grad());
-            assert_eq!(plain.into_data(), tracked.without_autodiff().into_data(), "{dtype:?}");
-        }
     }
 }

@@ -11,7 +11,7 @@ use checkpoints::HostTensor;
 use rand::RngExt;
 use serde::{Deserialize, Serialize};
 
-use super::blocks::GroupNorm;
+use super::group_norm::GroupNorm;
 use super::initialize::rng_for;
 use super::statistics_dtype;
 use super::weights::{ModelError, StateDict, WeightReader};

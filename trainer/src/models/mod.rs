@@ -6,6 +6,7 @@ pub mod clip;
 mod decoder;
 pub mod discriminator;
 mod encoder;
+pub mod group_norm;
 pub mod initialize;
 pub mod lpips;
 pub mod quantizer;

@@ -1,0 +1,157 @@
+//! Group normalisation (Wu and He 2018, arXiv 1803.08494), with SiLU after it where the VQGAN has that.
+//!
+//! Of Burn's own operations, forward and backward would be some dozens, each with a tensor of full size. Here they are one
+//! operation ([`operation`]) with a closed form on the CPU ([`flex`]) and kernels of its own on a GPU ([`cube`]).
+
+use burn::module::{Module, Param};
+use burn::tensor::Tensor;
+
+use self::operation::{Kind, group_norm};
+use super::statistics_dtype;
+use super::weights::{ModelError, WeightReader};
+
+#[cfg(any(feature = "cuda", feature = "wgpu"))]
+mod cube;
+mod flex;
+mod operation;
+
+/// Every VQGAN family normalises with this epsilon (taming's `Normalize`, LlamaGen's likewise, diffusers' resnets).
+const EPSILON: f64 = 1e-6;
+
+/// Group normalisation whose statistics are taken in f32 at least. A backward pass keeps the input and two numbers of each group.
+#[derive(Module, Debug)]
+pub struct GroupNorm {
+    /// Scale, `[C]`.
+    pub weight: Param<Tensor<1>>,
+    /// Shift, `[C]`.
+    pub bias: Param<Tensor<1>>,
+    groups: usize,
+}
+
+impl GroupNorm {
+    pub(super) fn read(from: &WeightReader, groups: usize) -> Result<Self, ModelError> {
+        let from = from.wide();
+        Ok(Self { weight: from.param("weight")?, bias: from.param("bias")?, groups })
+    }
+
+    /// `[N, C, H, W]` to the same.
+    pub fn forward(&self, x: Tensor<4>) -> Tensor<4> {
+        self.compute(x, false)
+    }
+
+    /// The same with SiLU after it.
+    pub fn forward_silu(&self, x: Tensor<4>) -> Tensor<4> {
+        self.compute(x, true)
+    }
+
+    fn compute(&self, x: Tensor<4>, silu: bool) -> Tensor<4> {
+        let wide = statistics_dtype(x.dtype());
+        let kind = Kind { groups: self.groups, silu };
+        group_norm(x, self.weight.val().cast(wide), self.bias.val().cast(wide), kind)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use burn::tensor::activation::silu;
+    use burn::tensor::{DType, Device, TensorData};
+    use rand::rngs::ChaCha8Rng;
+    use rand::{RngExt, SeedableRng};
+
+    use super::*;
+
+    const SHAPE: [usize; 4] = [2, 8, 6, 5];
+
+    /// Numbers that f16 and bf16 have too.
+    fn numbers(seed: u64, count: usize, around: f64) -> Vec<f64> {
+        let mut random = ChaCha8Rng::seed_from_u64(seed);
+        (0..count).map(|_| (random.random_range(-1.0..1.0_f64) * 64.0).round() / 32.0 + around).collect()
+    }
+
+    fn values<const D: usize>(seed: u64, shape: [usize; D], around: f64, device: &Device, dtype: DType) -> Tensor<D> {
+        let data = TensorData::new(numbers(seed, shape.iter().product(), around), shape);
+        Tensor::from_data(data, (device, dtype))
+    }
+
+    /// Its parameters are in f32, as in a copy that computes in half precision, or wider.
+    fn norm(device: &Device, dtype: DType) -> GroupNorm {
+        let param = |seed, around| Param::from_tensor(values(seed, [8], around, device, dtype));
+        GroupNorm { weight: param(1, 1.5), bias: param(2, -0.5), groups: 2 }
+    }
+
+    /// By Burn's own operations.
+    fn composed(norm: &GroupNorm, x: Tensor<4>) -> Tensor<4> {
+        let [n, c, h, w] = x.dims();
+        let groups = x.reshape([n, norm.groups, c / norm.groups * h * w]);
+        let centred = groups.clone() - groups.mean_dim(2);
+        let deviation = (centred.clone().square().mean_dim(2) + EPSILON).sqrt();
+        let channel = |param: &Param<Tensor<1>>| param.val().reshape([1, c, 1, 1]);
+        (centred / deviation).reshape([n, c, h, w]) * channel(&norm.weight) + channel(&norm.bias)
+    }
+
+    /// Output and gradients at the input, the scale and the shift.
+    fn run(dtype: DType, forward: impl Fn(&GroupNorm, Tensor<4>) -> Tensor<4>) -> [Vec<f64>; 4] {
+        let device = Device::flex().autodiff();
+        let norm = norm(&device, statistics_dtype(dtype));
+        let x = values(3, SHAPE, 3.0, &device, dtype).require_grad();
+        let y = forward(&norm, x.clone());
+        let upstream = values(4, SHAPE, 0.25, &device, dtype);
+        let gradients = (y.clone().cast(DType::F64) * upstream.cast(DType::F64)).sum().backward();
+        fn read<const D: usize>(tensor: Tensor<D>) -> Vec<f64> {
+            tensor.cast(DType::F64).into_data().try_into_vec().unwrap()
+        }
+        let of = |param: &Param<Tensor<1>>| read(param.val().grad(&gradients).unwrap());
+        [read(y), read(x.grad(&gradients).unwrap()), of(&norm.weight), of(&norm.bias)]
+    }
+
+    fn deviations(a: &[Vec<f64>; 4], b: &[Vec<f64>; 4]) -> [f64; 4] {
+        let squares = |values: &mut dyn Iterator<Item = f64>| values.map(|value| value * value).sum::<f64>();
+        let of = |a: &Vec<f64>, b: &Vec<f64>| {
+            assert_eq!(a.len(), b.len());
+            (squares(&mut a.iter().zip(b).map(|(a, b)| a - b)) / squares(&mut b.iter().copied())).sqrt()
+        };
+        std::array::from_fn(|i| of(&a[i], &b[i]))
+    }
+
+    #[test]
+    fn values_and_derivatives_are_those_of_burns_own_operations() {
+        for (dtype, most) in [(DType::F64, 1e-12), (DType::F32, 1e-5), (DType::F16, 2e-3), (DType::BF16, 1.5e-2)] {
+            let plain = deviations(&run(dtype, GroupNorm::forward), &run(DType::F64, composed));
+            let activated =
+                deviations(&run(dtype, GroupNorm::forward_silu), &run(DType::F64, |norm, x| silu(composed(norm, x))));
+            println!("{dtype:?}: {plain:?}, with SiLU {activated:?}");
+            assert!(plain.iter().chain(&activated).all(|deviation| *deviation < most), "{dtype:?}");
+        }
+    }
+
+    /// Convolutions leave tensors behind whose elements lie in another order.
+    #[test]
+    fn the_order_of_the_elements_in_memory_does_not_matter() {
+        let forward = |norm: &GroupNorm, x: Tensor<4>| {
+            let turned = x.permute([0, 2, 3, 1]) * 1.0;
+            norm.forward_silu(turned.permute([0, 3, 1, 2]))
+        };
+        assert_eq!(run(DType::F32, forward), run(DType::F32, GroupNorm::forward_silu));
+    }
+
+    #[test]
+    fn a_frozen_norm_passes_the_gradient_on() {
+        let device = Device::flex().autodiff();
+        let mut norm = norm(&device, DType::F32);
+        norm = norm.no_grad();
+        let x = values(3, SHAPE, 3.0, &device, DType::F32).require_grad();
+        let gradients = norm.forward(x.clone()).square().sum().backward();
+        assert!(x.grad(&gradients).is_some() && norm.weight.val().grad(&gradients).is_none());
+    }
+
+    #[test]
+    fn a_graph_does_not_change_what_a_norm_in_half_precision_gives() {
+        let device = Device::flex();
+        for dtype in [DType::F16, DType::BF16] {
+            let plain = norm(&device, DType::F32).forward(values(3, SHAPE, 3.0, &device, dtype));
+            let device = device.clone().autodiff();
+            let tracked = norm(&device, DType::F32).forward(values(3, SHAPE, 3.0, &device, dtype).require_grad());
+            assert_eq!(plain.into_data(), tracked.without_autodiff().into_data(), "{dtype:?}");
+        }
+    }
+}

@@ -1,0 +1,193 @@
+//! On the CPU: each group of a sample by one thread, in the processor's near memory.
+
+use burn::backend::Flex;
+use burn::backend::TensorMetadata;
+use burn::tensor::{DType, Element, TensorData, bf16, f16};
+use burn_flex::FlexTensor;
+use bytemuck::Pod;
+
+use num_traits::{Float, One, Zero};
+use rayon::prelude::*;
+
+use super::EPSILON;
+use super::operation::{Forward, GroupNormKernels, Kind};
+
+/// An element of a tensor, and what is computed in.
+trait Number: Element + Pod + Send + Sync {
+    type Wide: Float + Element + Pod + Into<f64> + Send + Sync;
+    fn widen(self) -> Self::Wide;
+    fn narrow(wide: Self::Wide) -> Self;
+}
+
+macro_rules! number {
+    ($type:ty, $wide:ty, $widen:expr, $narrow:expr) => {
+        impl Number for $type {
+            type Wide = $wide;
+            fn widen(self) -> $wide {
+                $widen(self)
+            }
+            fn narrow(wide: $wide) -> Self {
+                $narrow(wide)
+            }
+        }
+    };
+}
+
+number!(f64, f64, std::convert::identity, std::convert::identity);
+number!(f32, f32, std::convert::identity, std::convert::identity);
+number!(f16, f32, f16::to_f32, f16::from_f32);
+number!(bf16, f32, bf16::to_f32, bf16::from_f32);
+
+impl GroupNormKernels for Flex {
+    fn forward(x: FlexTensor, weight: FlexTensor, bias: FlexTensor, kind: Kind) -> Forward<Self> {
+        match x.dtype() {
+            DType::F64 => forward::<f64>(&x, &weight, &bias, kind),
+            DType::F16 => forward::<f16>(&x, &weight, &bias, kind),
+            DType::BF16 => forward::<bf16>(&x, &weight, &bias, kind),
+            _ => forward::<f32>(&x, &weight, &bias, kind),
+        }
+    }
+
+    fn backward(
+        (x, mean, inverse): Forward<Self>,
+        weight: FlexTensor,
+        bias: FlexTensor,
+        gradient: FlexTensor,
+        kind: Kind,
+    ) -> [FlexTensor; 3] {
+        let all = [x, gradient, mean, inverse, weight, bias].map(|tensor| tensor.to_contiguous());
+        match all[0].dtype() {
+            DType::F64 => backward::<f64>(&all, kind),
+            DType::F16 => backward::<f16>(&all, kind),
+            DType::BF16 => backward::<bf16>(&all, kind),
+            _ => backward::<f32>(&all, kind),
+        }
+    }
+}
+
+/// The elements of a contiguous tensor.
+fn elements<E: Element + Pod>(tensor: &FlexTensor) -> &[E] {
+    tensor.as_slice().expect("a contiguous tensor of this type")
+}
+
+fn tensor<E: Element>(values: Vec<E>, shape: impl Into<Vec<usize>>) -> FlexTensor {
+    FlexTensor::from_data(TensorData::new(values, shape.into()))
+}
+
+/// Sums in f64, eight at a time: enough for the processor to do them side by side.
+fn sum<T: Copy>(values: &[T], of: impl Fn(T) -> f64) -> f64 {
+    let (eights, rest) = values.as_chunks::<8>();
+    let mut sums = [0.0; 8];
+    for eight in eights {
+        for (sum, value) in sums.iter_mut().zip(eight) {
+            *sum += of(*value);
+        }
+    }
+    sums.iter().sum::<f64>() + rest.iter().map(|value| of(*value)).sum::<f64>()
+}
+
+fn wide<W: Float>(value: f64) -> W {
+    W::from(value).unwrap_or_else(W::nan)
+}
+
+fn sigmoid<W: Float>(z: W) -> W {
+    (W::one() + (-z).exp()).recip()
+}
+
+fn forward<E: Number>(x: &FlexTensor, weight: &FlexTensor, bias: &FlexTensor, kind: Kind) -> Forward<Flex> {
+    let shape = x.shape();
+    let [n, c, h, w] = shape.dims();
+    let (x, weight, bias) = (x.to_contiguous(), weight.to_contiguous(), bias.to_contiguous());
+    let (values, weight, bias) = (elements::<E>(&x), elements::<E::Wide>(&weight), elements::<E::Wide>(&bias));
+    let (pixels, of_group) = (h * w, c / kind.groups * h * w);
+    let mut output = vec![E::narrow(E::Wide::zero()); values.len()];
+    let groups = values.par_chunks(of_group).zip(output.par_chunks_mut(of_group)).enumerate();
+    let (mean, inverse): (Vec<_>, Vec<_>) = groups
+        .map(|(group, (x, y))| {
+            let mean = sum(x, |x| x.widen().into()) / of_group as f64;
+            let rounded = wide::<E::Wide>(mean);
+            let variance = sum(x, |x| (x.widen() - rounded).powi(2).into()) / of_group as f64;
+            let inverse = wide::<E::Wide>((variance + EPSILON).sqrt().recip());
+            let first = group % kind.groups * (c / kind.groups);
+            for (channel, (x, y)) in x.chunks(pixels).zip(y.chunks_mut(pixels)).enumerate() {
+                let (scale, shift) = (weight[first + channel] * inverse, bias[first + channel]);
+                for (x, y) in x.iter().zip(y) {
+                    let z = (x.widen() - rounded) * scale + shift;
+                    *y = E::narrow(if kind.silu { z * sigmoid(z) } else { z });
+                }
+            }
+            (rounded, inverse)
+        })
+        .unzip();
+    (tensor(output, [n, c, h, w]), tensor(mean, [n, kind.groups]), tensor(inverse, [n, kind.groups]))
+}
+
+fn backward<E: Number>([x, gradient, mean, inverse, weight, bias]: &[FlexTensor; 6], kind: Kind) -> [FlexTensor; 3] {
+    let [n, c, h, w] = x.shape().dims();
+    let (x, gradient) = (elements::<E>(x), elements::<E>(gradient));
+    let [mean, inverse, weight, bias] = [mean, inverse, weight, bias].map(|tensor| elements::<E::Wide>(tensor));
+    let (pixels, channels, of_group) = (h * w, c / kind.groups, c / kind.groups * h * w);
+    let mut at_x = vec![E::narrow(E::Wide::zero()); x.len()];
+    let groups = x.par_chunks(of_group).zip(gradient.par_chunks(of_group)).zip(at_x.par_chunks_mut(of_group));
+    // For each channel of each sample: the sums that are its part of the gradients at weight and bias.
+    let sums: Vec<(f64, f64)> = groups
+        .enumerate()
+        .flat_map_iter(|(group, ((x, gradient), at_x))| {
+            let (mean, inverse) = (mean[group], inverse[group]);
+            let first = group % kind.groups * channels;
+            let mut at_z = vec![E::Wide::zero(); of_group];
+            let mut sums = Vec::with_capacity(channels);
+            let (mut of_weighted, mut of_weighted_normalised) = (0.0, 0.0);
+            for channel in 0..channels {
+                let range = channel * pixels..(channel + 1) * pixels;
+                let (weight, bias) = (weight[first + channel], bias[first + channel]);
+                let at_z = &mut at_z[range.clone()];
+                let given = x[range.clone()].iter().zip(&gradient[range]);
+                for (at_z, (x, gradient)) in at_z.iter_mut().zip(given) {
+                    let gradient = gradient.widen();
+                    *at_z = if kind.silu {
+                        let z = (x.widen() - mean) * inverse * weight + bias;
+                        let s = sigmoid(z);
+                        gradient * s * (E::Wide::one() + z * (E::Wide::one() - s))
+                    } else {
+                        gradient
+                    };
+                }
+                let of_bias = sum(at_z, Into::into);
+                let x = &x[channel * pixels..(channel + 1) * pixels];
+                let of_weight = dot(at_z, x, |x| ((x.widen() - mean) * inverse).into());
+                of_weighted += of_bias * weight.into();
+                of_weighted_normalised += of_weight * weight.into();
+                sums.push((of_weight, of_bias));
+            }
+            let mean_of = |sum: f64| wide::<E::Wide>(sum / of_group as f64);
+            let (a, b) = (mean_of(of_weighted), mean_of(of_weighted_normalised));
+            for channel in 0..channels {
+                let range = channel * pixels..(channel + 1) * pixels;
+                let weight = weight[first + channel];
+                let given = x[range.clone()].iter().zip(&at_z[range.clone()]);
+                for (at_x, (x, at_z)) in at_x[range].iter_mut().zip(given) {
+                    let normalised = (x.widen() - mean) * inverse;
+                    *at_x = E::narrow((*at_z * weight - a - normalised * b) * inverse);
+                }
+            }
+            sums
+        })
+        .collect();
+    let of_samples = |of: fn(&(f64, f64)) -> f64| -> Vec<E::Wide> {
+        (0..c).map(|channel| wide((0..n).map(|sample| of(&sums[sample * c + channel])).sum())).collect()
+    };
+    [tensor(at_x, [n, c, h, w]), tensor(of_samples(|sums| sums.0), [c]), tensor(of_samples(|sums| sums.1), [c])]
+}
+
+/// The sum of products in f64, eight at a time.
+fn dot<W: Copy + Into<f64>, T: Copy>(a: &[W], b: &[T], of: impl Fn(T) -> f64) -> f64 {
+    let ((a, a_rest), (b, b_rest)) = (a.as_chunks::<8>(), b.as_chunks::<8>());
+    let mut sums = [0.0; 8];
+    for (a, b) in a.iter().zip(b) {
+        for (sum, (a, b)) in sums.iter_mut().zip(a.iter().zip(b)) {
+            *sum += (*a).into() * of(*b);
+        }
+    }
+    sums.iter().sum::<f64>() + a_rest.iter().zip(b_rest).map(|(a, b)| (*a).into() * of(*b)).sum::<f64>()
+}
