@@ -24,15 +24,17 @@ fn sum_of_cube<W: Float>(own: W, #[comptime] units: usize) -> W {
     let mut sums = Shared::new_slice(units);
     sums[unit] = own;
     sync_cube();
-    let mut width = units / 2;
+    let mut width = (units / 2).runtime();
     while width > 0 {
         if unit < width {
-            sums[unit] = sums[unit] + sums[unit + width];
+            let other = sums[unit + width];
+            sums[unit] += other;
         }
         sync_cube();
         width /= 2;
     }
-    sums[0]
+    let sum = sums[0];
+    sum
 }
 
 #[cube]
