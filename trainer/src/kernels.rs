@@ -5,10 +5,12 @@
 
 use std::fs::File;
 use std::path::{Path, PathBuf};
-use std::sync::OnceLock;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{OnceLock, PoisonError, RwLock};
 
 use cubecl::config::autotune::AutotuneLevel;
 use cubecl::config::cache::CacheConfig;
+use cubecl::config::compilation::CompilationLogLevel;
 use cubecl::config::{CubeClRuntimeConfig, RuntimeConfig};
 use cubecl::records::RecordLevel;
 
@@ -20,6 +22,41 @@ struct Kept {
     new: Option<PathBuf>,
     /// Held until the process ends.
     _lock: Option<File>,
+}
+
+/// Counts the kernels that CubeCL compiles, of which it says nothing but in a log.
+struct Watch {
+    compiled: AtomicU64,
+    show: RwLock<Option<Show>>,
+}
+
+type Show = Box<dyn Fn(u64) + Send + Sync>;
+
+static WATCH: Watch = Watch { compiled: AtomicU64::new(0), show: RwLock::new(None) };
+
+/// The name that CubeCL logs them by.
+const COMPILATION: &str = "cubecl::compilation";
+
+impl log::Log for Watch {
+    fn enabled(&self, metadata: &log::Metadata) -> bool {
+        metadata.target() == COMPILATION
+    }
+
+    fn log(&self, record: &log::Record) {
+        if self.enabled(record.metadata()) {
+            let compiled = self.compiled.fetch_add(1, Ordering::Relaxed) + 1;
+            if let Some(show) = &*self.show.read().unwrap_or_else(PoisonError::into_inner) {
+                show(compiled);
+            }
+        }
+    }
+
+    fn flush(&self) {}
+}
+
+/// Has `show` called with the number of kernels that this process has compiled, whenever that grows.
+pub fn watch(show: impl Fn(u64) + Send + Sync + 'static) {
+    *WATCH.show.write().unwrap_or_else(PoisonError::into_inner) = Some(Box::new(show));
 }
 
 /// Processes that keep kernels at the same time; any further one keeps none.
@@ -48,6 +85,11 @@ pub fn configure(gpu: &str) {
             // that ends the run.
             config.autotune.level = AutotuneLevel::Full;
         }
+        let logger = &mut config.compilation.logger;
+        if matches!(logger.level, CompilationLogLevel::Disabled) && log::set_logger(&WATCH).is_ok() {
+            log::set_max_level(log::LevelFilter::Info);
+            (logger.level, logger.log) = (CompilationLogLevel::Basic, Some(Default::default()));
+        }
         CubeClRuntimeConfig::try_set(config.override_from_env());
         // Reading it puts it in force.
         CubeClRuntimeConfig::get();
@@ -75,7 +117,23 @@ pub fn new_file() -> Option<PathBuf> {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
+    use log::{Log, Record};
+
     use super::*;
+
+    #[test]
+    fn only_what_is_compiled_is_counted() {
+        let seen = Arc::new(AtomicU64::new(0));
+        let sink = seen.clone();
+        let show: Show = Box::new(move |count| sink.store(count, Ordering::Relaxed));
+        let watch = Watch { compiled: AtomicU64::new(0), show: RwLock::new(Some(show)) };
+        for target in [COMPILATION, "wgpu", COMPILATION] {
+            watch.log(&Record::builder().target(target).build());
+        }
+        assert_eq!(seen.load(Ordering::Relaxed), 2);
+    }
 
     #[test]
     fn no_two_processes_have_the_same_file() {

@@ -84,6 +84,11 @@ trait View {
     /// A line that stays.
     fn line(&self, text: &str);
 
+    /// Shows, from any thread, how many kernels have been compiled for the GPU.
+    fn kernels(&self) -> Box<dyn Fn(u64) + Send + Sync> {
+        Box::new(|_| ())
+    }
+
     /// No more steps follow.
     fn finish(&self);
 }
@@ -108,6 +113,8 @@ impl Progress {
             true => Box::new(Bars::new(position)),
             false => Box::new(Lines::default()),
         };
+        #[cfg(any(feature = "cuda", feature = "wgpu"))]
+        crate::kernels::watch(view.kernels());
         Self {
             view,
             samples_per_step,
@@ -122,6 +129,8 @@ impl Progress {
     pub fn show_dashboard(&mut self, interrupter: &Interrupter) {
         self.view.finish();
         self.view = Box::new(Dashboard::open(self.position.get(), interrupter));
+        #[cfg(any(feature = "cuda", feature = "wgpu"))]
+        crate::kernels::watch(self.view.kernels());
     }
 
     /// Some samples of the current step are through the first pass.

@@ -19,7 +19,7 @@ impl Bars {
         };
         // The figures have a line of their own: a line that is broken in two cannot be drawn over.
         let run = bar("{prefix:>14} {wide_bar} {percent:>3} %\n               {wide_msg}");
-        let part = bar("{prefix:>14} {wide_bar:.dim} {pos}/{len} pictures");
+        let part = bar("{prefix:>14} {wide_bar:.dim} {pos}/{len} pictures{msg}");
         let bars = Self { both, run, part };
         bars.run.set_length(position.steps * position.of);
         bars.part(position);
@@ -42,7 +42,13 @@ impl View for Bars {
 
     fn step(&self, position: Position, text: &str) {
         self.run.set_message(text.to_owned());
+        self.part.set_message("");
         self.part(position);
+    }
+
+    fn kernels(&self) -> Box<dyn Fn(u64) + Send + Sync> {
+        let part = self.part.clone();
+        Box::new(move |count| part.set_message(format!("  {count} kernels compiled")))
     }
 
     fn line(&self, text: &str) {

@@ -1,6 +1,7 @@
 //! Plain lines, for a file or a pipe.
 
 use std::cell::Cell;
+use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use super::{Position, View};
@@ -48,6 +49,17 @@ impl View for Lines {
 
     fn line(&self, text: &str) {
         eprintln!("{text}");
+    }
+
+    fn kernels(&self) -> Box<dyn Fn(u64) + Send + Sync> {
+        let last = Mutex::new(Instant::now());
+        Box::new(move |count| {
+            let mut last = last.lock().unwrap_or_else(PoisonError::into_inner);
+            if last.elapsed() >= PART_EVERY {
+                *last = Instant::now();
+                eprintln!("kernels: {count} compiled");
+            }
+        })
     }
 
     fn finish(&self) {}

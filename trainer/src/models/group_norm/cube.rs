@@ -33,8 +33,7 @@ fn sum_of_cube<W: Float>(own: W, #[comptime] units: usize) -> W {
         sync_cube();
         width /= 2;
     }
-    let sum = sums[0];
-    sum
+    sums[0]
 }
 
 #[cube]

@@ -125,7 +125,7 @@ fn forward<E: Number>(x: &FlexTensor, weight: &FlexTensor, bias: &FlexTensor, ki
 fn backward<E: Number>([x, gradient, mean, inverse, weight, bias]: &[FlexTensor; 6], kind: Kind) -> [FlexTensor; 3] {
     let [n, c, h, w] = x.shape().dims();
     let (x, gradient) = (elements::<E>(x), elements::<E>(gradient));
-    let [mean, inverse, weight, bias] = [mean, inverse, weight, bias].map(|tensor| elements::<E::Wide>(tensor));
+    let [mean, inverse, weight, bias] = [mean, inverse, weight, bias].map(elements::<E::Wide>);
     let (pixels, channels, of_group) = (h * w, c / kind.groups, c / kind.groups * h * w);
     let mut at_x = vec![E::narrow(E::Wide::zero()); x.len()];
     let groups = x.par_chunks(of_group).zip(gradient.par_chunks(of_group)).zip(at_x.par_chunks_mut(of_group));
