@@ -93,6 +93,14 @@ trait View {
     fn finish(&self);
 }
 
+/// Nothing is compiled for a CPU.
+fn watch_kernels(show: Box<dyn Fn(u64) + Send + Sync>) {
+    #[cfg(any(feature = "cuda", feature = "wgpu"))]
+    crate::kernels::watch(show);
+    #[cfg(not(any(feature = "cuda", feature = "wgpu")))]
+    drop(show);
+}
+
 /// The progress of one run.
 pub struct Progress {
     view: Box<dyn View>,
@@ -113,8 +121,7 @@ impl Progress {
             true => Box::new(Bars::new(position)),
             false => Box::new(Lines::default()),
         };
-        #[cfg(any(feature = "cuda", feature = "wgpu"))]
-        crate::kernels::watch(view.kernels());
+        watch_kernels(view.kernels());
         Self {
             view,
             samples_per_step,
@@ -129,8 +136,7 @@ impl Progress {
     pub fn show_dashboard(&mut self, interrupter: &Interrupter) {
         self.view.finish();
         self.view = Box::new(Dashboard::open(self.position.get(), interrupter));
-        #[cfg(any(feature = "cuda", feature = "wgpu"))]
-        crate::kernels::watch(self.view.kernels());
+        watch_kernels(self.view.kernels());
     }
 
     /// Some samples of the current step are through the first pass.
