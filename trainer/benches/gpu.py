@@ -12,11 +12,10 @@ random. Writes gpu.json after each row and prints a table at the end. Parts, eac
     speed    images per second and peak memory of `train`, by precision, micro-batch and recomputation
     torch    the same of torch_step.py
 """
-import argparse, json, os, pathlib, subprocess, sys, tempfile, time
+import argparse, json, os, pathlib, shlex, subprocess, sys, tempfile, time
 
 HERE = pathlib.Path(__file__).resolve().parent
 PARTS = ("checks", "limit", "speed", "torch")
-EFFECTIVE = 16
 MICRO = (1, 4, 16)
 
 
@@ -72,7 +71,7 @@ class ProcessMemory:
 
 def checks(args, results):
     command = [args.train, "check", "--device", args.device, "--scale", args.scale, "--json"]
-    done = run(command + args.check, args.part_timeout)
+    done = run(command + shlex.split(args.check), args.part_timeout)
     try:
         rows = json.loads(done.stdout)["rows"]
     except (json.JSONDecodeError, KeyError):
@@ -120,7 +119,7 @@ def limit(args, results):
 def speed(args, results):
     with tempfile.TemporaryDirectory() as folder:
         command = [args.train, "sweep", "--config", str(HERE / "step-256.toml"), "--device", args.device, "--json",
-                   "--effective", str(EFFECTIVE), "--micro", ",".join(map(str, args.micro)),
+                   "--effective", str(args.effective), "--micro", ",".join(map(str, args.micro)),
                    "--precision", ",".join(args.precision), "--checkpoint", ",".join(args.checkpoint),
                    "--steps", str(args.steps), "--timeout", str(args.row_timeout), "--output", folder]
         done = run(command, args.part_timeout)
@@ -146,7 +145,7 @@ sys.path.insert(0, {str(HERE)!r})
 import torch, torch_step
 for precision, micro, extra in {variants!r}:
     sys.argv = ['torch_step.py', '--device', 'cuda', '--precision', precision, '--micro', str(micro), '--accum',
-                str({EFFECTIVE} // micro), '--steps', '{args.steps}', '--warmup', '2', *extra.split()]
+                str({args.effective} // micro), '--steps', '{args.steps}', '--warmup', '2', *extra.split()]
     try:
         torch_step.main()
     except Exception as error:
@@ -191,7 +190,8 @@ def main():
     parser.add_argument("--device", default="cuda:0")
     parser.add_argument("--only", nargs="+", choices=PARTS, default=PARTS)
     parser.add_argument("--scale", default="full", choices=("small", "full"))
-    parser.add_argument("--check", nargs="*", default=[], help="more arguments for `train check`")
+    parser.add_argument("--check", default="", help="more arguments for `train check`, as in --check='--only layers'")
+    parser.add_argument("--effective", type=int, default=16)
     parser.add_argument("--micro", nargs="+", type=int, default=MICRO)
     parser.add_argument("--precision", nargs="+", default=["bf16", "fp16"])
     parser.add_argument("--checkpoint", nargs="+", default=["none", "blocks"])

@@ -1,5 +1,5 @@
 // A stand-in for NVIDIA's driver that computes nothing: `train` believes in an H200 and compiles every kernel of a step for
-// it, on a machine without a GPU. Memory is the host's, launches do nothing, every time is 1 ms.
+// it, on a machine without a GPU. Memory is the host's, launches do nothing, every time is 100 ms (CubeCL repeats what takes no time until it has).
 //
 //     gcc -O1 -shared -fPIC -o driver/libcuda.so stand_in_driver.c -Wl,-soname,libstand_in.so
 //     pip install nvidia-cuda-nvrtc==13.0.* nvidia-cuda-runtime==13.0.* nvidia-cuda-crt nvidia-cuda-cccl
@@ -190,8 +190,8 @@ Result cuEventDestroy_v2(Handle event) { return OK; }
 Result cuEventRecord(Handle event, Handle stream) { return OK; }
 Result cuEventSynchronize(Handle event) { return OK; }
 Result cuEventQuery(Handle event) { return OK; }
-Result cuEventElapsedTime(float *milliseconds, Handle from, Handle to) { *milliseconds = 1; return OK; }
-Result cuEventElapsedTime_v2(float *milliseconds, Handle from, Handle to) { *milliseconds = 1; return OK; }
+Result cuEventElapsedTime(float *milliseconds, Handle from, Handle to) { *milliseconds = 100; return OK; }
+Result cuEventElapsedTime_v2(float *milliseconds, Handle from, Handle to) { *milliseconds = 100; return OK; }
 
 // Kernels.
 Result cuModuleLoadData(Handle *module, const void *image) { *module = next_handle(); return OK; }
