@@ -166,14 +166,6 @@ pub enum DataError {
         /// The last one tried.
         last: ImageError,
     },
-    /// The operating system gives no more threads.
-    #[error("cannot start {workers} loading threads: {reason}")]
-    Threads {
-        /// The number asked for.
-        workers: usize,
-        /// The operating system's words.
-        reason: String,
-    },
     /// Loading a sample ended in a panic, which is a defect of the source or of a decoder.
     #[error("loading sample {draw} failed inside the program: {message}")]
     Panicked {

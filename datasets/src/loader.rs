@@ -2,6 +2,7 @@
 
 use std::any::Any;
 use std::collections::BTreeMap;
+use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
@@ -83,17 +84,27 @@ impl Loader {
     /// Begins to load the samples from `first_draw` on: `draws` of them, or without end.
     ///
     /// With 0 `workers` nothing is loaded ahead; [`next_batch`](Self::next_batch) does the work on its own thread.
-    /// `prefetch` is a number of samples; at least 1 is taken.
-    ///
-    /// # Errors
-    /// The system gives no more threads.
+    /// `prefetch` is a number of samples; at least 1 is taken. Where the system gives fewer threads, as it does when memory runs out,
+    /// they have to do, and without any it is as with 0 `workers`: the samples are the same.
     pub fn start<S: SampleStream + 'static>(
         stream: Arc<S>,
         first_draw: u64,
         draws: Option<u64>,
         workers: usize,
         prefetch: usize,
-    ) -> Result<Self, DataError> {
+    ) -> Self {
+        let spawn = |name: String, work: Box<dyn FnOnce() + Send>| std::thread::Builder::new().name(name).spawn(work);
+        Self::start_by(spawn, stream, first_draw, draws, workers, prefetch)
+    }
+
+    fn start_by<S: SampleStream + 'static>(
+        spawn: impl Fn(String, Box<dyn FnOnce() + Send>) -> io::Result<JoinHandle<()>>,
+        stream: Arc<S>,
+        first_draw: u64,
+        draws: Option<u64>,
+        workers: usize,
+        prefetch: usize,
+    ) -> Self {
         let end = first_draw.saturating_add(draws.unwrap_or(u64::MAX));
         let mut loader = Self {
             stream,
@@ -116,13 +127,11 @@ impl Loader {
         for worker in 0..workers {
             let stream = Arc::clone(&loader.stream);
             let shared = Arc::clone(&loader.shared);
-            let thread = std::thread::Builder::new()
-                .name(format!("loader-{worker}"))
-                .spawn(move || shared.work(&*stream, end, prefetch.max(1) as u64))
-                .map_err(|error| DataError::Threads { workers, reason: error.to_string() })?;
+            let work = move || shared.work(&*stream, end, prefetch.max(1) as u64);
+            let Ok(thread) = spawn(format!("loader-{worker}"), Box::new(work)) else { break };
             loader.threads.push(thread);
         }
-        Ok(loader)
+        loader
     }
 
     /// The next `n` samples. Fewer at the end of a stream that has one, and none behind it.
@@ -329,7 +338,7 @@ mod tests {
     fn output_depends_on_neither_threads_nor_batches_nor_prefetch() {
         let run = |workers, prefetch, sizes: &[usize]| {
             let (_, set) = slow_set(Slow::default(), 50);
-            let mut loader = Loader::start(set.clone(), 1000, None, workers, prefetch).unwrap();
+            let mut loader = Loader::start(set.clone(), 1000, None, workers, prefetch);
             let batches = sizes.iter().map(|n| loader.next_batch(*n).unwrap()).collect();
             assert_eq!(loader.next_draw(), 1120);
             (join(batches), set.take_warnings())
@@ -348,12 +357,12 @@ mod tests {
     #[test]
     fn a_later_start_goes_on_where_the_stream_was_left() {
         let set = Arc::new(training(20, &[4, 7], 5));
-        let whole = Loader::start(set.clone(), 0, Some(90), 2, 8).unwrap().next_batch(90).unwrap();
-        let mut first = Loader::start(set.clone(), 0, None, 2, 8).unwrap();
+        let whole = Loader::start(set.clone(), 0, Some(90), 2, 8).next_batch(90).unwrap();
+        let mut first = Loader::start(set.clone(), 0, None, 2, 8);
         let before = first.next_batch(33).unwrap();
         let at = first.next_draw();
         drop(first);
-        let after = Loader::start(set, at, None, 3, 8).unwrap().next_batch(57).unwrap();
+        let after = Loader::start(set, at, None, 3, 8).next_batch(57).unwrap();
         assert_eq!(join(vec![before, after]), whole);
     }
 
@@ -364,7 +373,7 @@ mod tests {
         drop((probe, set));
         let (source, set) = slow_set(Slow { held: Some(held), ..Slow::default() }, 50);
         let prefetch = 10;
-        let mut loader = Loader::start(set, 0, None, 4, prefetch).unwrap();
+        let mut loader = Loader::start(set, 0, None, 4, prefetch);
         // Draws 0..5 and 6..10 are loaded, 5 is held back: nothing more may begin.
         wait_until(|| loader.waiting() == prefetch - 1);
         let begun = source.begun.load(Ordering::SeqCst);
@@ -385,7 +394,7 @@ mod tests {
     fn a_stream_with_an_end_gives_the_rest_and_then_nothing() {
         for workers in [0, 3] {
             let set = Arc::new(training(20, &[], 0));
-            let mut loader = Loader::start(set, 5, Some(10), workers, 4).unwrap();
+            let mut loader = Loader::start(set, 5, Some(10), workers, 4);
             assert_eq!(loader.next_batch(7).unwrap().len(), 7);
             assert_eq!(loader.next_batch(7).unwrap().draws, [12, 13, 14]);
             assert!(loader.next_batch(7).unwrap().is_empty());
@@ -398,7 +407,7 @@ mod tests {
         let set = Arc::new(ValidationSet::new(source, (15..45).collect(), 8, 2).unwrap());
         let serial = set.batch(0..30).unwrap();
         assert_eq!(serial.len(), 28);
-        let mut loader = Loader::start(set.clone(), 0, Some(30), 3, 8).unwrap();
+        let mut loader = Loader::start(set.clone(), 0, Some(30), 3, 8);
         let batches = (0..5).map(|_| loader.next_batch(6).unwrap()).collect();
         assert_eq!(join(batches), serial);
         assert_eq!(set.take_warnings().len(), 2);
@@ -409,7 +418,7 @@ mod tests {
     fn too_many_bad_images_end_it_at_the_same_sample() {
         let run = |workers| {
             let (_, set) = slow_set(Slow::default(), 4);
-            let mut loader = Loader::start(set.clone(), 0, None, workers, 40).unwrap();
+            let mut loader = Loader::start(set.clone(), 0, None, workers, 40);
             let mut good = 0;
             loop {
                 match loader.next_batch(1) {
@@ -435,7 +444,7 @@ mod tests {
         let panics = Some(probe.sample(6).unwrap().index);
         for workers in [0, 1, 3] {
             let (_, set) = slow_set(Slow { panics, ..Slow::default() }, 50);
-            let mut loader = Loader::start(set, 0, None, workers, 20).unwrap();
+            let mut loader = Loader::start(set, 0, None, workers, 20);
             assert_eq!(loader.next_batch(6).unwrap().len(), 6);
             let error = loader.next_batch(1).unwrap_err();
             assert!(
@@ -446,10 +455,32 @@ mod tests {
     }
 
     #[test]
+    fn the_threads_that_there_are_have_to_do() {
+        let samples = |threads: usize| {
+            let left = AtomicUsize::new(threads);
+            let spawn = |name: String, work: Box<dyn FnOnce() + Send>| {
+                let one_less = |left: usize| left.checked_sub(1);
+                match left.fetch_update(Ordering::SeqCst, Ordering::SeqCst, one_less) {
+                    Ok(_) => std::thread::Builder::new().name(name).spawn(work),
+                    Err(_) => Err(io::Error::from(io::ErrorKind::WouldBlock)),
+                }
+            };
+            let (_, set) = slow_set(Slow::default(), 50);
+            let mut loader = Loader::start_by(spawn, set, 3, Some(20), 4, 8);
+            let batch = loader.next_batch(20).unwrap();
+            assert_eq!(loader.threads.len(), threads);
+            (batch.draws, batch.pixels)
+        };
+        let all = samples(4);
+        assert_eq!(all.0.len(), 20);
+        assert!(samples(0) == all && samples(1) == all);
+    }
+
+    #[test]
     fn dropping_ends_the_threads() {
         for taken in [0, 1, 30] {
             let (source, set) = slow_set(Slow::default(), 50);
-            let mut loader = Loader::start(set, 0, None, 5, 16).unwrap();
+            let mut loader = Loader::start(set, 0, None, 5, 16);
             loader.next_batch(taken).unwrap();
             drop(loader);
             // Only the test itself still holds the source: every thread has let go of it.

@@ -118,7 +118,7 @@ mod tests {
         let set = TrainingSet::new(source.clone(), (3..40).collect(), Transform::training(16, false), 1, 0).unwrap();
         assert_eq!(set.first_without_caption(), None);
         let expected: Vec<_> = (0..50).map(|draw| Some(source.caption(set.sample(draw).unwrap().index))).collect();
-        let mut loader = Loader::start(Arc::new(set), 0, None, 2, 8).unwrap();
+        let mut loader = Loader::start(Arc::new(set), 0, None, 2, 8);
         assert_eq!(loader.next_batch(50).unwrap().captions, expected);
         let set = ValidationSet::new(source.clone(), vec![7, 9], 16, 0).unwrap();
         assert_eq!(set.first_without_caption(), None);

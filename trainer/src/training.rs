@@ -353,7 +353,7 @@ impl Training {
     }
 
     fn steps(&mut self, stop: &Stop) -> Result<(), TrainError> {
-        let mut loaders = self.start_loaders()?;
+        let mut loaders = self.start_loaders();
         if self.validation_is_due() && self.validate(stop)? {
             self.save()?;
         }
@@ -602,7 +602,7 @@ fn announce(config: &Config, start: &Start, room: &Room, limit: Option<Limit>, d
 
 /// Says so where the model's values come near the end of f16, by the first picture.
 fn advise_on_range(model: &VqGan, data: &Data, device: &Selected) -> Result<(), TrainError> {
-    let first = Loader::start(data.training.clone(), 0, Some(1), 1, 1)?.next_batch(1)?;
+    let first = Loader::start(data.training.clone(), 0, Some(1), 1, 1).next_batch(1)?;
     if first.is_empty() {
         return Ok(());
     }

@@ -126,7 +126,7 @@ pub fn validate(
     let Extent { images, micro, samples: keep } = extent;
     let (device, dtype) = model.place();
     let images = images.min(set.len());
-    let mut loader = Loader::start(set.clone(), 0, Some(images as u64), 1, micro)?;
+    let mut loader = Loader::start(set.clone(), 0, Some(images as u64), 1, micro);
     let (mut sums, mut samples) = (Sums::new(model, judges, &device), Vec::new());
     loop {
         if should_stop() {

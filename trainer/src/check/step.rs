@@ -15,8 +15,7 @@ use crate::sweep::measure::Gradient;
 use crate::sweep::random::{Networks, write_lpips};
 use crate::sweep::{Children, Cut, Stopped, measure_cut, reference_of};
 
-/// A step with every loss on, small enough for a CPU that plays a GPU. A latent beside the border of two codes takes the other one
-/// after a rounding, and the gradient jumps with it: few codes have few borders.
+/// A step with every loss on, small enough for a CPU that plays a GPU.
 const SMALL: &str = r#"
 [run]
 steps = 4
@@ -32,7 +31,7 @@ channels = [16, 32]
 attention_levels = [1]
 mid_attention = true
 latent_channels = 8
-codes = 4
+codes = 32
 
 [data]
 source = "shapes"
@@ -96,8 +95,6 @@ const STEPS: u64 = 2;
 pub struct Setting {
     pub(super) loaded: Loaded,
     pub(super) networks: Networks,
-    /// See [`SMALL`].
-    few_borders: bool,
     /// Holds the configuration that is built in.
     _folder: tempfile::TempDir,
 }
@@ -110,7 +107,7 @@ impl Setting {
     pub fn new(name: Option<&str>, overrides: &[Override]) -> Result<Self, CheckError> {
         let io = |what| move |source| CheckError::Io { what, source };
         let folder = tempfile::Builder::new().prefix("train-check-").tempdir().map_err(io("make a folder"))?;
-        let (mut overrides, few_borders) = (overrides.to_vec(), name.is_none());
+        let mut overrides = overrides.to_vec();
         let name = match name {
             Some(name) => name.to_owned(),
             None => {
@@ -133,7 +130,7 @@ impl Setting {
         let mut loaded = config::load(&name, &overrides)?;
         loaded.config.data.draw_shapes();
         let networks = Networks::random_for(&loaded.config, None)?;
-        Ok(Self { loaded, networks, few_borders, _folder: folder })
+        Ok(Self { loaded, networks, _folder: folder })
     }
 
     /// The same on another device.
@@ -149,15 +146,11 @@ impl Setting {
     }
 }
 
-/// What the whole gradient may deviate by from that of the CPU, or of f32 on the device. Among few borders of codes, a gradient in
-/// half precision is at most so far off that the cosine of the angle between the two is 0.999 in fp16 and 0.99 in bf16; among many,
-/// its bar tells noise from nonsense.
-fn limit(precision: Compute, few_borders: bool) -> f64 {
-    let of_cosine = |cosine: f64| (1.0 - cosine * cosine).sqrt();
+/// What the whole gradient may deviate by from that of the CPU, or of f32 on the device. In half precision a latent beside the border
+/// of two codes takes the other one now and then, and the gradient jumps with it: its bar tells noise from nonsense.
+fn limit(precision: Compute) -> f64 {
     match precision {
         Compute::Fp32 => 1e-2,
-        Compute::Fp16 if few_borders => of_cosine(0.999),
-        Compute::Bf16 if few_borders => of_cosine(0.99),
         Compute::Fp16 | Compute::Bf16 => 0.5,
     }
 }
@@ -201,12 +194,12 @@ pub fn check(
         (_, Err(status)) => Err(words(status)),
     };
     let name = format!("gradient against the CPU's, {reference}");
-    add(Row::new(Part::Step, name, Compute::Fp32, found, limit(Compute::Fp32, setting.few_borders), started));
+    add(Row::new(Part::Step, name, Compute::Fp32, found, limit(Compute::Fp32), started));
     if on_device.is_err() {
         return Ok(rows);
     }
 
-    for (cut, limit) in cuts(reference, precisions, setting.few_borders) {
+    for (cut, limit) in cuts(reference, precisions) {
         let started = Instant::now();
         let found = match measure(&loaded, cut, Gradient::Compare(of_device.clone()))? {
             Ok(figures) => {
@@ -233,7 +226,7 @@ fn between(a: &Path, b: &Path) -> Result<Deviations, String> {
 }
 
 /// Cuts that are held to the contract, and one in each half precision.
-fn cuts(reference: Cut, precisions: &[Compute], few_borders: bool) -> Vec<(Cut, f64)> {
+fn cuts(reference: Cut, precisions: &[Compute]) -> Vec<(Cut, f64)> {
     let effective = reference.effective;
     // Half of it rounded up and one more, where there is room: a ragged last micro-batch.
     let ragged = (effective / 2 + 1).min(effective);
@@ -246,7 +239,7 @@ fn cuts(reference: Cut, precisions: &[Compute], few_borders: bool) -> Vec<(Cut, 
     }
     for &precision in precisions.iter().filter(|precision| **precision != Compute::Fp32) {
         let cut = Cut { precision, micro: effective, checkpoint: Recompute::None, ..reference };
-        cuts.push((cut, limit(precision, few_borders)));
+        cuts.push((cut, limit(precision)));
     }
     cuts
 }
@@ -283,7 +276,7 @@ mod tests {
         };
         for effective in [1, 2, 6] {
             let reference = cut(effective);
-            let cuts = cuts(reference, &Compute::ALL, true);
+            let cuts = cuts(reference, &Compute::ALL);
             assert!(cuts.iter().all(|(other, _)| *other != reference && other.micro <= effective), "{cuts:?}");
             assert!(cuts.iter().filter(|(cut, _)| cut.precision != Compute::Fp32).count() == 2);
         }

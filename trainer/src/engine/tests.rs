@@ -15,6 +15,12 @@ use crate::models::tests::tiny_architecture;
 
 const SIDE: usize = 8;
 
+/// The CPU, or what the environment says: the tests of half precision hold on a GPU as well.
+fn device() -> Device {
+    let choice = std::env::var("TRAINER_TEST_DEVICE").unwrap_or_else(|_| "cpu".to_owned());
+    choice.parse::<crate::device::Choice>().unwrap().open().unwrap().device
+}
+
 /// Images by formula, `[samples, 3, SIDE, SIDE]` in -1..1; each sample differs from the others.
 struct Waves {
     first: usize,
@@ -68,7 +74,7 @@ fn model_of(architecture: &Architecture, seed: u64, dtype: DType) -> VqGan {
     let codebook = weights.get_mut("quantize.embedding.weight").unwrap();
     let spread: Vec<f32> = codebook.to_f32().iter().map(|v| v * architecture.codes as f32 * 0.3).collect();
     *codebook = checkpoints::HostTensor::from_f32(&codebook.shape, &spread);
-    VqGan::new(architecture, &weights, &Device::flex().autodiff(), dtype).unwrap()
+    VqGan::new(architecture, &weights, &device().autodiff(), dtype).unwrap()
 }
 
 fn generator(model: &VqGan) -> Networks<'_> {

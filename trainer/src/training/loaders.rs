@@ -2,8 +2,8 @@
 
 use datasets::{Batch, Loader};
 
+use super::Training;
 use super::step::StepError;
-use super::{TrainError, Training};
 use crate::config::Config;
 
 /// One for each pass over an effective batch: the second pass reads the samples again, so that they need not be kept.
@@ -26,15 +26,15 @@ impl Loaders {
 }
 
 impl Training {
-    pub(super) fn start_loaders(&self) -> Result<Loaders, TrainError> {
-        Ok(Loaders { first_pass: None, second_pass: self.start_loader()? })
+    pub(super) fn start_loaders(&self) -> Loaders {
+        Loaders { first_pass: None, second_pass: self.start_loader() }
     }
 
-    pub(super) fn start_loader(&self) -> Result<Loader, TrainError> {
+    pub(super) fn start_loader(&self) -> Loader {
         let Config { batch, data, run, .. } = &self.config;
         let (first, last) = (self.step * batch.effective as u64, run.steps * batch.effective as u64);
         let stream = self.data.training.clone();
-        Ok(Loader::start(stream, first, Some(last - first), data.workers, data.prefetch)?)
+        Loader::start(stream, first, Some(last - first), data.workers, data.prefetch)
     }
 }
 

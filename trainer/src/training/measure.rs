@@ -40,7 +40,7 @@ pub fn measure(
     let stop = Stop::default();
     let (mut training, _) = Training::prepare(loaded, options, &stop, Purpose::Measurement)?;
     training.first_gradient = Some(first_gradient);
-    let mut loaders = training.start_loaders()?;
+    let mut loaders = training.start_loaders();
     while training.scaler.taken(training.step) < steps {
         match training.one_step(&mut loaders, stop.interrupter()) {
             Ok(()) => {}

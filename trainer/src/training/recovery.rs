@@ -95,7 +95,7 @@ impl Training {
                 Ok(finished) => return finished,
             };
             self.make_room(&shortage, "and the step is taken again")?;
-            *loaders = self.start_loaders()?;
+            *loaders = self.start_loaders();
             self.progress.step_again();
         }
     }

@@ -127,7 +127,7 @@ impl Training {
         let settings = self.step_settings();
         // A loader that has missed steps is of no use any more.
         loaders.first_pass = match (self.losses.are_coupled(&settings), loaders.first_pass.take()) {
-            (true, None) => Some(self.start_loader()?),
+            (true, None) => Some(self.start_loader()),
             (true, first_pass) => first_pass,
             (false, _) => None,
         };
@@ -175,8 +175,8 @@ impl Training {
         interrupter: &Interrupter,
     ) -> Result<EffectiveBatch, StepError> {
         let coupled = self.losses.are_coupled(&settings);
-        let first_pass = if coupled { Some(self.start_loader()?) } else { None };
-        let mut loaders = Loaders { first_pass, second_pass: self.start_loader()? };
+        let first_pass = if coupled { Some(self.start_loader()) } else { None };
+        let mut loaders = Loaders { first_pass, second_pass: self.start_loader() };
         let proceed = || if interrupter.should_stop() { Err(StepError::Interrupted) } else { Ok(()) };
         self.gradients(settings, &mut loaders, &proceed)
     }

@@ -177,7 +177,7 @@ pub(super) struct Run {
 
 impl Run {
     pub(super) fn new(dtype: DType) -> Self {
-        let device = Device::flex().autodiff();
+        let device = device().autodiff();
         let vqgan = model(&tiny_architecture(), dtype);
         let discriminator = discriminator(&device, dtype, DiscriminatorNorm::Group);
         Self { vqgan, discriminator, device, dtype }

@@ -30,7 +30,7 @@ fn compare<M: Module>(module: &M, a: &GradientsParams, b: &GradientsParams) -> (
     impl ParameterVisitor for Products<'_> {
         fn parameter<const D: usize>(&mut self, _name: &str, id: burn::module::ParamId, _value: Tensor<D>) {
             let read = |gradients: &GradientsParams| -> Vec<f64> {
-                gradients.get::<D>(id).unwrap().cast(DType::F64).into_data().try_into_vec().unwrap()
+                gradients.get::<D>(id).unwrap().try_into_vec_as().unwrap()
             };
             for (a, b) in read(self.0).into_iter().zip(read(self.1)) {
                 self.2 = [self.2[0] + a * b, self.2[1] + a * a, self.2[2] + b * b];
@@ -60,9 +60,12 @@ fn the_gradient_in_half_precision_is_near_that_in_f32() {
         let losses = all_losses(&run.device, compute, Adaptive::EffectiveBatch, 3);
         run.step(&losses, StepSettings { effective: 4, ..settings(compute, scale) }, &[2, 2])
     };
-    let codes = |batch: &EffectiveBatch| batch.read(Tensor::zeros([1], &Device::flex()), None).unwrap().code_counts;
+    let codes = |batch: &EffectiveBatch| batch.read(Tensor::zeros([1], &device()), None).unwrap().code_counts;
     let reference = step(DType::F32, 1.0);
     for (compute, scale, least) in [(DType::F16, 1024.0, 0.999), (DType::BF16, 1.0, 0.99)] {
+        if !device().supports_dtype(compute) {
+            continue;
+        }
         let half = step(compute, scale);
         assert_eq!(codes(&half), codes(&reference), "{compute:?}");
         let generator = compare(&run.vqgan, &half.generator, &reference.generator);
