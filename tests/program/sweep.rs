@@ -96,7 +96,7 @@ fn every_cut_has_its_row_and_the_same_gradient() {
     }
     // More pictures at a time take more memory, and recomputing takes less of it.
     let peak = |index: usize| rows[index]["peak_memory"].as_u64().unwrap();
-    assert!(peak(0) > peak(1) && peak(1) > peak(2) && peak(3) < peak(0), "{rows:?}");
+    assert!(peak(0) > peak(2) && peak(1) > peak(2) && peak(3) < peak(0), "{rows:?}");
 
     let out = folder.path().join("out/ci");
     let written: Value = serde_json::from_str(&read(&out.join("sweep.json"))).unwrap();
