@@ -377,7 +377,7 @@ fn a_process_that_may_not_allocate_more_finds_what_fits_or_ends_with_a_line() {
     let text = text.replace("resolution = 32", "resolution = 64").replace("micro = 3", "micro = 8");
     fs::write(folder.join("small.toml"), text.replace("steps = 4", "steps = 1")).unwrap();
     let mut recovered = 0;
-    for mebibytes in [400, 150, 60] {
+    for mebibytes in [480, 150, 60] {
         let run_dir = format!("run-{mebibytes}");
         let arguments = ["--config", "small.toml", "--run-dir", &run_dir];
         let finished = finished(under_limit(folder, mebibytes << 10, &arguments).output().unwrap());
