@@ -6,7 +6,7 @@ use burn::tensor::{DType, Element, TensorData, bf16, f16};
 use burn_flex::FlexTensor;
 use bytemuck::Pod;
 
-use num_traits::{Float, One, Zero};
+use num_traits::{Float, Zero};
 use rayon::prelude::*;
 
 use super::EPSILON;
@@ -128,66 +128,89 @@ fn backward<E: Number>([x, gradient, mean, inverse, weight, bias]: &[FlexTensor;
     let [mean, inverse, weight, bias] = [mean, inverse, weight, bias].map(elements::<E::Wide>);
     let (pixels, channels, of_group) = (h * w, c / kind.groups, c / kind.groups * h * w);
     let mut at_x = vec![E::narrow(E::Wide::zero()); x.len()];
-    let groups = x.par_chunks(of_group).zip(gradient.par_chunks(of_group)).zip(at_x.par_chunks_mut(of_group));
     // For each channel of each sample: the sums that are its part of the gradients at weight and bias.
-    let sums: Vec<(f64, f64)> = groups
+    let mut sums = vec![(0.0, 0.0); n * c];
+    x.par_chunks(of_group)
+        .zip(gradient.par_chunks(of_group))
+        .zip(at_x.par_chunks_mut(of_group))
+        .zip(sums.par_chunks_mut(channels))
         .enumerate()
-        .flat_map_iter(|(group, ((x, gradient), at_x))| {
-            let (mean, inverse) = (mean[group], inverse[group]);
+        .for_each(|(group, (((x, gradient), at_x), sums))| {
             let first = group % kind.groups * channels;
-            let mut at_z = vec![E::Wide::zero(); of_group];
-            let mut sums = Vec::with_capacity(channels);
+            let of_channel = |channel| Channel {
+                mean: mean[group],
+                inverse: inverse[group],
+                weight: weight[first + channel],
+                bias: bias[first + channel],
+                silu: kind.silu,
+            };
             let (mut of_weighted, mut of_weighted_normalised) = (0.0, 0.0);
-            for channel in 0..channels {
-                let range = channel * pixels..(channel + 1) * pixels;
-                let (weight, bias) = (weight[first + channel], bias[first + channel]);
-                let at_z = &mut at_z[range.clone()];
-                let given = x[range.clone()].iter().zip(&gradient[range]);
-                for (at_z, (x, gradient)) in at_z.iter_mut().zip(given) {
-                    let gradient = gradient.widen();
-                    *at_z = if kind.silu {
-                        let z = (x.widen() - mean) * inverse * weight + bias;
-                        let s = sigmoid(z);
-                        gradient * s * (E::Wide::one() + z * (E::Wide::one() - s))
-                    } else {
-                        gradient
-                    };
+            for (channel, sums) in sums.iter_mut().enumerate() {
+                let (range, of) = (channel * pixels..(channel + 1) * pixels, of_channel(channel));
+                for (x, gradient) in x[range.clone()].chunks(BLOCK).zip(gradient[range].chunks(BLOCK)) {
+                    let (normalised, at_z) = of.block(x, gradient);
+                    sums.0 += dot(&at_z[..x.len()], &normalised[..x.len()]);
+                    sums.1 += sum(&at_z[..x.len()], Into::into);
                 }
-                let of_bias = sum(at_z, Into::into);
-                let x = &x[channel * pixels..(channel + 1) * pixels];
-                let of_weight = dot(at_z, x, |x| ((x.widen() - mean) * inverse).into());
-                of_weighted += of_bias * weight.into();
-                of_weighted_normalised += of_weight * weight.into();
-                sums.push((of_weight, of_bias));
+                of_weighted += sums.1 * of.weight.into();
+                of_weighted_normalised += sums.0 * of.weight.into();
             }
             let mean_of = |sum: f64| wide::<E::Wide>(sum / of_group as f64);
             let (a, b) = (mean_of(of_weighted), mean_of(of_weighted_normalised));
             for channel in 0..channels {
-                let range = channel * pixels..(channel + 1) * pixels;
-                let weight = weight[first + channel];
-                let given = x[range.clone()].iter().zip(&at_z[range.clone()]);
-                for (at_x, (x, at_z)) in at_x[range].iter_mut().zip(given) {
-                    let normalised = (x.widen() - mean) * inverse;
-                    *at_x = E::narrow((*at_z * weight - a - normalised * b) * inverse);
+                let (range, of) = (channel * pixels..(channel + 1) * pixels, of_channel(channel));
+                let given = x[range.clone()].chunks(BLOCK).zip(gradient[range.clone()].chunks(BLOCK));
+                for ((x, gradient), at_x) in given.zip(at_x[range].chunks_mut(BLOCK)) {
+                    let (normalised, at_z) = of.block(x, gradient);
+                    for (at_x, (normalised, at_z)) in at_x.iter_mut().zip(normalised.iter().zip(&at_z)) {
+                        *at_x = E::narrow((*at_z * of.weight - a - *normalised * b) * of.inverse);
+                    }
                 }
             }
-            sums
-        })
-        .collect();
+        });
     let of_samples = |of: fn(&(f64, f64)) -> f64| -> Vec<E::Wide> {
         (0..c).map(|channel| wide((0..n).map(|sample| of(&sums[sample * c + channel])).sum())).collect()
     };
     [tensor(at_x, [n, c, h, w]), tensor(of_samples(|sums| sums.0), [c]), tensor(of_samples(|sums| sums.1), [c])]
 }
 
+/// What is computed at a time on the way back: on the stack, since what a thread allocates reserves 64 MiB of addresses and more.
+const BLOCK: usize = 512;
+
+/// A channel of a sample on the way back.
+struct Channel<W> {
+    mean: W,
+    inverse: W,
+    weight: W,
+    bias: W,
+    silu: bool,
+}
+
+impl<W: Float> Channel<W> {
+    /// At most [`BLOCK`] elements: normalised, and the gradient before SiLU.
+    fn block<E: Number<Wide = W>>(&self, x: &[E], gradient: &[E]) -> ([W; BLOCK], [W; BLOCK]) {
+        let (mut normalised, mut at_z) = ([W::zero(); BLOCK], [W::zero(); BLOCK]);
+        for ((normalised, at_z), (x, gradient)) in normalised.iter_mut().zip(&mut at_z).zip(x.iter().zip(gradient)) {
+            *normalised = (x.widen() - self.mean) * self.inverse;
+            *at_z = gradient.widen();
+            if self.silu {
+                let z = *normalised * self.weight + self.bias;
+                let s = sigmoid(z);
+                *at_z = *at_z * s * (W::one() + z * (W::one() - s));
+            }
+        }
+        (normalised, at_z)
+    }
+}
+
 /// The sum of products in f64, eight at a time.
-fn dot<W: Copy + Into<f64>, T: Copy>(a: &[W], b: &[T], of: impl Fn(T) -> f64) -> f64 {
+fn dot<W: Copy + Into<f64>>(a: &[W], b: &[W]) -> f64 {
     let ((a, a_rest), (b, b_rest)) = (a.as_chunks::<8>(), b.as_chunks::<8>());
     let mut sums = [0.0; 8];
     for (a, b) in a.iter().zip(b) {
         for (sum, (a, b)) in sums.iter_mut().zip(a.iter().zip(b)) {
-            *sum += (*a).into() * of(*b);
+            *sum += (*a).into() * (*b).into();
         }
     }
-    sums.iter().sum::<f64>() + a_rest.iter().zip(b_rest).map(|(a, b)| (*a).into() * of(*b)).sum::<f64>()
+    sums.iter().sum::<f64>() + a_rest.iter().zip(b_rest).map(|(a, b)| (*a).into() * (*b).into()).sum::<f64>()
 }
