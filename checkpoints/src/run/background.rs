@@ -1,15 +1,17 @@
 //! Saving beside the run: what is to be written is handed over, and the run goes on.
 
 use std::error::Error;
+use std::io;
 use std::panic::resume_unwind;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::mpsc::channel;
 use std::thread::{Builder, JoinHandle};
 use std::time::{Duration, Instant};
 
 use thread_priority::ThreadPriority;
 
-use super::{FileRecords, RunError, RunStore, SaveError};
+use super::{FileRecords, RunStore, SaveError};
 
 /// What stays on the disk after a save; see [`RunStore::prune`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -50,11 +52,20 @@ fn step_aside() {
     let _ = thread_priority::set_current_thread_priority(ThreadPriority::Min);
 }
 
-/// Writes checkpoints in a thread of its own, one at a time.
+/// Writes checkpoints in a thread of its own, one at a time; where there can be no thread, in the one that saves.
 #[derive(Debug)]
 pub struct BackgroundWriter<E: Error + Send + 'static> {
     store: Arc<RunStore>,
-    pending: Option<JoinHandle<Result<Saved, SaveError<E>>>>,
+    pending: Option<Pending<E>>,
+}
+
+/// Writes a checkpoint.
+type Work<E> = Box<dyn FnOnce() -> Result<Saved, SaveError<E>> + Send>;
+
+#[derive(Debug)]
+enum Pending<E: Error + 'static> {
+    Writing(JoinHandle<Result<Saved, SaveError<E>>>),
+    Done(Result<Saved, SaveError<E>>),
 }
 
 impl<E: Error + Send + 'static> BackgroundWriter<E> {
@@ -72,9 +83,19 @@ impl<E: Error + Send + 'static> BackgroundWriter<E> {
     /// freed. Then the best one is marked and old ones go.
     ///
     /// # Errors
-    /// If there can be no thread, or the checkpoint before this one, which is waited for, could not be saved.
+    /// If the checkpoint before this one, which is waited for, could not be saved.
     pub fn save(
         &mut self,
+        step: u64,
+        keep: Keep,
+        write: impl FnOnce(&Path) -> Result<FileRecords, E> + Send + 'static,
+    ) -> Result<Option<Saved>, SaveError<E>> {
+        self.save_by(|work| Builder::new().name("checkpoint".into()).spawn(work), step, keep, write)
+    }
+
+    fn save_by(
+        &mut self,
+        spawn: impl FnOnce(Work<E>) -> io::Result<JoinHandle<Result<Saved, SaveError<E>>>>,
         step: u64,
         keep: Keep,
         write: impl FnOnce(&Path) -> Result<FileRecords, E> + Send + 'static,
@@ -82,7 +103,6 @@ impl<E: Error + Send + 'static> BackgroundWriter<E> {
         let before = self.wait()?;
         let (store, started) = (self.store.clone(), Instant::now());
         let work = move || {
-            step_aside();
             let mut write = Some(write);
             let path =
                 store.save(step, &mut |folder| write.take().map_or(Ok(FileRecords::new()), |write| write(folder)))?;
@@ -95,8 +115,19 @@ impl<E: Error + Send + 'static> BackgroundWriter<E> {
             store.prune(keep.last, keep.every)?;
             Ok(Saved { step, path, took: started.elapsed() })
         };
-        let thread = Builder::new().name("checkpoint".into()).spawn(work);
-        self.pending = Some(thread.map_err(RunError::io("start a thread that writes", &self.store.folder))?);
+        // A thread that cannot be started takes what it was given with it, so it is given its work once it runs.
+        let (give, given) = channel::<Work<E>>();
+        let thread = spawn(Box::new(move || {
+            step_aside();
+            given.recv().expect("work is given to each thread")()
+        }));
+        self.pending = Some(match thread {
+            Ok(thread) => {
+                give.send(Box::new(work)).expect("the thread waits for its work");
+                Pending::Writing(thread)
+            }
+            Err(_) => Pending::Done(work()),
+        });
         Ok(before)
     }
 
@@ -105,9 +136,9 @@ impl<E: Error + Send + 'static> BackgroundWriter<E> {
     /// # Errors
     /// If it could not be saved.
     pub fn poll(&mut self) -> Result<Option<Saved>, SaveError<E>> {
-        match self.pending.as_ref().is_some_and(JoinHandle::is_finished) {
-            true => self.wait(),
-            false => Ok(None),
+        match &self.pending {
+            Some(Pending::Writing(thread)) if !thread.is_finished() => Ok(None),
+            _ => self.wait(),
         }
     }
 
@@ -116,10 +147,10 @@ impl<E: Error + Send + 'static> BackgroundWriter<E> {
     /// # Errors
     /// If it could not be saved.
     pub fn wait(&mut self) -> Result<Option<Saved>, SaveError<E>> {
-        match self.pending.take().map(JoinHandle::join) {
+        match self.pending.take() {
             None => Ok(None),
-            Some(Ok(saved)) => saved.map(Some),
-            Some(Err(panic)) => resume_unwind(panic),
+            Some(Pending::Writing(thread)) => thread.join().unwrap_or_else(|panic| resume_unwind(panic)).map(Some),
+            Some(Pending::Done(saved)) => saved.map(Some),
         }
     }
 }
@@ -127,7 +158,7 @@ impl<E: Error + Send + 'static> BackgroundWriter<E> {
 /// What was begun is finished, even if the run ends by an error.
 impl<E: Error + Send + 'static> Drop for BackgroundWriter<E> {
     fn drop(&mut self) {
-        if let Some(thread) = self.pending.take() {
+        if let Some(Pending::Writing(thread)) = self.pending.take() {
             let _ = thread.join();
         }
     }
@@ -146,7 +177,7 @@ mod tests {
             stat.rsplit_once(')').unwrap().1.split_whitespace().nth(38).unwrap().parse().unwrap()
         };
         let folder = tempfile::tempdir().unwrap();
-        let mut writer = BackgroundWriter::<std::io::Error>::new(RunStore::open(folder.path()).unwrap());
+        let mut writer = BackgroundWriter::<io::Error>::new(RunStore::open(folder.path()).unwrap());
         let (own, (tell, told)) = (policy(), std::sync::mpsc::channel());
         let keep = Keep { last: 1, every: None, best: None };
         writer
@@ -158,5 +189,23 @@ mod tests {
         writer.wait().unwrap();
         const SCHED_IDLE: u32 = 5;
         assert_eq!((told.recv().unwrap(), policy()), (SCHED_IDLE, own));
+    }
+
+    #[test]
+    fn what_no_thread_can_be_had_for_is_saved_all_the_same() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut writer = BackgroundWriter::<io::Error>::new(RunStore::open(folder.path()).unwrap());
+        let keep = Keep { last: 2, every: None, best: None };
+        let mut save = |step, write: fn(&Path) -> io::Result<()>| {
+            let refuse = |_: Work<io::Error>| Err(io::ErrorKind::WouldBlock.into());
+            let begun = writer.save_by(refuse, step, keep, move |folder| write(folder).map(|()| FileRecords::new()));
+            (begun.unwrap(), writer.poll())
+        };
+        let (before, saved) = save(1, |folder| std::fs::write(folder.join("state.json"), "{}"));
+        assert_eq!((before, saved.unwrap().unwrap().step), (None, 1));
+        let (before, failed) = save(2, |_| Err(io::ErrorKind::StorageFull.into()));
+        assert_eq!(before, None);
+        assert!(failed.is_err());
+        assert_eq!(RunStore::open(folder.path()).unwrap().steps().unwrap(), [1]);
     }
 }
