@@ -13,12 +13,13 @@ use crate::losses::all;
 use crate::run::metrics;
 
 /// [`SMALL`](crate::command::SMALL) at a resolution at which the micro-batch decides on the peak, and with a loss that couples
-/// samples.
+/// samples. Its steps are small: after large ones of Adam, rounding alone makes pictures take other codes.
 fn folder() -> TempDir {
     let folder = small();
     let path = folder.path().join("small.toml");
     let text = fs::read_to_string(&path).unwrap().replace("resolution = 16", "resolution = 32");
-    let text = text.replace("effective = 4", "effective = 8") + "[losses.codebook]\nentropy = 0.1\n";
+    let text = text.replace("effective = 4", "effective = 8").replace("1e-3", "1e-4");
+    let text = text + "[losses.codebook]\nentropy = 0.1\n";
     fs::write(&path, text).unwrap();
     folder
 }
@@ -50,7 +51,7 @@ fn same_losses(folder: &Path, run_dir: &str, other: &str) {
     let [a, b] = [run_dir, other].map(|run_dir| steps(folder, run_dir));
     assert_eq!(a.len(), b.len());
     for (a, b) in a.iter().zip(&b) {
-        assert!((a.2 - b.2).abs() < 1e-4 * a.2.abs(), "{a:?} {b:?}");
+        assert!((a.2 - b.2).abs() < 1e-5 * a.2.abs(), "{a:?} {b:?}");
     }
 }
 
@@ -376,31 +377,26 @@ fn a_process_that_may_not_allocate_more_finds_what_fits_or_ends_with_a_line() {
     let text = fs::read_to_string(folder.join("small.toml")).unwrap();
     let text = text.replace("resolution = 32", "resolution = 64").replace("micro = 3", "micro = 8");
     fs::write(folder.join("small.toml"), text.replace("steps = 4", "steps = 1")).unwrap();
-    let mut recovered = 0;
-    for mebibytes in [480, 150, 60] {
+    for (mebibytes, fits) in [(400, true), (340, true), (60, false)] {
         let run_dir = format!("run-{mebibytes}");
         let arguments = ["--config", "small.toml", "--run-dir", &run_dir];
         let finished = finished(under_limit(folder, mebibytes << 10, &arguments).output().unwrap());
         println!("{mebibytes} MiB: {} {}", finished.code, finished.stderr);
-        // Where exactly it becomes too little is up to the system's allocator.
-        match finished.code {
-            0 => {
-                let words = "memory allocation of ";
-                let tried = finished.stderr.lines().filter(|line| line.starts_with(words)).count();
-                assert!(micro_of(&finished) < 8 && tried > 0, "{}", finished.stderr);
-                assert!(finished.stderr.contains(" bytes failed; batch.micro 8 -> 4\n"), "{}", finished.stderr);
-                recovered += 1;
-            }
-            code => {
-                assert_eq!(code, 1, "{}", finished.stderr);
-                // Of memory itself, or of a thread's.
-                let words = ["memory allocation of ", "Resource temporarily unavailable"];
-                let says_so = |line: &str| words.iter().any(|words| line.contains(words));
-                assert!(finished.stderr.lines().any(says_so), "{}", finished.stderr);
-            }
+        if fits {
+            // How far it has to go is up to the system's allocator.
+            let finished = finished.success();
+            let words = "memory allocation of ";
+            let tried = finished.stderr.lines().filter(|line| line.starts_with(words)).count();
+            assert!(micro_of(&finished) < 8 && tried > 0, "{}", finished.stderr);
+            assert!(finished.stderr.contains(" bytes failed; batch.micro 8 -> 4\n"), "{}", finished.stderr);
+        } else {
+            let error = finished.error(1);
+            let words =
+                ["that ulimit -v allows; batch.micro is 1, ", "what would still help: ", "nothing has been made"];
+            assert!(words.iter().all(|words| error.contains(words)), "{error}");
+            assert!(!folder.join(run_dir).exists());
         }
     }
-    assert!(recovered > 0, "none of them got through");
 
     // A process that nobody tries before ends by a line as well, and not by a signal.
     let row = ["measure", "--config", "small.toml", "--run-dir", "row", "--steps", "1"];

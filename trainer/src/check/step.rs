@@ -142,7 +142,7 @@ impl Setting {
 
     pub(super) fn children(&self, stopped: &Stopped) -> Children {
         let timeout = Duration::from_secs(self.loaded.config.sweep.timeout);
-        Children { steps: STEPS, timeout, stopped: stopped.clone(), weigh_by_micro_batch: false }
+        Children { steps: STEPS, timeout, stopped: stopped.clone(), weigh_by_micro_batch: false, address_space: None }
     }
 }
 

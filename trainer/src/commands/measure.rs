@@ -7,6 +7,7 @@ use clap::Args;
 
 use super::{CommandError, print_line};
 use crate::config;
+use crate::memory::limit_address_space;
 use crate::sweep::measure::{Gradient, measure};
 
 #[derive(Debug, Args)]
@@ -27,9 +28,13 @@ pub(super) struct MeasureArgs {
     /// Weigh by micro-batch, which is wrong
     #[arg(long)]
     weigh_by_micro_batch: bool,
+    /// Allocate no more bytes of addresses
+    #[arg(long)]
+    address_space: Option<u64>,
 }
 
 pub(super) fn run(args: &MeasureArgs) -> Result<ExitCode, CommandError> {
+    args.address_space.into_iter().for_each(limit_address_space);
     let loaded = config::load(&args.config, &[])?;
     let gradient = match (&args.write_gradient, &args.compare_gradient) {
         (Some(path), _) => Gradient::Write(path.clone()),

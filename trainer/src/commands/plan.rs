@@ -76,6 +76,7 @@ pub(super) fn run(args: &PlanArgs) -> Result<ExitCode, CommandError> {
     };
     let networks = networks.map_err(SweepError::from)?;
     let children = Children {
+        address_space: None,
         steps: args.steps,
         timeout: Duration::from_secs(loaded.config.sweep.timeout),
         weigh_by_micro_batch: false,

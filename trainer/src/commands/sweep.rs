@@ -127,6 +127,7 @@ pub(super) fn run(args: &SweepArgs) -> Result<ExitCode, CommandError> {
         eprintln!("random weights, of the same shapes, for {}", networks.random().join(", "));
     }
     let children = Children {
+        address_space: None,
         steps: loaded.config.sweep.steps,
         timeout: Duration::from_secs(loaded.config.sweep.timeout),
         weigh_by_micro_batch: args.weigh_by_micro_batch,

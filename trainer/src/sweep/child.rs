@@ -22,7 +22,7 @@ const INSIDE: &str = "VQGAN_TRAINER_MEASURING";
 pub type Stopped = Arc<AtomicBool>;
 
 /// Runs rows one after another.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct Children {
     /// How many steps a row takes.
     pub steps: u64,
@@ -30,6 +30,8 @@ pub struct Children {
     pub timeout: Duration,
     /// Whether its engine is to be a wrong one, which weighs by micro-batch.
     pub weigh_by_micro_batch: bool,
+    /// What a row's process may allocate, in bytes of addresses, if less than this one. Only on Unix.
+    pub address_space: Option<u64>,
     /// See [`Stopped`].
     pub stopped: Stopped,
 }
@@ -56,6 +58,9 @@ impl Children {
         command.arg("--steps").arg(self.steps.to_string());
         if self.weigh_by_micro_batch {
             command.arg("--weigh-by-micro-batch");
+        }
+        if let Some(bytes) = self.address_space {
+            command.arg("--address-space").arg(bytes.to_string());
         }
         match gradient {
             Gradient::Write(path) => drop(command.arg("--write-gradient").arg(path)),

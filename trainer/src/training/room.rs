@@ -22,11 +22,15 @@ use crate::sweep::{Children, Cut, Status, SweepError};
 /// Steps of each measurement: the first one warms up.
 const STEPS: u64 = 3;
 
-/// Of a device's free memory, where nothing is configured.
+/// Of a device's free memory, or of the addresses that a process may have, where nothing is configured.
 const SHARE: f64 = 0.9;
 
 /// Limits that differ by less than this are the same: what is free differs a little from start to start.
 const SAME: f64 = 0.02;
+
+/// Bytes of addresses that a step that is tried leaves to the run, at the least: what glibc reserves for what one more thread
+/// allocates. A run has threads that a trial has not, and looks at validation pictures.
+const SPARE: u64 = 64 << 20;
 
 /// What a step keeps within.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -147,8 +151,10 @@ fn chosen(loaded: &Loaded, device: &Selected, limit: Option<Limit>, stop: &Stop)
 /// until one gets through.
 fn tried(loaded: &Loaded, mut footprint: Footprint, allowed: u64, stop: &Stop) -> Result<Footprint, TrainError> {
     let config = &loaded.config;
-    eprintln!("ulimit -v allows {}: trying a step", readable(allowed));
+    let left = allowed.saturating_sub(SPARE).min((allowed as f64 * SHARE) as u64);
+    eprintln!("ulimit -v allows {}: trying a step with {} of it", readable(allowed), readable(left));
     measured(loaded, stop, |loaded, networks, children| {
+        let children = &Children { address_space: Some(left), ..children.clone() };
         // The discriminator may have BatchNorm in a file that is not read yet.
         let discriminator = &config.discriminator;
         let may_have = discriminator.norm == DiscriminatorNorm::Batch || discriminator.pretrained.is_some();
@@ -158,6 +164,8 @@ fn tried(loaded: &Loaded, mut footprint: Footprint, allowed: u64, stop: &Stop) -
             let cut = Cut { micro, checkpoint, ..Cut::of(config) };
             let message = match fits(loaded, cut, networks, children)? {
                 Err(Status::OutOfMemory(message)) => message,
+                // So it ends where not even the stack can grow.
+                Err(Status::Crashed(message)) => format!("a step crashed ({message})"),
                 // The run itself says it better.
                 Ok(()) | Err(_) => return Ok(Ok(footprint)),
             };
@@ -176,7 +184,8 @@ fn tried(loaded: &Loaded, mut footprint: Footprint, allowed: u64, stop: &Stop) -
         }
     })?
     .map_err(|message| {
-        let cause = format!("{message}, and ulimit -v allows {}", readable(allowed));
+        let cause =
+            format!("{message} with {} for a step of the {} that ulimit -v allows", readable(left), readable(allowed));
         super::recovery::nothing_left(config, footprint, cause)
     })
 }
@@ -194,7 +203,7 @@ fn measured<T>(
     let networks = networks.map_err(SweepError::from).map_err(TrainError::Measuring)?;
     let timeout = Duration::from_secs(loaded.config.sweep.timeout);
     let stopped = stop.measuring_begins();
-    let children = Children { steps: STEPS, timeout, weigh_by_micro_batch: false, stopped };
+    let children = Children { steps: STEPS, timeout, weigh_by_micro_batch: false, stopped, address_space: None };
     let result = what(&drawn, &networks, &children);
     // Nothing of ours stays behind if this is the end.
     drop(networks);
