@@ -94,6 +94,10 @@ pub struct DeviceMemory {
     pub total: u64,
 }
 
+/// Asks the driver for what this process has of a GPU's memory, in bytes: what the allocator has reserved, and CUDA's own. `None`
+/// where the driver does not say.
+pub type ProcessMemory = Box<dyn Fn() -> Option<u64>>;
+
 /// Memory of a device that nobody else can have as long as this lives.
 #[derive(Debug)]
 pub struct Ballast {
@@ -107,6 +111,14 @@ impl Selected {
             Choice::Cuda(index) => cuda::memory(index),
             Choice::Cpu => Some(host_memory()),
             Choice::Auto | Choice::Wgpu(_) | Choice::WgpuCpu => None,
+        }
+    }
+
+    /// To be asked what this process has of the device's memory, where somebody knows.
+    pub fn process_memory(&self) -> Option<ProcessMemory> {
+        match self.choice {
+            Choice::Cuda(index) => cuda::process_memory(index),
+            Choice::Auto | Choice::Cpu | Choice::Wgpu(_) | Choice::WgpuCpu => None,
         }
     }
 
@@ -200,13 +212,17 @@ fn cpu_description() -> String {
 
 #[cfg(not(feature = "cuda"))]
 mod cuda {
-    use super::{DeviceError, DeviceMemory, Selected};
+    use super::{DeviceError, DeviceMemory, ProcessMemory, Selected};
 
     pub fn open(_index: usize) -> Result<Selected, DeviceError> {
         Err(DeviceError::NotBuiltIn { name: "cuda" })
     }
 
     pub fn memory(_index: usize) -> Option<DeviceMemory> {
+        None
+    }
+
+    pub fn process_memory(_index: usize) -> Option<ProcessMemory> {
         None
     }
 
@@ -221,12 +237,68 @@ mod cuda {
 mod cuda {
     use burn::tensor::{Device, DeviceType};
 
-    use super::{Choice, DeviceError, DeviceMemory, Selected, describe};
+    use nvml_wrapper::Nvml;
+    use nvml_wrapper::enums::device::UsedGpuMemory;
+    use nvml_wrapper::struct_wrappers::device::ProcessInfo;
+
+    use super::{Choice, DeviceError, DeviceMemory, ProcessMemory, Selected, describe};
 
     /// What the driver says, which counts all processes.
     pub fn memory(index: usize) -> Option<DeviceMemory> {
         let (free, total) = cudarc::driver::CudaContext::new(index).ok()?.mem_get_info().ok()?;
         Some(DeviceMemory { free: free as u64, total: total as u64 })
+    }
+
+    /// By NVML, which counts GPUs in another order than CUDA does, and tells processes apart.
+    pub fn process_memory(index: usize) -> Option<ProcessMemory> {
+        let uuid = cudarc::driver::CudaContext::new(index).ok()?.uuid().ok()?;
+        let uuid = uuid_text(uuid.bytes.map(|byte| byte as u8));
+        let nvml = Nvml::init().ok()?;
+        Some(Box::new(move || {
+            let processes = nvml.device_by_uuid(uuid.as_str()).ok()?.running_compute_processes().ok()?;
+            memory_of(std::process::id(), &processes)
+        }))
+    }
+
+    fn uuid_text(bytes: [u8; 16]) -> String {
+        let hex = |range: std::ops::Range<usize>| -> String {
+            bytes[range].iter().map(|byte| format!("{byte:02x}")).collect()
+        };
+        format!("GPU-{}-{}-{}-{}-{}", hex(0..4), hex(4..6), hex(6..8), hex(8..10), hex(10..16))
+    }
+
+    /// Nothing where a container has other numbers for processes than the driver.
+    fn memory_of(process: u32, processes: &[ProcessInfo]) -> Option<u64> {
+        let own = processes.iter().filter(|info| info.pid == process);
+        own.fold(None, |sum, info| match info.used_gpu_memory {
+            UsedGpuMemory::Used(bytes) => Some(sum.unwrap_or(0) + bytes),
+            UsedGpuMemory::Unavailable => sum,
+        })
+    }
+
+    #[cfg(test)]
+    mod tests {
+        use super::*;
+
+        #[test]
+        fn a_process_is_found_by_its_number_and_a_gpu_by_its_uuid() {
+            let info = |pid, used_gpu_memory| ProcessInfo {
+                pid,
+                used_gpu_memory,
+                gpu_instance_id: None,
+                compute_instance_id: None,
+            };
+            let processes = [
+                info(7, UsedGpuMemory::Used(100)),
+                info(9, UsedGpuMemory::Used(20)),
+                info(9, UsedGpuMemory::Used(3)),
+                info(8, UsedGpuMemory::Unavailable),
+            ];
+            let of = |process| memory_of(process, &processes);
+            assert_eq!([of(9), of(7), of(8), of(1)], [Some(23), Some(100), None, None]);
+            let uuid = uuid_text(std::array::from_fn(|index| 16 * index as u8 + 10));
+            assert_eq!(uuid, "GPU-0a1a2a3a-4a5a-6a7a-8a9a-aabacadaeafa");
+        }
     }
 
     /// In pieces, of which the last ones are small: one of all that is free is often not to be had.

@@ -3,8 +3,10 @@
 use std::cell::RefCell;
 use std::fmt;
 
-use burn::tensor::{Device, MemoryPoolUsage};
+use burn::tensor::MemoryPoolUsage;
 use peak_alloc::PeakAlloc;
+
+use crate::device::{ProcessMemory, Selected};
 
 #[global_allocator]
 static HOST: PeakAlloc = PeakAlloc;
@@ -46,6 +48,7 @@ impl fmt::Display for Phase {
 pub struct MemoryMeter {
     /// `None` on the CPU.
     pools: Box<dyn Fn() -> Option<MemoryPoolUsage>>,
+    process: Option<ProcessMemory>,
     on_host: bool,
     phases: RefCell<Phases>,
 }
@@ -74,13 +77,14 @@ impl Phases {
 
 impl MemoryMeter {
     /// For `device`.
-    pub fn new(device: &Device) -> Self {
-        let device = device.clone();
-        Self::asking(move || device.memory_pool_usage())
+    pub fn new(selected: &Selected) -> Self {
+        let device = selected.device.clone();
+        Self { process: selected.process_memory(), ..Self::asking(move || device.memory_pool_usage()) }
     }
 
     fn asking(pools: impl Fn() -> Option<MemoryPoolUsage> + 'static) -> Self {
-        Self { on_host: pools().is_none(), pools: Box::new(pools), phases: RefCell::new(Phases::new(true)) }
+        let on_host = pools().is_none();
+        Self { pools: Box::new(pools), process: None, on_host, phases: RefCell::new(Phases::new(true)) }
     }
 
     /// Forgets the peaks so far and begins with [`Phase::Weights`]. `by_phase` is whether a GPU is asked at borders between
@@ -145,6 +149,12 @@ impl MemoryMeter {
             true => phases.peaks.iter().map(|(_, peak)| *peak).fold(HOST.peak_usage() as u64, u64::max),
             false => phases.reserved,
         }
+    }
+
+    /// Bytes of a GPU's memory that this process has at present, by its driver: with what the pools do not know of, such as the
+    /// code of kernels. `None` where the driver does not say.
+    pub fn process(&self) -> Option<u64> {
+        self.process.as_ref()?()
     }
 
     /// The phase that is on.
@@ -215,6 +225,7 @@ mod tests {
     use std::sync::Mutex;
 
     use super::*;
+    use crate::device::Choice;
 
     /// Far more than all other tests of this process hold together.
     const MUCH: usize = 1 << 31;
@@ -229,7 +240,7 @@ mod tests {
     #[test]
     fn a_peak_is_that_of_its_phase_and_counts_what_was_freed_again() {
         let _alone = ALONE.lock();
-        let meter = MemoryMeter::new(&Device::flex());
+        let meter = MemoryMeter::new(&Choice::Cpu.open().unwrap());
         meter.start(true);
         meter.enter(Phase::FirstPass);
         allocate_and_free(MUCH);
@@ -253,6 +264,7 @@ mod tests {
         assert_eq!(whole / MUCH as u64, 2);
         meter.start(true);
         assert!(meter.peak() < MUCH as u64);
+        assert_eq!(meter.process(), None);
     }
 
     #[test]

@@ -30,6 +30,8 @@ pub struct Shown {
     pub images_per_second: f64,
     /// Bytes.
     pub peak_memory: u64,
+    /// Bytes that the process has of the device by its driver, where that is known.
+    pub process_memory: Option<u64>,
     /// Loss scale; 1 in f32.
     pub loss_scale: f64,
     /// The micro-batch, where it is not the one in the configuration.
@@ -193,8 +195,9 @@ impl Progress {
         let done = shown.step.saturating_sub(self.first_step).max(1);
         let left = self.started.elapsed().mul_f64(position.steps.saturating_sub(shown.step) as f64 / done as f64);
         let loss = if shown.loss.is_finite() { format!("{:.4}", shown.loss) } else { "–".to_owned() };
+        let process = shown.process_memory.map_or_else(String::new, |bytes| format!(" of {}", readable(bytes)));
         let mut text = format!(
-            "loss {loss}  {:.1} images/s  {}  {} left",
+            "loss {loss}  {:.1} images/s  {}{process}  {} left",
             shown.images_per_second,
             readable(shown.peak_memory),
             HumanDuration(left),

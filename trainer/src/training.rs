@@ -279,7 +279,7 @@ impl Training {
             logs: Logs::open(&folder, step, start.validated)?,
             losses,
             schedule: LrSchedule::new(&config.schedule, &config.optimizer, config.run.steps),
-            memory: MemoryMeter::new(&device.device),
+            memory: MemoryMeter::new(&device),
             first_gradient: None,
             progress: Progress::new(step, config.run.steps, config.batch.effective),
             reporter: Reporter::start(&folder, step, config.run.tensorboard)?,

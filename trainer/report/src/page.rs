@@ -303,6 +303,7 @@ fn chart<'a>(tag: &'a str, curves: Vec<(usize, &'a str, Curve)>) -> Chart<'a> {
         "speed/images_per_second" => "images per second",
         "speed/data_wait" => "wait for pictures",
         "memory/peak" => "peak memory",
+        "memory/process" => "the process's memory, by the driver",
         "validation/l1" => "mean absolute error",
         "validation/psnr" => "PSNR (dB)",
         "validation/ssim" => "SSIM",

@@ -303,6 +303,7 @@ impl Training {
             loss: figures.total,
             images_per_second: self.config.batch.effective as f64 / seconds,
             peak_memory: peak,
+            process_memory: self.memory.process(),
             loss_scale: generator.loss_scale,
             micro: Some(micro).filter(|micro| self.config.batch.micro.samples() != Some(*micro)),
         };
@@ -319,6 +320,9 @@ impl Training {
             "micro": micro,
             "host_buffers": host_buffers,
         });
+        if let Some(bytes) = shown.process_memory {
+            line["process_memory"] = json!(bytes);
+        }
         if !figures.code_counts.is_empty() {
             let codes = CodebookUse::from_counts(&figures.code_counts);
             line["codes_used"] = json!(codes.used);
