@@ -440,21 +440,21 @@ impl<'a> Pass<'a> {
         coupling: &Coupling,
         last_layer: &mut LastLayerGradients,
     ) -> Tensor<1> {
-        let add_to = |last_layer: &mut LastLayerGradients, scale: f64| {
-            last_layer.add(self.plain.last_layer(), last_input, gradients, scale / seen.loss_scale);
-        };
+        let add_to =
+            |last_layer: &mut LastLayerGradients| last_layer.add(self.plain.last_layer(), last_input, gradients);
+        let of_all = || coupling.balance(seen.loss_scale);
         let balance = match loss.adaptive {
             Adaptive::Off => None,
-            Adaptive::EffectiveBatch => coupling.balance(),
+            Adaptive::EffectiveBatch => of_all(),
             Adaptive::MicroBatch => {
                 let mut own = LastLayerGradients::default();
                 let samples = gradients[0].dims()[0] as f64;
-                add_to(&mut own, 1.0 / (samples * seen.per_sample));
-                own.balance()
+                add_to(&mut own);
+                own.balance(1.0 / (samples * seen.per_sample * seen.loss_scale))
             }
             Adaptive::PreviousStep => {
-                add_to(last_layer, 1.0);
-                self.settings.adversarial.balance.map(|balance| self.scalar(balance)).or_else(|| coupling.balance())
+                add_to(last_layer);
+                self.settings.adversarial.balance.map(|balance| self.scalar(balance)).or_else(of_all)
             }
         };
         balance.unwrap_or_else(|| self.scalar(1.0))
@@ -515,7 +515,7 @@ impl<'a> Pass<'a> {
         if let Some((value, weight)) = coupling.contrastive.as_ref().map(|c| (c.value.clone(), c.weight)) {
             sums.add_loss("clip_contrastive", value, weight);
         }
-        if let Some(balance) = last_layer.balance() {
+        if let Some(balance) = last_layer.balance(1.0 / self.settings.loss_scales.generator) {
             sums.set_next_balance(balance);
         }
     }

@@ -41,6 +41,15 @@ impl GradientSum {
 /// What f16 rounds to infinity.
 const BEYOND_F16: f64 = 65_520.0;
 
+/// `sum`, and infinity where `narrow` is f16 and cannot hold it.
+pub(crate) fn as_held<const D: usize>(sum: Tensor<D>, narrow: DType) -> Tensor<D> {
+    if narrow != DType::F16 {
+        return sum;
+    }
+    let beyond = sum.clone().abs().greater_equal_elem(BEYOND_F16);
+    sum.mask_fill(beyond, f64::INFINITY)
+}
+
 struct Holding<'a>(&'a mut GradientsParams);
 
 impl ModuleVisitor for Holding<'_> {
@@ -49,8 +58,7 @@ impl ModuleVisitor for Holding<'_> {
             return;
         }
         if let Some(sum) = self.0.remove::<D>(param.id) {
-            let beyond = sum.clone().abs().greater_equal_elem(BEYOND_F16);
-            self.0.register(param.id, sum.mask_fill(beyond, f64::INFINITY));
+            self.0.register(param.id, as_held(sum, DType::F16));
         }
     }
 }

@@ -2,42 +2,80 @@
 //! arXiv 2012.09841, equation 7).
 
 use burn::nn::conv::Conv2d;
-use burn::tensor::Tensor;
 use burn::tensor::module::conv2d_weight_backward;
 use burn::tensor::ops::ConvOptions;
+use burn::tensor::{DType, Tensor};
 
+use crate::gradients::as_held;
 use crate::losses::adaptive_weight;
 use crate::models::statistics_dtype;
 
 /// Gradients of the reconstruction losses and of the adversarial loss with respect to the last layer's weight, summed over
-/// samples.
+/// samples; and the weight's type.
 #[derive(Default)]
-pub(super) struct LastLayerGradients(Option<[Tensor<4>; 2]>);
+pub(super) struct LastLayerGradients(Option<([Tensor<4>; 2], DType)>);
 
 impl LastLayerGradients {
-    /// Adds `scale` times those of a micro-batch, given the layer, its input `[n, C, H, W]` and both gradients at its output
+    /// Adds those of a micro-batch, given the layer, its input `[n, C, H, W]` and both gradients at its output
     /// `[n, 3, H, W]`. They are computed in the layer's type and added up in f32 at least.
-    pub(super) fn add(&mut self, layer: &Conv2d, input: &Tensor<4>, at_output: [&Tensor<4>; 2], scale: f64) {
+    pub(super) fn add(&mut self, layer: &Conv2d, input: &Tensor<4>, at_output: [&Tensor<4>; 2]) {
         let weight = layer.weight.val();
+        let narrow = weight.dtype();
         let [outputs, ..] = weight.dims();
         let padding = layer.kernel_size.map(|size| size / 2);
         let options = ConvOptions::new(layer.stride, padding, layer.dilation, layer.groups);
         // As one layer of twice the outputs, so that the input is gone through once.
-        let both = Tensor::cat(at_output.map(Tensor::clone).to_vec(), 1).cast(weight.dtype());
+        let both = Tensor::cat(at_output.map(Tensor::clone).to_vec(), 1).cast(narrow);
         let weights = Tensor::cat(vec![weight.clone(), weight], 0);
         let gradients = conv2d_weight_backward(input.clone(), weights, both, options);
         let wide = statistics_dtype(gradients.dtype());
-        let gradients = gradients.cast(wide) * scale;
+        let gradients = gradients.cast(wide);
         let [reconstruction, adversarial] = [0, outputs].map(|first| gradients.clone().narrow(0, first, outputs));
-        self.0 = Some(match self.0.take() {
-            Some([a, b]) => [a + reconstruction, b + adversarial],
+        let sums = match self.0.take() {
+            Some(([a, b], _)) => [a + reconstruction, b + adversarial],
             None => [reconstruction, adversarial],
-        });
+        };
+        self.0 = Some((sums, narrow));
     }
 
-    /// The ratio of their norms, `[1]`, in f32 at least; `None` if nothing was added.
-    pub(super) fn balance(&self) -> Option<Tensor<1>> {
-        let [reconstruction, adversarial] = self.0.clone()?;
+    /// The ratio of their norms, `[1]`, in f32 at least, where they are to count `scale` times; `None` if nothing was added. It
+    /// is not a number where the weight's type cannot hold a sum, as in [`GradientSum::into_gradients`].
+    ///
+    /// [`GradientSum::into_gradients`]: crate::gradients::GradientSum::into_gradients
+    pub(super) fn balance(&self, scale: f64) -> Option<Tensor<1>> {
+        let (sums, narrow) = self.0.clone()?;
+        let [reconstruction, adversarial] = sums.map(|sum| as_held(sum, narrow) * scale);
         Some(adaptive_weight(reconstruction, adversarial))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use burn::nn::conv::Conv2dConfig;
+    use burn::tensor::Device;
+
+    use super::*;
+    use crate::precision::compute_copy;
+
+    /// Two micro-batches of which either gradient is finite in f16, and one with their sum is not.
+    #[test]
+    fn a_sum_that_f16_cannot_hold_is_no_balance_in_however_many_micro_batches() {
+        let device = Device::flex();
+        for (dtype, overflows) in [(DType::F16, true), (DType::BF16, false), (DType::F32, false)] {
+            let layer: Conv2d = Conv2dConfig::new([1, 3], [1, 1]).init(&device);
+            let layer = compute_copy(&layer, dtype);
+            let balance = |of_each: &[f32]| {
+                let mut sums = LastLayerGradients::default();
+                for value in of_each {
+                    let input = Tensor::<4>::ones([1, 1, 1, 1], &device).cast(dtype);
+                    let at_output = [*value, 20.0].map(|value| Tensor::full([1, 3, 1, 1], value, &device));
+                    sums.add(&layer, &input, [&at_output[0], &at_output[1]]);
+                }
+                sums.balance(1.0).unwrap().into_scalar::<f64>()
+            };
+            assert_eq!(balance(&[4e4, 4e4]).is_nan(), overflows, "{dtype:?}");
+            let expected = 6e4 / 40.0;
+            assert!((balance(&[3e4, 3e4]) / expected - 1.0).abs() < 1e-2, "{dtype:?}");
+        }
     }
 }

@@ -17,9 +17,10 @@ pub(super) struct Coupling {
 }
 
 impl Coupling {
-    /// The adversarial loss's adaptive weight over the effective batch, `[1]`; `None` if it was not asked for.
-    pub(super) fn balance(&self) -> Option<Tensor<1>> {
-        self.last_layer.balance()
+    /// The adversarial loss's adaptive weight over the effective batch, `[1]`, with gradients that are `loss_scale` times too
+    /// large; `None` if it was not asked for.
+    pub(super) fn balance(&self, loss_scale: f64) -> Option<Tensor<1>> {
+        self.last_layer.balance(1.0 / loss_scale)
     }
 }
 
@@ -60,7 +61,7 @@ impl Pass<'_> {
                 let reconstruction = self.reconstruction_gradient(&seen, &mut Sums::default());
                 let (adversarial, _) = self.adversarial_gradient(loss, discriminator, &seen);
                 let gradients = [&reconstruction, &adversarial];
-                last_layer.add(self.plain.last_layer(), &last_input, gradients, 1.0 / seen.loss_scale);
+                last_layer.add(self.plain.last_layer(), &last_input, gradients);
             }
             first += batch.samples();
         }
