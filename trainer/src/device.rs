@@ -385,6 +385,13 @@ fn describe(choice: Choice, device: &Device) -> String {
     }
 }
 
+/// The CPU, or what the environment says: some tests hold on a GPU as well.
+#[cfg(test)]
+pub(crate) fn tested() -> Device {
+    let choice = std::env::var("TRAINER_TEST_DEVICE").unwrap_or_else(|_| "cpu".to_owned());
+    choice.parse::<Choice>().unwrap().open().unwrap().device
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -9,6 +9,7 @@ use super::*;
 
 mod all_losses;
 mod half;
+use crate::device::tested as device;
 use crate::gradients::relative_deviation;
 use crate::losses::{CodebookLoss, PixelLoss, PixelNorm, Weight};
 use crate::models::initialize::random_weights;
@@ -16,12 +17,6 @@ use crate::models::tests::tiny_architecture;
 use crate::models::weights::{ParameterVisitor, visit_parameters};
 
 const SIDE: usize = 8;
-
-/// The CPU, or what the environment says: the tests of half precision hold on a GPU as well.
-fn device() -> Device {
-    let choice = std::env::var("TRAINER_TEST_DEVICE").unwrap_or_else(|_| "cpu".to_owned());
-    choice.parse::<crate::device::Choice>().unwrap().open().unwrap().device
-}
 
 /// Images by formula, `[samples, 3, SIDE, SIDE]` in -1..1; each sample differs from the others.
 struct Waves {

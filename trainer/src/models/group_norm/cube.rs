@@ -1,10 +1,15 @@
-//! On a GPU: two kernels forward and three backward, in place of some dozens.
+//! On a GPU: three kernels forward and four backward, in place of some dozens.
+//!
+//! Pixels lie one after the other in memory, each with all of its channels (NHWC), as convolutions leave and want them, so that
+//! nothing is copied between a norm and a convolution. A sum over the pixels of a channel or of a group is taken in two kernels: of
+//! `parts`, each of which is every so-manieth pixel of one channel, and of these. A unit has a few channels side by side at a time.
 
 use burn::backend::Cube;
 use burn::backend::TensorMetadata;
 use burn::tensor::{DType, Shape};
 use burn_cubecl::kernel::into_contiguous;
 use burn_cubecl::ops::numeric::empty_device_contiguous_dtype;
+use burn_cubecl::ops::{permute_nchw_to_nhwc, permute_nhwc_to_nchw};
 use burn_cubecl::tensor::CubeTensor;
 use cubecl::prelude::*;
 
@@ -14,8 +19,14 @@ use super::operation::{Forward, GroupNormKernels, Kind};
 /// Units that add up one group or one channel; a power of two.
 const UNITS: usize = 256;
 
-/// Elements that one unit of an element-wise kernel computes, one after the other.
-const EACH: usize = 4;
+/// Units that parts are made for, if there are pixels enough: a few for each lane of a large GPU.
+const PART_UNITS: usize = 1 << 16;
+
+/// Pixels of a part at the least.
+const LEAST: usize = 8;
+
+/// Channels that a unit has side by side at the most.
+const WIDEST: usize = 4;
 
 /// The sum of what the units of a cube have, `units` of them.
 #[cube]
@@ -37,133 +48,222 @@ fn sum_of_cube<W: Float>(own: W, #[comptime] units: usize) -> W {
 }
 
 #[cube]
-fn sigmoid<W: Float>(z: W) -> W {
-    W::new(1.0_f32) / (W::new(1.0_f32) + (-z).exp())
+fn sigmoid<W: Float, N: Size>(z: Vector<W, N>) -> Vector<W, N> {
+    let one = Vector::<W, N>::new(W::new(1.0_f32));
+    one / (one + (-z).exp())
 }
 
-/// Mean and 1 / deviation of a group of `size` elements by each cube.
+/// Mean of each part, and the sum of the squares of what differs from it: `[N, parts, C]`. Lengths count vectors: `of_parts` of all
+/// parts of a sample, `of_sample` of a sample.
 #[cube(launch)]
-fn statistics<E: Float, W: Float>(
-    x: &Tensor<E>,
+fn part_statistics<E: Float, W: Float, N: Size>(
+    x: &Tensor<Vector<E, N>>,
+    means: &mut Tensor<Vector<W, N>>,
+    squares: &mut Tensor<Vector<W, N>>,
+    all: u32,
+    of_parts: u32,
+    of_sample: u32,
+    #[define(E, W)] _types: [ElemType; 2],
+) {
+    let own = ABSOLUTE_POS;
+    let (of_parts, of_sample) = (of_parts as usize, of_sample as usize);
+    if own < all as usize {
+        let sample = own / of_parts;
+        let end = (sample + 1) * of_sample;
+        let mut at = sample * of_sample + own % of_parts;
+        // A value of the part itself is near its mean, which keeps the squares small.
+        let near = Vector::<W, N>::cast_from(x[at]);
+        let mut sum = Vector::<W, N>::zeroed();
+        let mut square = Vector::<W, N>::zeroed();
+        let mut count = W::new(0.0_f32);
+        while at < end {
+            let value = Vector::<W, N>::cast_from(x[at]) - near;
+            sum += value;
+            square += value * value;
+            count += W::new(1.0_f32);
+            at += of_parts;
+        }
+        let mean = sum / Vector::<W, N>::new(count);
+        means[own] = near + mean;
+        squares[own] = square - sum * mean;
+    }
+}
+
+/// Mean and 1 / deviation of a group from those of its parts, by the cube of each.
+#[cube(launch)]
+fn group_statistics<W: Float>(
+    means: &Tensor<W>,
+    squares: &Tensor<W>,
     mean: &mut Tensor<W>,
     inverse: &mut Tensor<W>,
     epsilon: f32,
-    size: u32,
+    parts: u32,
+    pixels: u32,
+    channels: u32,
+    groups: u32,
     #[comptime] units: usize,
-    #[define(E, W)] _types: [ElemType; 2],
+    #[define(W)] _type: ElemType,
 ) {
-    let group = CUBE_POS_X as usize;
-    let size = size as usize;
-    let first = group * size;
+    let (parts, pixels, channels, groups) = (parts as usize, pixels as usize, channels as usize, groups as usize);
+    let of_group = channels / groups;
+    let first = CUBE_POS_Y as usize * parts * channels + CUBE_POS_X as usize * of_group;
+    let group = CUBE_POS_Y as usize * groups + CUBE_POS_X as usize;
+    let entries = parts * of_group;
     let unit = UNIT_POS_X as usize;
+    let size = W::cast_from((pixels * of_group) as u32);
 
     let mut own = W::new(0.0_f32);
-    let mut at = unit;
-    while at < size {
-        own += W::cast_from(x[first + at]);
-        at += units;
+    let mut entry = unit;
+    while entry < entries {
+        let part = entry / of_group;
+        let count = W::cast_from(((pixels - part + parts - 1) / parts) as u32);
+        own += count * means[first + part * channels + entry % of_group];
+        entry += units;
     }
-    let count = W::cast_from(size as u32);
-    let middle = sum_of_cube::<W>(own, units) / count;
+    let middle = sum_of_cube::<W>(own, units) / size;
 
-    let mut squares = W::new(0.0_f32);
-    let mut at = unit;
-    while at < size {
-        let centred = W::cast_from(x[first + at]) - middle;
-        squares += centred * centred;
-        at += units;
+    let mut own = W::new(0.0_f32);
+    let mut entry = unit;
+    while entry < entries {
+        let part = entry / of_group;
+        let count = W::cast_from(((pixels - part + parts - 1) / parts) as u32);
+        let at = first + part * channels + entry % of_group;
+        let apart = means[at] - middle;
+        own += squares[at] + count * apart * apart;
+        entry += units;
     }
-    let variance = sum_of_cube::<W>(squares, units) / count;
+    let variance = sum_of_cube::<W>(own, units) / size;
     if unit == 0 {
         mean[group] = middle;
         inverse[group] = W::new(1.0_f32) / (variance + W::cast_from(epsilon)).sqrt();
     }
 }
 
+/// `channels` and `of_group` count vectors.
 #[cube(launch)]
-fn apply<E: Float, W: Float>(
-    x: &Tensor<E>,
+fn apply<E: Float, W: Float, N: Size>(
+    x: &Tensor<Vector<E, N>>,
     mean: &Tensor<W>,
     inverse: &Tensor<W>,
-    weight: &Tensor<W>,
-    bias: &Tensor<W>,
-    output: &mut Tensor<E>,
-    pixels: u32,
+    weight: &Tensor<Vector<W, N>>,
+    bias: &Tensor<Vector<W, N>>,
+    output: &mut Tensor<Vector<E, N>>,
+    all: u32,
+    of_sample: u32,
     channels: u32,
     of_group: u32,
     #[comptime] silu: bool,
-    #[comptime] each: usize,
     #[define(E, W)] _types: [ElemType; 2],
 ) {
-    for i in 0..each {
-        let at = ABSOLUTE_POS * each + i;
-        if at < output.len() {
-            let row = at / pixels as usize;
-            let channel = row % channels as usize;
-            let group = row / of_group as usize;
-            let centred = W::cast_from(x[at]) - mean[group];
-            let z = centred * (weight[channel] * inverse[group]) + bias[channel];
-            let mut y = z;
-            if silu {
-                y = z * sigmoid::<W>(z);
-            }
-            output[at] = E::cast_from(y);
+    let at = ABSOLUTE_POS;
+    if at < all as usize {
+        let (channels, of_group) = (channels as usize, of_group as usize);
+        let channel = at % channels;
+        let group = at / of_sample as usize * (channels / of_group) + channel / of_group;
+        let centred = Vector::<W, N>::cast_from(x[at]) - Vector::<W, N>::new(mean[group]);
+        let z = centred * (weight[channel] * Vector::<W, N>::new(inverse[group])) + bias[channel];
+        let mut y = z;
+        if silu {
+            y = z * sigmoid::<W, N>(z);
         }
+        output[at] = Vector::<E, N>::cast_from(y);
     }
 }
 
 /// The gradient before SiLU.
 #[cube]
-fn at_z<W: Float>(gradient: W, normalised: W, weight: W, bias: W, #[comptime] silu: bool) -> W {
+fn at_z<W: Float, N: Size>(
+    gradient: Vector<W, N>,
+    normalised: Vector<W, N>,
+    weight: Vector<W, N>,
+    bias: Vector<W, N>,
+    #[comptime] silu: bool,
+) -> Vector<W, N> {
     let mut result = gradient;
     if silu {
+        let one = Vector::<W, N>::new(W::new(1.0_f32));
         let z = normalised * weight + bias;
-        let s = sigmoid::<W>(z);
-        result = gradient * s * (W::new(1.0_f32) + z * (W::new(1.0_f32) - s));
+        let s = sigmoid::<W, N>(z);
+        result = gradient * s * (one + z * (one - s));
     }
     result
 }
 
-/// The part of one channel of one sample of the gradients at weight and bias, by each cube.
+/// What each part has of the gradients at weight and bias: `[N, parts, C]`. All lengths count vectors, as above.
 #[cube(launch)]
-fn channel_sums<E: Float, W: Float>(
-    x: &Tensor<E>,
-    gradient: &Tensor<E>,
+fn part_sums<E: Float, W: Float, N: Size>(
+    x: &Tensor<Vector<E, N>>,
+    gradient: &Tensor<Vector<E, N>>,
     mean: &Tensor<W>,
     inverse: &Tensor<W>,
-    weight: &Tensor<W>,
-    bias: &Tensor<W>,
-    of_weight: &mut Tensor<W>,
-    of_bias: &mut Tensor<W>,
-    pixels: u32,
+    weight: &Tensor<Vector<W, N>>,
+    bias: &Tensor<Vector<W, N>>,
+    of_weight: &mut Tensor<Vector<W, N>>,
+    of_bias: &mut Tensor<Vector<W, N>>,
+    all: u32,
+    of_parts: u32,
+    of_sample: u32,
     channels: u32,
     of_group: u32,
     #[comptime] silu: bool,
-    #[comptime] units: usize,
     #[define(E, W)] _types: [ElemType; 2],
 ) {
-    let row = CUBE_POS_X as usize;
-    let channel = row % channels as usize;
-    let group = row / of_group as usize;
-    let pixels = pixels as usize;
-    let first = row * pixels;
-    let unit = UNIT_POS_X as usize;
-
-    let mut sum = W::new(0.0_f32);
-    let mut sum_normalised = W::new(0.0_f32);
-    let mut at = unit;
-    while at < pixels {
-        let normalised = (W::cast_from(x[first + at]) - mean[group]) * inverse[group];
-        let own = at_z::<W>(W::cast_from(gradient[first + at]), normalised, weight[channel], bias[channel], silu);
-        sum += own;
-        sum_normalised += own * normalised;
-        at += units;
+    let own = ABSOLUTE_POS;
+    let (of_parts, of_sample) = (of_parts as usize, of_sample as usize);
+    if own < all as usize {
+        let (channels, of_group) = (channels as usize, of_group as usize);
+        let sample = own / of_parts;
+        let channel = own % channels;
+        let group = sample * (channels / of_group) + channel / of_group;
+        let mean = Vector::<W, N>::new(mean[group]);
+        let inverse = Vector::<W, N>::new(inverse[group]);
+        let (weight, bias) = (weight[channel], bias[channel]);
+        let end = (sample + 1) * of_sample;
+        let mut at = sample * of_sample + own % of_parts;
+        let mut sum = Vector::<W, N>::zeroed();
+        let mut sum_normalised = Vector::<W, N>::zeroed();
+        while at < end {
+            let normalised = (Vector::<W, N>::cast_from(x[at]) - mean) * inverse;
+            let gradient = Vector::<W, N>::cast_from(gradient[at]);
+            let before = at_z::<W, N>(gradient, normalised, weight, bias, silu);
+            sum += before;
+            sum_normalised += before * normalised;
+            at += of_parts;
+        }
+        of_bias[own] = sum;
+        of_weight[own] = sum_normalised;
     }
-    let sum = sum_of_cube::<W>(sum, units);
-    let sum_normalised = sum_of_cube::<W>(sum_normalised, units);
+}
+
+/// The sums over the parts of one channel of one sample, by the cube of each.
+#[cube(launch)]
+fn channel_sums<W: Float>(
+    weight_parts: &Tensor<W>,
+    bias_parts: &Tensor<W>,
+    of_weight: &mut Tensor<W>,
+    of_bias: &mut Tensor<W>,
+    parts: u32,
+    channels: u32,
+    #[comptime] units: usize,
+    #[define(W)] _type: ElemType,
+) {
+    let (parts, channels) = (parts as usize, channels as usize);
+    let first = CUBE_POS_Y as usize * parts * channels + CUBE_POS_X as usize;
+    let row = CUBE_POS_Y as usize * channels + CUBE_POS_X as usize;
+    let unit = UNIT_POS_X as usize;
+    let mut by_weight = W::new(0.0_f32);
+    let mut by_bias = W::new(0.0_f32);
+    let mut part = unit;
+    while part < parts {
+        by_weight += weight_parts[first + part * channels];
+        by_bias += bias_parts[first + part * channels];
+        part += units;
+    }
+    let by_weight = sum_of_cube::<W>(by_weight, units);
+    let by_bias = sum_of_cube::<W>(by_bias, units);
     if unit == 0 {
-        of_bias[row] = sum;
-        of_weight[row] = sum_normalised;
+        of_weight[row] = by_weight;
+        of_bias[row] = by_bias;
     }
 }
 
@@ -210,36 +310,79 @@ fn combine<W: Float>(
     }
 }
 
+/// `channels` and `of_group` count vectors.
 #[cube(launch)]
-fn at_input<E: Float, W: Float>(
-    x: &Tensor<E>,
-    gradient: &Tensor<E>,
+fn at_input<E: Float, W: Float, N: Size>(
+    x: &Tensor<Vector<E, N>>,
+    gradient: &Tensor<Vector<E, N>>,
     mean: &Tensor<W>,
     inverse: &Tensor<W>,
-    weight: &Tensor<W>,
-    bias: &Tensor<W>,
+    weight: &Tensor<Vector<W, N>>,
+    bias: &Tensor<Vector<W, N>>,
     weighted: &Tensor<W>,
     weighted_normalised: &Tensor<W>,
-    output: &mut Tensor<E>,
-    pixels: u32,
+    output: &mut Tensor<Vector<E, N>>,
+    all: u32,
+    of_sample: u32,
     channels: u32,
     of_group: u32,
     #[comptime] silu: bool,
-    #[comptime] each: usize,
     #[define(E, W)] _types: [ElemType; 2],
 ) {
-    for i in 0..each {
-        let at = ABSOLUTE_POS * each + i;
-        if at < output.len() {
-            let row = at / pixels as usize;
-            let channel = row % channels as usize;
-            let group = row / of_group as usize;
-            let normalised = (W::cast_from(x[at]) - mean[group]) * inverse[group];
-            let own = at_z::<W>(W::cast_from(gradient[at]), normalised, weight[channel], bias[channel], silu);
-            let of_x = own * weight[channel] - weighted[group] - normalised * weighted_normalised[group];
-            output[at] = E::cast_from(of_x * inverse[group]);
-        }
+    let at = ABSOLUTE_POS;
+    if at < all as usize {
+        let (channels, of_group) = (channels as usize, of_group as usize);
+        let channel = at % channels;
+        let group = at / of_sample as usize * (channels / of_group) + channel / of_group;
+        let inverse = Vector::<W, N>::new(inverse[group]);
+        let normalised = (Vector::<W, N>::cast_from(x[at]) - Vector::<W, N>::new(mean[group])) * inverse;
+        let gradient = Vector::<W, N>::cast_from(gradient[at]);
+        let before = at_z::<W, N>(gradient, normalised, weight[channel], bias[channel], silu);
+        let of_x = before * weight[channel]
+            - Vector::<W, N>::new(weighted[group])
+            - normalised * Vector::<W, N>::new(weighted_normalised[group]);
+        output[at] = Vector::<E, N>::cast_from(of_x * inverse);
     }
+}
+
+/// How a tensor is gone through.
+struct Sizes {
+    samples: usize,
+    pixels: usize,
+    channels: usize,
+    groups: usize,
+    /// Channels that a unit has side by side, all of one group.
+    width: usize,
+    /// Parts of each channel of a sample.
+    parts: usize,
+}
+
+impl Sizes {
+    fn new(x: &CubeTensor, groups: usize) -> Self {
+        let [samples, channels, h, w] = x.shape().dims();
+        let (pixels, of_group) = (h * w, channels / groups);
+        let width = [WIDEST, 2].into_iter().find(|width| of_group.is_multiple_of(*width)).unwrap_or(1);
+        let of_each = samples * channels / width;
+        let parts = (PART_UNITS / of_each.max(1)).clamp(1, (pixels / LEAST).max(1));
+        Self { samples, pixels, channels, groups, width, parts }
+    }
+
+    /// Vectors of `[samples, rows, C]`, and those of a sample.
+    fn vectors(&self, rows: usize) -> (usize, usize) {
+        let of_sample = rows * self.channels / self.width;
+        (self.samples * of_sample, of_sample)
+    }
+
+    /// Of a pixel, and of a group in it, in vectors.
+    fn of_pixel(&self) -> (usize, usize) {
+        let channels = self.channels / self.width;
+        (channels, channels / self.groups)
+    }
+}
+
+/// `[N, C, H, W]` in memory as `[N, H, W, C]`; a copy only if it is not so yet.
+fn pixel_by_pixel(tensor: CubeTensor) -> CubeTensor {
+    into_contiguous(permute_nchw_to_nhwc(tensor))
 }
 
 /// A tensor beside `like`, with nothing in it yet.
@@ -251,59 +394,82 @@ fn storage(dtype: DType) -> ElemType {
     burn::backend::cubecl::dtype_to_elem_type(dtype)
 }
 
-/// Cubes of an element-wise kernel over `elements`, a unit for each.
-fn cubes(like: &CubeTensor, elements: usize) -> (CubeCount, CubeDim) {
+/// Cubes of an element-wise kernel, a unit for each of `count`.
+fn cubes(like: &CubeTensor, count: usize) -> (CubeCount, CubeDim) {
     let dim = CubeDim::new_1d(UNITS as u32);
-    (cubecl::calculate_cube_count_elemwise(&like.client, elements, dim), dim)
+    (cubecl::calculate_cube_count_elemwise(&like.client, count, dim), dim)
 }
 
-/// A cube for each of `count` rows.
-fn rows(count: usize) -> (CubeCount, CubeDim) {
-    (CubeCount::Static(count as u32, 1, 1), CubeDim::new_1d(UNITS as u32))
+/// A cube for each of `count` in each sample.
+fn rows(samples: usize, count: usize) -> (CubeCount, CubeDim) {
+    (CubeCount::Static(count as u32, samples as u32, 1), CubeDim::new_1d(UNITS as u32))
 }
 
 impl GroupNormKernels for Cube {
     fn forward(x: CubeTensor, weight: CubeTensor, bias: CubeTensor, kind: Kind) -> Forward<Self> {
         let [n, c, h, w] = x.shape().dims();
-        let (x, weight, bias) = (into_contiguous(x), into_contiguous(weight), into_contiguous(bias));
+        let sizes = Sizes::new(&x, kind.groups);
+        let (x, weight, bias) = (pixel_by_pixel(x), into_contiguous(weight), into_contiguous(bias));
         let (dtype, wide) = (x.dtype, weight.dtype);
         let types = [storage(dtype), storage(wide)];
-        let of_group = c / kind.groups;
+        let [means, squares] = [(); 2].map(|()| empty(&x, [n, sizes.parts, c], wide));
         let [mean, inverse] = [(); 2].map(|()| empty(&x, [n, kind.groups], wide));
-        let output = empty(&x, [n, c, h, w], dtype);
+        let output = empty(&x, [n, h, w, c], dtype);
+        let (all, of_sample) = sizes.vectors(sizes.pixels);
+        let (all_parts, of_parts) = sizes.vectors(sizes.parts);
+        let (channels, of_group) = sizes.of_pixel();
 
-        let (count, dim) = rows(n * kind.groups);
-        statistics::launch(
+        let (count, dim) = cubes(&x, all_parts);
+        part_statistics::launch(
             &x.client,
             count,
             dim,
+            sizes.width,
             x.clone().into_tensor_arg(),
+            means.clone().into_tensor_arg(),
+            squares.clone().into_tensor_arg(),
+            all_parts as u32,
+            of_parts as u32,
+            of_sample as u32,
+            types,
+        );
+        let (count, dim) = rows(n, kind.groups);
+        group_statistics::launch(
+            &x.client,
+            count,
+            dim,
+            means.into_tensor_arg(),
+            squares.into_tensor_arg(),
             mean.clone().into_tensor_arg(),
             inverse.clone().into_tensor_arg(),
             EPSILON as f32,
-            (of_group * h * w) as u32,
+            sizes.parts as u32,
+            sizes.pixels as u32,
+            c as u32,
+            kind.groups as u32,
             UNITS,
-            types,
+            storage(wide),
         );
-        let (count, dim) = cubes(&x, (n * c * h * w).div_ceil(EACH));
+        let (count, dim) = cubes(&x, all);
         apply::launch(
             &x.client,
             count,
             dim,
+            sizes.width,
             x.clone().into_tensor_arg(),
             mean.clone().into_tensor_arg(),
             inverse.clone().into_tensor_arg(),
             weight.into_tensor_arg(),
             bias.into_tensor_arg(),
             output.clone().into_tensor_arg(),
-            (h * w) as u32,
-            c as u32,
+            all as u32,
+            of_sample as u32,
+            channels as u32,
             of_group as u32,
             kind.silu,
-            EACH,
             types,
         );
-        (output, mean, inverse)
+        (permute_nhwc_to_nchw(output), mean, inverse)
     }
 
     fn backward(
@@ -314,35 +480,55 @@ impl GroupNormKernels for Cube {
         kind: Kind,
     ) -> [CubeTensor; 3] {
         let [n, c, h, w] = x.shape().dims();
-        let [x, gradient, weight, bias] = [x, gradient, weight, bias].map(into_contiguous);
+        let sizes = Sizes::new(&x, kind.groups);
+        let [x, gradient] = [x, gradient].map(pixel_by_pixel);
+        let [weight, bias] = [weight, bias].map(into_contiguous);
         let (dtype, wide) = (x.dtype, weight.dtype);
         let types = [storage(dtype), storage(wide)];
-        let of_group = c / kind.groups;
-        let sizes = ((h * w) as u32, c as u32, of_group as u32);
+        let [weight_parts, bias_parts] = [(); 2].map(|()| empty(&x, [n, sizes.parts, c], wide));
         let [of_weight, of_bias] = [(); 2].map(|()| empty(&x, [n, c], wide));
         let [at_weight, at_bias] = [(); 2].map(|()| empty(&x, [c], wide));
         let [weighted, weighted_normalised] = [(); 2].map(|()| empty(&x, [n, kind.groups], wide));
-        let output = empty(&x, [n, c, h, w], dtype);
+        let output = empty(&x, [n, h, w, c], dtype);
+        let (all, of_sample) = sizes.vectors(sizes.pixels);
+        let (all_parts, of_parts) = sizes.vectors(sizes.parts);
+        let (channels, of_group) = sizes.of_pixel();
 
-        let (count, dim) = rows(n * c);
-        channel_sums::launch(
+        let (count, dim) = cubes(&x, all_parts);
+        part_sums::launch(
             &x.client,
             count,
             dim,
+            sizes.width,
             x.clone().into_tensor_arg(),
             gradient.clone().into_tensor_arg(),
             mean.clone().into_tensor_arg(),
             inverse.clone().into_tensor_arg(),
             weight.clone().into_tensor_arg(),
             bias.clone().into_tensor_arg(),
+            weight_parts.clone().into_tensor_arg(),
+            bias_parts.clone().into_tensor_arg(),
+            all_parts as u32,
+            of_parts as u32,
+            of_sample as u32,
+            channels as u32,
+            of_group as u32,
+            kind.silu,
+            types,
+        );
+        let (count, dim) = rows(n, c);
+        channel_sums::launch(
+            &x.client,
+            count,
+            dim,
+            weight_parts.into_tensor_arg(),
+            bias_parts.into_tensor_arg(),
             of_weight.clone().into_tensor_arg(),
             of_bias.clone().into_tensor_arg(),
-            sizes.0,
-            sizes.1,
-            sizes.2,
-            kind.silu,
+            sizes.parts as u32,
+            c as u32,
             UNITS,
-            types,
+            storage(wide),
         );
         let (count, dim) = cubes(&x, c.max(n * kind.groups));
         combine::launch(
@@ -356,16 +542,17 @@ impl GroupNormKernels for Cube {
             at_bias.clone().into_tensor_arg(),
             weighted.clone().into_tensor_arg(),
             weighted_normalised.clone().into_tensor_arg(),
-            sizes.0,
-            sizes.1,
-            sizes.2,
+            sizes.pixels as u32,
+            c as u32,
+            (c / kind.groups) as u32,
             storage(wide),
         );
-        let (count, dim) = cubes(&x, (n * c * h * w).div_ceil(EACH));
+        let (count, dim) = cubes(&x, all);
         at_input::launch(
             &x.client,
             count,
             dim,
+            sizes.width,
             x.clone().into_tensor_arg(),
             gradient.into_tensor_arg(),
             mean.into_tensor_arg(),
@@ -375,13 +562,13 @@ impl GroupNormKernels for Cube {
             weighted.into_tensor_arg(),
             weighted_normalised.into_tensor_arg(),
             output.clone().into_tensor_arg(),
-            sizes.0,
-            sizes.1,
-            sizes.2,
+            all as u32,
+            of_sample as u32,
+            channels as u32,
+            of_group as u32,
             kind.silu,
-            EACH,
             types,
         );
-        [output, at_weight, at_bias]
+        [permute_nhwc_to_nchw(output), at_weight, at_bias]
     }
 }
