@@ -377,7 +377,7 @@ fn a_process_that_may_not_allocate_more_finds_what_fits_or_ends_with_a_line() {
     let text = fs::read_to_string(folder.join("small.toml")).unwrap();
     let text = text.replace("resolution = 32", "resolution = 64").replace("micro = 3", "micro = 8");
     fs::write(folder.join("small.toml"), text.replace("steps = 4", "steps = 1")).unwrap();
-    for (mebibytes, fits) in [(400, true), (340, true), (60, false)] {
+    for (mebibytes, fits) in [(400, true), (340, true), (90, false)] {
         let run_dir = format!("run-{mebibytes}");
         let arguments = ["--config", "small.toml", "--run-dir", &run_dir];
         let finished = finished(under_limit(folder, mebibytes << 10, &arguments).output().unwrap());
@@ -385,10 +385,8 @@ fn a_process_that_may_not_allocate_more_finds_what_fits_or_ends_with_a_line() {
         if fits {
             // How far it has to go is up to the system's allocator.
             let finished = finished.success();
-            let words = "memory allocation of ";
-            let tried = finished.stderr.lines().filter(|line| line.starts_with(words)).count();
-            assert!(micro_of(&finished) < 8 && tried > 0, "{}", finished.stderr);
-            assert!(finished.stderr.contains(" bytes failed; batch.micro 8 -> 4\n"), "{}", finished.stderr);
+            assert!(micro_of(&finished) < 8, "{}", finished.stderr);
+            assert!(finished.stderr.contains("; batch.micro 8 -> 4\n"), "{}", finished.stderr);
         } else {
             let error = finished.error(1);
             let words =

@@ -267,7 +267,7 @@ mod cuda {
         format!("GPU-{}-{}-{}-{}-{}", hex(0..4), hex(4..6), hex(6..8), hex(8..10), hex(10..16))
     }
 
-    /// Nothing where a container has other numbers for processes than the driver.
+    /// Nothing where the driver has other numbers for processes than a container, unless one of those is this one's.
     fn memory_of(process: u32, processes: &[ProcessInfo]) -> Option<u64> {
         let own = processes.iter().filter(|info| info.pid == process);
         own.fold(None, |sum, info| match info.used_gpu_memory {

@@ -76,7 +76,7 @@ impl Phases {
 }
 
 impl MemoryMeter {
-    /// For `device`.
+    /// For a device and what its driver says.
     pub fn new(selected: &Selected) -> Self {
         let device = selected.device.clone();
         Self { process: selected.process_memory(), ..Self::asking(move || device.memory_pool_usage()) }
@@ -200,9 +200,10 @@ pub fn address_space() -> Option<u64> {
 pub fn limit_address_space(bytes: u64) {
     #[cfg(unix)]
     {
-        use rustix::process::{Resource, getrlimit, setrlimit};
+        use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
         let now = getrlimit(Resource::As);
-        let _ = setrlimit(Resource::As, rustix::process::Rlimit { current: Some(bytes), ..now });
+        let _ =
+            setrlimit(Resource::As, Rlimit { current: Some(now.current.map_or(bytes, |now| now.min(bytes))), ..now });
     }
     #[cfg(not(unix))]
     let _ = bytes;

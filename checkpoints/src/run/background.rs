@@ -80,7 +80,8 @@ impl<E: Error + Send + 'static> BackgroundWriter<E> {
     }
 
     /// Begins to save a checkpoint: `write` fills the folder that it is given, as in [`RunStore::save`], and what it holds is
-    /// freed. Then the best one is marked and old ones go.
+    /// freed. Then the best one is marked and old ones go. Where no thread can be started, for want of memory most likely, all of it is
+    /// done on return.
     ///
     /// # Errors
     /// If the checkpoint before this one, which is waited for, could not be saved.

@@ -1,11 +1,11 @@
 //! Gaussian noise on a view, of a strength drawn for each view (`noise_fac` of VQGAN-CLIP's `MakeCutouts`).
 
 use std::f32::consts::TAU;
-use std::thread;
 
 use burn::tensor::{Tensor, TensorData};
 use datasets::{Purpose, SampleKey};
 use rand::Rng;
+use rayon::prelude::*;
 
 use super::uniform;
 
@@ -51,17 +51,9 @@ pub(super) fn apply(views: Tensor<4>, noises: &[Option<&Noise>]) -> Tensor<4> {
     let size: usize = shape[1..].iter().product();
     let mut values = vec![0.0; noises.len() * size];
     // A view's numbers are its own, so it does not matter which thread draws them.
-    let threads = thread::available_parallelism().map_or(1, usize::from);
-    let at_once = noises.len().div_ceil(threads);
-    thread::scope(|scope| {
-        for (values, noises) in values.chunks_mut(at_once * size).zip(noises.chunks(at_once)) {
-            scope.spawn(move || {
-                for (values, noise) in values.chunks_mut(size).zip(noises) {
-                    if let Some(noise) = noise {
-                        noise.fill(values);
-                    }
-                }
-            });
+    values.par_chunks_mut(size).zip(noises).for_each(|(values, noise)| {
+        if let Some(noise) = noise {
+            noise.fill(values);
         }
     });
     let noise = Tensor::<4>::from_data(TensorData::new(values, shape), (&views.device(), views.dtype()));

@@ -32,6 +32,14 @@ const SAME: f64 = 0.02;
 /// allocates. A run has threads that a trial has not, and looks at validation pictures.
 const SPARE: u64 = 64 << 20;
 
+/// What the system says where a thread's stack finds no addresses.
+const NO_THREAD: &str = "Resource temporarily unavailable";
+
+/// Whether a process that ended like this met memory that is not there: SIGSEGV or SIGBUS.
+fn of_memory(crash: &str) -> bool {
+    ["signal 11:", "signal 7:"].iter().any(|signal| crash.starts_with(signal))
+}
+
 /// What a step keeps within.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Limit {
@@ -164,8 +172,9 @@ fn tried(loaded: &Loaded, mut footprint: Footprint, allowed: u64, stop: &Stop) -
             let cut = Cut { micro, checkpoint, ..Cut::of(config) };
             let message = match fits(loaded, cut, networks, children)? {
                 Err(Status::OutOfMemory(message)) => message,
-                // So it ends where not even the stack can grow.
-                Err(Status::Crashed(message)) => format!("a step crashed ({message})"),
+                // So it ends where not even the stack can grow, or where there can be no thread.
+                Err(Status::Crashed(message)) if of_memory(&message) => format!("a step crashed ({message})"),
+                Err(Status::Failed(message)) if message.contains(NO_THREAD) => message,
                 // The run itself says it better.
                 Ok(()) | Err(_) => return Ok(Ok(footprint)),
             };

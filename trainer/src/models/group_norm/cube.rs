@@ -2,7 +2,7 @@
 //!
 //! Pixels lie one after the other in memory, each with all of its channels (NHWC), as convolutions leave and want them, so that
 //! nothing is copied between a norm and a convolution. A sum over the pixels of a channel or of a group is taken in two kernels: of
-//! `parts`, each of which is every so-manieth pixel of one channel, and of these. A unit has a few channels side by side at a time.
+//! `parts`, which share the pixels of one channel in turn, and of these. A unit has a few channels side by side at a time.
 
 use burn::backend::Cube;
 use burn::backend::TensorMetadata;
@@ -19,8 +19,9 @@ use super::operation::{Forward, GroupNormKernels, Kind};
 /// Units that add up one group or one channel; a power of two.
 const UNITS: usize = 256;
 
-/// Units that parts are made for, if there are pixels enough: a few for each lane of a large GPU.
-const PART_UNITS: usize = 1 << 16;
+/// Units that the parts of one sample are made for, if it has pixels enough: a few for each lane of a large GPU. Not of all samples,
+/// since what is computed of one must not depend on how many are beside it.
+const PART_UNITS: usize = 1 << 15;
 
 /// Pixels of a part at the least.
 const LEAST: usize = 8;
@@ -362,8 +363,7 @@ impl Sizes {
         let [samples, channels, h, w] = x.shape().dims();
         let (pixels, of_group) = (h * w, channels / groups);
         let width = [WIDEST, 2].into_iter().find(|width| of_group.is_multiple_of(*width)).unwrap_or(1);
-        let of_each = samples * channels / width;
-        let parts = (PART_UNITS / of_each.max(1)).clamp(1, (pixels / LEAST).max(1));
+        let parts = (PART_UNITS * width / channels).clamp(1, (pixels / LEAST).max(1));
         Self { samples, pixels, channels, groups, width, parts }
     }
 
