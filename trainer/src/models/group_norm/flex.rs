@@ -15,6 +15,8 @@ use super::operation::{Forward, GroupNormKernels, Kind};
 /// An element of a tensor, and what is computed in.
 trait Number: Element + Pod + Send + Sync {
     type Wide: Float + Element + Pod + Into<f64> + Send + Sync;
+    /// Whether an element holds all that is computed in.
+    const IS_WIDE: bool = size_of::<Self>() == size_of::<Self::Wide>();
     fn widen(self) -> Self::Wide;
     fn narrow(wide: Self::Wide) -> Self;
 }
@@ -144,13 +146,20 @@ fn backward<E: Number>([x, gradient, mean, inverse, weight, bias]: &[FlexTensor;
                 bias: bias[first + channel],
                 silu: kind.silu,
             };
+            let mut block = Block { normalised: [E::Wide::zero(); BLOCK], at_z: [E::Wide::zero(); BLOCK] };
             let (mut of_weighted, mut of_weighted_normalised) = (0.0, 0.0);
             for (channel, sums) in sums.iter_mut().enumerate() {
                 let (range, of) = (channel * pixels..(channel + 1) * pixels, of_channel(channel));
-                for (x, gradient) in x[range.clone()].chunks(BLOCK).zip(gradient[range].chunks(BLOCK)) {
-                    let (normalised, at_z) = of.block(x, gradient);
+                let given = x[range.clone()].chunks(BLOCK).zip(gradient[range.clone()].chunks(BLOCK));
+                for ((x, gradient), at_x) in given.zip(at_x[range].chunks_mut(BLOCK)) {
+                    let Block { normalised, at_z } = &mut block;
+                    of.normalise(x, normalised);
+                    of.step_back(gradient, normalised, at_z);
                     sums.0 += dot(&at_z[..x.len()], &normalised[..x.len()]);
                     sums.1 += sum(&at_z[..x.len()], Into::into);
+                    if E::IS_WIDE {
+                        at_x.iter_mut().zip(at_z).for_each(|(at_x, at_z)| *at_x = E::narrow(*at_z));
+                    }
                 }
                 of_weighted += sums.1 * of.weight.into();
                 of_weighted_normalised += sums.0 * of.weight.into();
@@ -161,8 +170,15 @@ fn backward<E: Number>([x, gradient, mean, inverse, weight, bias]: &[FlexTensor;
                 let (range, of) = (channel * pixels..(channel + 1) * pixels, of_channel(channel));
                 let given = x[range.clone()].chunks(BLOCK).zip(gradient[range.clone()].chunks(BLOCK));
                 for ((x, gradient), at_x) in given.zip(at_x[range].chunks_mut(BLOCK)) {
-                    let (normalised, at_z) = of.block(x, gradient);
-                    for (at_x, (normalised, at_z)) in at_x.iter_mut().zip(normalised.iter().zip(&at_z)) {
+                    let Block { normalised, at_z } = &mut block;
+                    of.normalise(x, normalised);
+                    // Half precision would round it; computing it again takes more time.
+                    if E::IS_WIDE {
+                        at_z.iter_mut().zip(&*at_x).for_each(|(at_z, at_x)| *at_z = at_x.widen());
+                    } else {
+                        of.step_back(gradient, normalised, at_z);
+                    }
+                    for (at_x, (normalised, at_z)) in at_x.iter_mut().zip(normalised.iter().zip(&*at_z)) {
                         *at_x = E::narrow((*at_z * of.weight - a - *normalised * b) * of.inverse);
                     }
                 }
@@ -186,12 +202,21 @@ struct Channel<W> {
     silu: bool,
 }
 
+/// Elements of a channel, normalised, and the gradient at them before SiLU.
+struct Block<W> {
+    normalised: [W; BLOCK],
+    at_z: [W; BLOCK],
+}
+
 impl<W: Float> Channel<W> {
-    /// At most [`BLOCK`] elements: normalised, and the gradient before SiLU.
-    fn block<E: Number<Wide = W>>(&self, x: &[E], gradient: &[E]) -> ([W; BLOCK], [W; BLOCK]) {
-        let (mut normalised, mut at_z) = ([W::zero(); BLOCK], [W::zero(); BLOCK]);
-        for ((normalised, at_z), (x, gradient)) in normalised.iter_mut().zip(&mut at_z).zip(x.iter().zip(gradient)) {
+    fn normalise<E: Number<Wide = W>>(&self, x: &[E], normalised: &mut [W; BLOCK]) {
+        for (normalised, x) in normalised.iter_mut().zip(x) {
             *normalised = (x.widen() - self.mean) * self.inverse;
+        }
+    }
+
+    fn step_back<E: Number<Wide = W>>(&self, gradient: &[E], normalised: &[W; BLOCK], at_z: &mut [W; BLOCK]) {
+        for (at_z, (gradient, normalised)) in at_z.iter_mut().zip(gradient.iter().zip(normalised)) {
             *at_z = gradient.widen();
             if self.silu {
                 let z = *normalised * self.weight + self.bias;
@@ -199,7 +224,6 @@ impl<W: Float> Channel<W> {
                 *at_z = *at_z * s * (W::one() + z * (W::one() - s));
             }
         }
-        (normalised, at_z)
     }
 }
 
