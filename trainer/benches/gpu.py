@@ -92,8 +92,11 @@ def limit(args, results):
                        ("from micro-batch 16, nothing computed again, no limit",
                         ["--set", "batch.micro=16", "--set", "memory.checkpoint=none", "--set", "memory.limit=1TiB"])):
         ballast = subprocess.Popen([args.train, "ballast", "--device", args.device, "--leave", "4GiB"],
-                                   stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+                                   stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
         said = ballast.stdout.readline().strip()
+        if not said:
+            results.add("limit", {"what": name, "rc": ballast.wait(), "tail": "there is no ballast: " + ballast.stderr.read()[-1000:]})
+            continue
         with tempfile.TemporaryDirectory() as folder, ProcessMemory() as memory:
             config = pathlib.Path(folder) / "small-gpu.toml"
             drawn = (HERE.parents[1] / "configs/small-gpu.toml").read_text()
@@ -109,6 +112,7 @@ def limit(args, results):
             "what": name, "ballast": said, "rc": done.returncode, "seconds": done.seconds, "process_mib": memory.mib,
             "steps": len(lines), "micro": [line["micro"] for line in lines],
             "reserved_mib": [line["peak_memory"] >> 20 for line in lines],
+            "driver_mib": [line.get("process_memory", 0) >> 20 for line in lines],
             "images_per_second": [round(line["images_per_second"], 2) for line in lines],
             "recovered": [event for line in lines for event in line.get("recovered", [])],
             "memory": [line.get("memory") for line in lines], "tail": done.stderr[-2000:]})
