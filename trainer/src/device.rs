@@ -276,31 +276,6 @@ mod cuda {
         })
     }
 
-    #[cfg(test)]
-    mod tests {
-        use super::*;
-
-        #[test]
-        fn a_process_is_found_by_its_number_and_a_gpu_by_its_uuid() {
-            let info = |pid, used_gpu_memory| ProcessInfo {
-                pid,
-                used_gpu_memory,
-                gpu_instance_id: None,
-                compute_instance_id: None,
-            };
-            let processes = [
-                info(7, UsedGpuMemory::Used(100)),
-                info(9, UsedGpuMemory::Used(20)),
-                info(9, UsedGpuMemory::Used(3)),
-                info(8, UsedGpuMemory::Unavailable),
-            ];
-            let of = |process| memory_of(process, &processes);
-            assert_eq!([of(9), of(7), of(8), of(1)], [Some(23), Some(100), None, None]);
-            let uuid = uuid_text(std::array::from_fn(|index| 16 * index as u8 + 10));
-            assert_eq!(uuid, "GPU-0a1a2a3a-4a5a-6a7a-8a9a-aabacadaeafa");
-        }
-    }
-
     /// In pieces, of which the last ones are small: one of all that is free is often not to be had.
     pub type Held = Vec<cudarc::driver::CudaSlice<u8>>;
 
@@ -343,6 +318,31 @@ mod cuda {
             return Err(DeviceError::Absent { choice, reason });
         }
         Ok(Selected { description: describe(choice, &device), device, choice })
+    }
+
+    #[cfg(test)]
+    mod tests {
+        use super::*;
+
+        #[test]
+        fn a_process_is_found_by_its_number_and_a_gpu_by_its_uuid() {
+            let info = |pid, used_gpu_memory| ProcessInfo {
+                pid,
+                used_gpu_memory,
+                gpu_instance_id: None,
+                compute_instance_id: None,
+            };
+            let processes = [
+                info(7, UsedGpuMemory::Used(100)),
+                info(9, UsedGpuMemory::Used(20)),
+                info(9, UsedGpuMemory::Used(3)),
+                info(8, UsedGpuMemory::Unavailable),
+            ];
+            let of = |process| memory_of(process, &processes);
+            assert_eq!([of(9), of(7), of(8), of(1)], [Some(23), Some(100), None, None]);
+            let uuid = uuid_text(std::array::from_fn(|index| 16 * index as u8 + 10));
+            assert_eq!(uuid, "GPU-0a1a2a3a-4a5a-6a7a-8a9a-aabacadaeafa");
+        }
     }
 }
 

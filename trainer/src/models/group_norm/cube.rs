@@ -117,7 +117,7 @@ fn group_statistics<W: Float>(
     let mut entry = unit;
     while entry < entries {
         let part = entry / of_group;
-        let count = W::cast_from(((pixels - part + parts - 1) / parts) as u32);
+        let count = W::cast_from((pixels - part).div_ceil(parts) as u32);
         own += count * means[first + part * channels + entry % of_group];
         entry += units;
     }
@@ -127,7 +127,7 @@ fn group_statistics<W: Float>(
     let mut entry = unit;
     while entry < entries {
         let part = entry / of_group;
-        let count = W::cast_from(((pixels - part + parts - 1) / parts) as u32);
+        let count = W::cast_from((pixels - part).div_ceil(parts) as u32);
         let at = first + part * channels + entry % of_group;
         let apart = means[at] - middle;
         own += squares[at] + count * apart * apart;
