@@ -9,6 +9,7 @@ mod killed;
 mod losses;
 mod memory;
 mod parity;
+mod pools;
 mod precision;
 mod report;
 mod resume;

@@ -48,6 +48,7 @@ impl fmt::Display for Phase {
 pub struct MemoryMeter {
     /// `None` on the CPU.
     pools: Box<dyn Fn() -> Option<MemoryPoolUsage>>,
+    page: Box<dyn Fn() -> Option<u64>>,
     process: Option<ProcessMemory>,
     on_host: bool,
     phases: RefCell<Phases>,
@@ -78,13 +79,23 @@ impl Phases {
 impl MemoryMeter {
     /// For a device and what its driver says.
     pub fn new(selected: &Selected) -> Self {
-        let device = selected.device.clone();
-        Self { process: selected.process_memory(), ..Self::asking(move || device.memory_pool_usage()) }
+        let [device, same] = [(); 2].map(|()| selected.device.clone());
+        Self {
+            process: selected.process_memory(),
+            page: Box::new(move || same.memory_pool_report()?.iter().map(|pool| pool.page_size).max()),
+            ..Self::asking(move || device.memory_pool_usage())
+        }
     }
 
     fn asking(pools: impl Fn() -> Option<MemoryPoolUsage> + 'static) -> Self {
         let on_host = pools().is_none();
-        Self { pools: Box::new(pools), process: None, on_host, phases: RefCell::new(Phases::new(true)) }
+        Self {
+            pools: Box::new(pools),
+            page: Box::new(|| None),
+            process: None,
+            on_host,
+            phases: RefCell::new(Phases::new(true)),
+        }
     }
 
     /// Forgets the peaks so far and begins with [`Phase::Weights`]. `by_phase` is whether a GPU is asked at borders between
@@ -155,6 +166,11 @@ impl MemoryMeter {
     /// code of kernels. `None` where the driver does not say.
     pub fn process(&self) -> Option<u64> {
         self.process.as_ref()?()
+    }
+
+    /// Bytes of the largest page that a GPU's pools reserve at a time, which follows the largest tensor; `None` on the CPU.
+    pub fn page(&self) -> Option<u64> {
+        (self.page)()
     }
 
     /// The phase that is on.

@@ -32,7 +32,10 @@ pub struct Row {
     pub peak_memory: u64,
     /// Whether it was measured and not extrapolated.
     pub measured: bool,
-    /// Whether it is within the limit; nothing where there is none.
+    /// Bytes that an extrapolated peak may be off by: a share of it, and a page of a GPU's pools, since whether one more is needed
+    /// shows only in a step. 0 where it was measured.
+    pub margin: u64,
+    /// Whether it is within the limit with its margin; nothing where there is none.
     pub fits: Option<bool>,
     /// Images per second, that of the plan's first row being 1.
     pub speed: f64,
@@ -123,14 +126,18 @@ struct Fit {
     measured: usize,
     /// Bytes at micro-batch 1.
     one: u64,
+    /// Of a GPU's pools, in bytes.
+    page: Line,
     /// Of a micro-batch.
     seconds: Line,
 }
 
 impl Fit {
     fn new(most: usize, one: &Figures, two: &Figures, three: Option<&Figures>) -> Self {
+        let page = |from, a: &Figures, b: &Figures| Line::through(from, a.page as f64, b.page as f64);
         Self {
             memory: three.map_or_else(|| memory_lines(1, one, two), |three| memory_lines(2, two, three)),
+            page: three.map_or_else(|| page(1, one, two), |three| page(2, two, three)),
             most: most.min(MOST),
             measured: if three.is_some() { 3 } else { 2 },
             one: one.peak_memory,
@@ -145,6 +152,11 @@ impl Fit {
         self.memory.iter().map(|line| line.at(micro)).fold(0.0, f64::max) as u64
     }
 
+    fn margin(&self, micro: usize) -> u64 {
+        let page = if micro <= self.measured { 0.0 } else { self.page.at(micro) };
+        (MARGIN * self.peak(micro) as f64 + page) as u64
+    }
+
     fn images_per_second(&self, micro: usize) -> f64 {
         micro as f64 / self.seconds.at(micro)
     }
@@ -152,7 +164,8 @@ impl Fit {
     /// The largest micro-batch whose peak with the margin is within `limit`, made smaller where that takes no more
     /// micro-batches for `effective` samples.
     fn largest(&self, effective: usize, limit: u64) -> Option<usize> {
-        let most = (1..=self.most.min(effective)).take_while(|micro| with_margin(self.peak(*micro)) <= limit).last()?;
+        let fits = |micro: &usize| self.peak(*micro) + self.margin(*micro) <= limit;
+        let most = (1..=self.most.min(effective)).take_while(fits).last()?;
         Some(effective.div_ceil(effective.div_ceil(most)))
     }
 }
@@ -220,7 +233,7 @@ pub fn plan(
     let base = plan.rows.first().map(|row| row.speed).ok_or_else(|| SweepError::Nothing(plan.notes.join("; ")))?;
     for row in &mut plan.rows {
         row.speed /= base;
-        row.fits = limit.map(|limit| row.peak_memory <= limit);
+        row.fits = limit.map(|limit| row.peak_memory + row.margin <= limit);
     }
     plan.best = best(&plan.rows);
     plan.device_notes = device_notes(&plan.device);
@@ -277,13 +290,14 @@ fn rows(fit: &Fit, precision: Compute, checkpoint: Recompute) -> Vec<Row> {
         micro,
         peak_memory: fit.peak(micro),
         measured: micro <= fit.measured,
+        margin: if micro <= fit.measured { 0 } else { fit.margin(micro) },
         fits: None,
         speed: fit.images_per_second(micro),
     };
     micros(fit.most).into_iter().map(row).collect()
 }
 
-/// What a prediction may be too low by.
+/// The share of a peak that a prediction may be off by.
 const MARGIN: f64 = 0.05;
 
 fn with_margin(peak: u64) -> u64 {
@@ -383,10 +397,19 @@ pub fn fits(
 ///
 /// # Errors
 /// As for [`plan`].
-pub fn choose(loaded: &Loaded, networks: &Networks, children: &Children, limit: u64) -> Result<Choices, SweepError> {
+pub fn choose(
+    loaded: &Loaded,
+    networks: &Networks,
+    children: &Children,
+    limit: u64,
+    show: impl Fn(&Cut),
+) -> Result<Choices, SweepError> {
     let config = &loaded.config;
     let cut = Cut::of(config);
-    let measure = |cut: Cut| measure(loaded, cut, networks, children);
+    let measure = |cut: Cut| {
+        show(&cut);
+        measure(loaded, cut, networks, children)
+    };
     let one = match measure(Cut { micro: 1, ..cut })? {
         Ok(one) if with_margin(one.peak_memory) <= limit => {
             let mut note = Vec::new();
@@ -437,6 +460,7 @@ mod tests {
         Figures {
             device: "cpu".into(),
             peak_memory: memory.values().filter_map(Value::as_u64).max().unwrap(),
+            page: 0,
             memory,
             images_per_second,
             loss: None,
@@ -474,10 +498,15 @@ mod tests {
 
     #[test]
     fn pools_that_reserve_more_than_is_in_use_are_the_peak() {
-        let reserved = |peak: u64| Figures { peak_memory: peak, ..figures(json!({ "backward": 10 }), 1.0) };
-        let fit = Fit::new(4, &reserved(100), &reserved(140), None);
+        let reserved =
+            |peak: u64, page: u64| Figures { peak_memory: peak, page, ..figures(json!({ "backward": 10 }), 1.0) };
+        let fit = Fit::new(4, &reserved(100, 20), &reserved(140, 30), None);
         let rows = rows(&fit, Compute::Fp32, Recompute::None);
-        assert_eq!(rows.iter().map(|row| row.peak_memory).collect::<Vec<_>>(), [100, 140, 220]);
+        let peaks: Vec<_> = rows.iter().map(|row| (row.peak_memory, row.margin)).collect();
+        // Of what was not measured, 5 % and one page of the size that it takes there.
+        assert_eq!(peaks, [(100, 0), (140, 0), (220, 11 + 50)]);
+        assert_eq!([146, 147, 239, 240, 280].map(|limit| fit.largest(4, limit).unwrap()), [1, 2, 2, 2, 2]);
+        assert_eq!(fit.largest(4, 281), Some(4));
     }
 
     #[test]
@@ -488,6 +517,7 @@ mod tests {
             micro,
             peak_memory,
             measured: false,
+            margin: 0,
             fits: Some(peak_memory <= 100),
             speed,
         };

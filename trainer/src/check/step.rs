@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use checkpoints::LpipsNetwork;
 
@@ -141,8 +141,7 @@ impl Setting {
     }
 
     pub(super) fn children(&self, stopped: &Stopped) -> Children {
-        let timeout = Duration::from_secs(self.loaded.config.sweep.timeout);
-        Children { steps: STEPS, timeout, stopped: stopped.clone(), weigh_by_micro_batch: false, address_space: None }
+        Children { steps: STEPS, timeout: None, stopped: stopped.clone(), weigh_by_micro_batch: false, address_space: None }
     }
 }
 

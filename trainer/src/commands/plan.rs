@@ -1,7 +1,6 @@
 //! `train plan`: which micro-batch fits, before a run finds out.
 
 use std::process::ExitCode;
-use std::time::Duration;
 
 use clap::Args;
 use comfy_table::presets::NOTHING;
@@ -78,7 +77,7 @@ pub(super) fn run(args: &PlanArgs) -> Result<ExitCode, CommandError> {
     let children = Children {
         address_space: None,
         steps: args.steps,
-        timeout: Duration::from_secs(loaded.config.sweep.timeout),
+        timeout: None,
         weigh_by_micro_batch: false,
         stopped: stopped_by_signals()?,
     };
@@ -148,7 +147,10 @@ fn table(plan: &Plan) -> String {
             row.checkpoint.to_string(),
             row.micro.to_string(),
             readable(row.peak_memory),
-            if row.measured { "measured" } else { "expected" }.to_owned(),
+            match row.measured {
+                true => "measured".to_owned(),
+                false => format!("expected, +/- {}", readable(row.margin)),
+            },
             fits.to_owned(),
             format!("{:.2} x", row.speed),
         ]);

@@ -129,7 +129,7 @@ pub(super) fn run(args: &SweepArgs) -> Result<ExitCode, CommandError> {
     let children = Children {
         address_space: None,
         steps: loaded.config.sweep.steps,
-        timeout: Duration::from_secs(loaded.config.sweep.timeout),
+        timeout: Some(Duration::from_secs(loaded.config.sweep.timeout)),
         weigh_by_micro_batch: args.weigh_by_micro_batch,
         stopped: stopped_by_signals()?,
     };

@@ -8,12 +8,16 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
+use indicatif::{ProgressBar, ProgressStyle};
+
 use super::measure::{Figures, Gradient};
 use super::rows::{Status, SweepError};
 use crate::memory::out_of_memory;
 
 /// Often enough that a short row is not made longer by waiting for it.
 const LOOK_EVERY: Duration = Duration::from_millis(10);
+
+const SHOW_EVERY: Duration = Duration::from_millis(200);
 
 /// Set in the environment of a row's process, which starts none of its own: each would start another, without end.
 const INSIDE: &str = "VQGAN_TRAINER_MEASURING";
@@ -26,8 +30,8 @@ pub type Stopped = Arc<AtomicBool>;
 pub struct Children {
     /// How many steps a row takes.
     pub steps: u64,
-    /// What a row's process may take.
-    pub timeout: Duration,
+    /// What a row's process may take, if not as long as it does: on a new GPU kernels may be tuned for an hour.
+    pub timeout: Option<Duration>,
     /// Whether its engine is to be a wrong one, which weighs by micro-batch.
     pub weigh_by_micro_batch: bool,
     /// What a row's process may allocate, in bytes of addresses, if less than this one. Only on Unix.
@@ -82,7 +86,7 @@ impl Children {
         let said = fs::read_to_string(&stderr).unwrap_or_default();
         let said = without_places(&said, config);
         let figures = match ended {
-            None => Err(Status::TimedOut(format!("not done after {} s", self.timeout.as_secs()))),
+            None => Err(Status::TimedOut(format!("not done after {} s", started.elapsed().as_secs()))),
             Some(status) if status.success() => {
                 let printed = fs::read_to_string(&stdout).unwrap_or_default();
                 serde_json::from_str(&printed).map_err(|error| Status::Failed(format!("no figures: {error}")))
@@ -94,16 +98,26 @@ impl Children {
 
     /// `None` if the process was still running when its time was up, or when the sweep was told to stop.
     fn wait(&self, child: &mut Child, started: Instant) -> io::Result<Option<ExitStatus>> {
-        loop {
+        // Shown on a terminal alone.
+        let shown = ProgressBar::new_spinner().with_style(style());
+        shown.enable_steady_tick(SHOW_EVERY);
+        let ended = loop {
             if let Some(status) = child.try_wait()? {
-                return Ok(Some(status));
+                break Some(status);
             }
-            if started.elapsed() >= self.timeout || self.stopped.load(Ordering::SeqCst) {
-                return Ok(None);
+            let late = self.timeout.is_some_and(|timeout| started.elapsed() >= timeout);
+            if late || self.stopped.load(Ordering::SeqCst) {
+                break None;
             }
             std::thread::sleep(LOOK_EVERY);
-        }
+        };
+        shown.finish_and_clear();
+        Ok(ended)
     }
+}
+
+fn style() -> ProgressStyle {
+    ProgressStyle::with_template("{spinner} {elapsed}").unwrap_or_else(|_| ProgressStyle::default_spinner())
 }
 
 /// Lines of the row's own configuration file say nothing to a user, who has never seen it.

@@ -9,7 +9,7 @@ use serde_json::{Map, Value};
 
 use super::gradient_file::{self, Deviation, GradientError};
 use crate::config::Loaded;
-use crate::training::{self, Options, TrainError};
+use crate::training::{self, Measured, Options, TrainError};
 
 /// What to do with the gradient of the first step.
 #[derive(Debug, Clone)]
@@ -41,8 +41,11 @@ pub enum MeasureError {
 pub struct Figures {
     /// The device, in words.
     pub device: String,
-    /// Bytes, the most of any step.
+    /// Bytes, the most of any step. On a GPU without the first one, after which its pools are cleaned of what tuning and growing
+    /// have left in them.
     pub peak_memory: u64,
+    /// Bytes of the largest page that a GPU's pools reserve at a time, which the peak consists of; 0 on the CPU.
+    pub page: u64,
     /// Bytes by phase, the most of any step.
     pub memory: Map<String, Value>,
     /// Of all steps but the first, which warms up, and those that were skipped.
@@ -85,7 +88,7 @@ pub fn measure(
         }),
     )?;
     let first = outcome.replace(Ok(First::default()))?;
-    figures(&measured.lines, first, loaded.config.batch.effective, measured.device)
+    figures(&measured, first, loaded.config.batch.effective)
         .ok_or_else(|| MeasureError::NoFigures(folder.join("metrics.jsonl")))
 }
 
@@ -96,17 +99,19 @@ struct First {
     deviation: Option<Deviation>,
 }
 
-fn figures(lines: &[Value], first: First, effective: usize, device: String) -> Option<Figures> {
+fn figures(Measured { device, lines, page }: &Measured, first: First, effective: usize) -> Option<Figures> {
     let is_skipped = |line: &&Value| line["skipped"] == true || line["discriminator_skipped"] == true;
     let skipped = lines.iter().filter(is_skipped).count() as u64;
     let lines: Vec<&Value> = lines.iter().filter(|line| line["skipped"] != true).collect();
     let (_, rest) = lines.split_first()?;
     let seconds = rest.iter().map(|line| Some(effective as f64 / line["images_per_second"].as_f64()?));
     let seconds: f64 = seconds.sum::<Option<f64>>()?;
-    let peaks = lines.iter().map(|line| line["peak_memory"].as_u64());
+    let counted = if page.is_some() && !rest.is_empty() { rest } else { &lines };
+    let peaks = counted.iter().map(|line| line["peak_memory"].as_u64());
     Some(Figures {
-        device,
+        device: device.clone(),
         peak_memory: peaks.collect::<Option<Vec<_>>>()?.into_iter().max()?,
+        page: page.unwrap_or(0),
         memory: by_phase(&lines)?,
         images_per_second: (rest.len() * effective) as f64 / seconds,
         loss: first.loss,
@@ -140,10 +145,15 @@ mod tests {
         };
         let lines = [line(50.0, 5, true), line(0.5, 9, false), line(4.0, 8, false), line(1.0, 7, false)];
         let first = First { loss: Some(1.0), deviation: None };
-        let figures = figures(&lines, first, 4, "cpu".into()).unwrap();
-        assert_eq!((figures.peak_memory, figures.loss, figures.skipped), (9, Some(1.0), 1));
+        let mut measured = Measured { device: "cpu".into(), lines: lines.to_vec(), page: None };
+        let of_cpu = figures(&measured, first, 4).unwrap();
+        assert_eq!((of_cpu.peak_memory, of_cpu.loss, of_cpu.skipped), (9, Some(1.0), 1));
         // Eight images in one second and four.
-        assert_eq!(figures.images_per_second, 8.0 / 5.0);
-        assert_eq!(Value::Object(figures.memory), json!({ "weights": 1, "backward": 9 }));
+        assert_eq!(of_cpu.images_per_second, 8.0 / 5.0);
+        assert_eq!(Value::Object(of_cpu.memory), json!({ "weights": 1, "backward": 9 }));
+
+        // A GPU's pools are cleaned after the first step.
+        measured.page = Some(4);
+        assert_eq!(figures(&measured, First::default(), 4).unwrap().peak_memory, 8);
     }
 }

@@ -23,6 +23,8 @@ pub struct Measured {
     pub device: String,
     /// Each step's line of `metrics.jsonl`.
     pub lines: Vec<Value>,
+    /// Bytes of the largest page that a GPU's memory pools have; `None` on the CPU.
+    pub page: Option<u64>,
 }
 
 /// Takes the first steps of the run that `loaded` describes, in the empty folder of `options`, without validating or saving
@@ -50,7 +52,7 @@ pub fn measure(
     }
     let text = std::fs::read_to_string(&path).map_err(RunError::io("read", &path))?;
     let lines = text.lines().filter_map(|line| serde_json::from_str(line).ok()).collect();
-    Ok(Measured { device: training.device.description.clone(), lines })
+    Ok(Measured { device: training.device.description.clone(), lines, page: training.memory.page() })
 }
 
 impl Training {

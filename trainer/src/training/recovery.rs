@@ -9,6 +9,7 @@ use super::room::Limit;
 use super::step::StepError;
 use super::{TrainError, Training};
 use crate::config::{ClipConfig, Compute, Config, Recompute};
+use crate::device::Choice;
 use crate::engine::{EffectiveBatch, Figures};
 use crate::losses::ClipGuidance;
 use crate::memory::{out_of_memory, readable};
@@ -22,13 +23,15 @@ pub(super) struct Recovery {
     pub(super) limit: Option<Limit>,
     /// Whether steps are taken again; where they are measured, they are what they are.
     on: bool,
+    /// What a GPU's pools were cleaned for, see [`Training::clean_pools_once`].
+    cleaned_for: Option<Footprint>,
     /// What happened in the step that is on, for its line of `metrics.jsonl`.
     events: Vec<Value>,
 }
 
 impl Recovery {
     pub(super) fn new(limit: Option<Limit>, on: bool) -> Self {
-        Self { limit, on, events: Vec::new() }
+        Self { limit, on, cleaned_for: None, events: Vec::new() }
     }
 
     /// What happened since the last time.
@@ -37,7 +40,7 @@ impl Recovery {
     }
 
     /// The limit that `peak` is above.
-    fn exceeded(&self, peak: u64) -> Option<Limit> {
+    pub(super) fn exceeded(&self, peak: u64) -> Option<Limit> {
         self.limit.filter(|limit| self.on && peak > limit.bytes)
     }
 }
@@ -76,10 +79,10 @@ impl Training {
         loaders: &mut Loaders,
         interrupter: &Interrupter,
     ) -> Result<(EffectiveBatch, Figures), StepError> {
-        if !self.recovery.on {
-            return self.attempt(loaders, interrupter);
-        }
         loop {
+            if !self.recovery.on && self.pools_are_clean() {
+                return self.attempt(loaders, interrupter);
+            }
             let shortage = match catch_out_of_memory(|| self.attempt(loaders, interrupter)) {
                 Err(message) => Shortage::Device(message),
                 Ok(Err(StepError::Failed(TrainError::DeviceFailed { message, step, saved }))) => {
@@ -115,30 +118,14 @@ impl Training {
         self.make_room(&Shortage::Limit(peak, limit), "from the next step on").err()
     }
 
-    /// Lowers what a step takes; nothing of the one that is on has been kept. `then` says what follows.
+    /// Has a step take less, by what its pools have kept of its first attempt or by what it computes at a time; nothing of the one
+    /// that is on has been kept. `then` says what follows.
     fn make_room(&mut self, shortage: &Shortage, then: &str) -> Result<(), TrainError> {
         let (step, cause) = (self.step + 1, shortage.in_words());
         let phase = self.memory.phase().to_string();
-        self.clear_device()?;
-        let change = match (self.smaller(), shortage) {
-            (Some((footprint, change)), _) => {
-                self.set_footprint(footprint);
-                change
-            }
-            // Nobody has asked for it, and the device itself is content.
-            (None, Shortage::Limit(_, Limit { configured: false, .. })) => {
-                self.recovery.limit = None;
-                "nothing is left to lower, and the limit is dropped".to_owned()
-            }
-            (None, _) => {
-                return Err(TrainError::OutOfMemory {
-                    step,
-                    cause,
-                    lowered: self.lowered(),
-                    help: would_help(&self.config).join(", "),
-                    saved: self.last_saved(),
-                });
-            }
+        let change = match self.clean_pools_once()? {
+            true => "pools cleaned".to_owned(),
+            false => self.lower(step, &cause, shortage)?,
         };
         self.progress.line(&format!("step {step}, {phase}: {cause}; {change}, {then}"));
         let message = shortage.in_words();
@@ -149,6 +136,45 @@ impl Training {
             "change": change,
         }));
         Ok(())
+    }
+
+    /// Lowers what a step takes, and returns what was lowered, in words.
+    fn lower(&mut self, step: u64, cause: &str, shortage: &Shortage) -> Result<String, TrainError> {
+        self.clear_device()?;
+        match (self.smaller(), shortage) {
+            (Some((footprint, change)), _) => {
+                self.set_footprint(footprint);
+                Ok(change)
+            }
+            // Nobody has asked for it, and the device itself is content.
+            (None, Shortage::Limit(_, Limit { configured: false, .. })) => {
+                self.recovery.limit = None;
+                Ok("nothing is left to lower, and the limit is dropped".to_owned())
+            }
+            (None, _) => Err(TrainError::OutOfMemory {
+                step,
+                cause: cause.to_owned(),
+                lowered: self.lowered(),
+                help: would_help(&self.config).join(", "),
+                saved: self.last_saved(),
+            }),
+        }
+    }
+
+    /// Frees what a GPU's pools have kept of the first step with a footprint, or of the first attempt at it: what kernels were tried
+    /// with, and pages that a larger allocation has made too small. Later steps do without. Returns whether that was still to be
+    /// done.
+    pub(super) fn clean_pools_once(&mut self) -> Result<bool, TrainError> {
+        if self.pools_are_clean() {
+            return Ok(false);
+        }
+        self.clear_device()?;
+        self.recovery.cleaned_for = Some(self.footprint);
+        Ok(true)
+    }
+
+    fn pools_are_clean(&self) -> bool {
+        self.device.choice == Choice::Cpu || self.recovery.cleaned_for == Some(self.footprint)
     }
 
     /// Waits for what is over, and frees what is still in the pools of it, in pieces of its sizes.

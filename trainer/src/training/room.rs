@@ -3,7 +3,6 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
 
 use checkpoints::run::atomic_write;
 use serde::{Deserialize, Serialize};
@@ -141,7 +140,9 @@ fn chosen(loaded: &Loaded, device: &Selected, limit: Option<Limit>, stop: &Stop)
         return Ok(Room { footprint: configured(config, micro), origin, unconfirmed: None });
     }
     eprintln!("batch.micro = \"{}\": measuring a few steps at small micro-batches", Micro::Auto);
-    match measured(loaded, stop, |loaded, networks, children| choose(loaded, networks, children, limit))? {
+    match measured(loaded, stop, |loaded, networks, children| {
+        choose(loaded, networks, children, limit, |cut| eprintln!("measuring {cut}"))
+    })? {
         Choices::Micro { micro, peak, note } => {
             note.iter().for_each(|note| eprintln!("{note}"));
             let unconfirmed = Some(CacheEntry { key, limit, micro, peak });
@@ -210,9 +211,8 @@ fn measured<T>(
     // Shapes alone say what memory is taken; where they are not known, the run needs the network in any case.
     let networks = Networks::random_for(&drawn.config, None).or_else(|_| Networks::as_configured());
     let networks = networks.map_err(SweepError::from).map_err(TrainError::Measuring)?;
-    let timeout = Duration::from_secs(loaded.config.sweep.timeout);
     let stopped = stop.measuring_begins();
-    let children = Children { steps: STEPS, timeout, weigh_by_micro_batch: false, stopped, address_space: None };
+    let children = Children { steps: STEPS, timeout: None, weigh_by_micro_batch: false, stopped, address_space: None };
     let result = what(&drawn, &networks, &children);
     // Nothing of ours stays behind if this is the end.
     drop(networks);

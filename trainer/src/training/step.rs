@@ -105,17 +105,24 @@ impl Training {
         let given_up = self.too_many_skips(loss_scales, interrupter)?;
         let peak = self.memory.peak();
         let micro = self.footprint.micro;
+        let within = self.recovery.exceeded(peak).is_none();
         let over_limit = self.keep_to_limit(peak);
         self.step += 1;
         // Loaders that were started anew count from zero.
         let waited = (loaders.wait_seconds() - waited).max(0.0);
         self.report(&figures, &updated, (started, waited), (peak, micro, loaders.bytes_waiting()))?;
         self.reporter.gradient_norms(self.step, &norms, &self.progress);
-        let as_measured = over_limit.is_none() && self.footprint.checkpoint == self.config.memory.checkpoint;
-        if let Some(choice) = self.unconfirmed.take().filter(|_| as_measured) {
-            choice.keep(self.footprint.micro);
+        if let Some(error) = given_up.or(over_limit) {
+            return Err(error.into());
         }
-        given_up.or(over_limit).map_or(Ok(()), |error| Err(error.into()))
+        if within {
+            let as_measured = self.footprint.checkpoint == self.config.memory.checkpoint;
+            if let Some(choice) = self.unconfirmed.take().filter(|_| as_measured) {
+                choice.keep(self.footprint.micro);
+            }
+            self.clean_pools_once()?;
+        }
+        Ok(())
     }
 
     /// What a step computes before it changes anything.
