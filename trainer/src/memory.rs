@@ -82,7 +82,10 @@ impl MemoryMeter {
         let [device, same] = [(); 2].map(|()| selected.device.clone());
         Self {
             process: selected.process_memory(),
-            page: Box::new(move || same.memory_pool_report()?.iter().map(|pool| pool.page_size).max()),
+            page: Box::new(move || {
+                let pools = same.memory_pool_report()?;
+                pools.iter().max_by_key(|pool| pool.largest_alloc).map(|pool| pool.page_size)
+            }),
             ..Self::asking(move || device.memory_pool_usage())
         }
     }
@@ -168,7 +171,7 @@ impl MemoryMeter {
         self.process.as_ref()?()
     }
 
-    /// Bytes of the largest page that a GPU's pools reserve at a time, which follows the largest tensor; `None` on the CPU.
+    /// Bytes of the page that the largest tensor so far is in, by which a GPU's pools grow; `None` on the CPU.
     pub fn page(&self) -> Option<u64> {
         (self.page)()
     }

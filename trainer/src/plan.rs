@@ -4,11 +4,14 @@
 //! at a small micro-batch need not be the one that does at a large one. The line goes through 2 and 3: kernels that split
 //! their work over threads keep scratch memory that a single sample is too small for. It goes through the most of all steps,
 //! since on a busy machine threads do not always have their scratch memory at the same time.
+//!
+//! A GPU's pools take memory by the page, and how well tensors fill pages is another thing at every size, so that there the line is
+//! the nearest to 1, 2 and 3, by least squares, and a page is what it may be off by.
 
 use std::fmt;
 
 use serde::Serialize;
-use serde_json::{Map, Value};
+use serde_json::Value;
 
 use crate::config::{Compute, Config, Loaded, Recompute};
 use crate::memory::readable;
@@ -106,6 +109,17 @@ impl Line {
         Self { fixed: a - each * from as f64, each }
     }
 
+    /// The nearest, by least squares, to what was seen at micro-batch 1, 2 and so on, two of them at the least.
+    fn nearest(seen: &[f64]) -> Self {
+        let count = seen.len() as f64;
+        let micros = || (1..=seen.len()).map(|micro| micro as f64);
+        let [micro, mean] = [micros().sum::<f64>() / count, seen.iter().sum::<f64>() / count];
+        let together: f64 = micros().zip(seen).map(|(at, seen)| (at - micro) * (seen - mean)).sum();
+        let alone: f64 = micros().map(|at| (at - micro).powi(2)).sum();
+        let each = (together / alone).max(0.0);
+        Self { fixed: mean - each * micro, each }
+    }
+
     /// Of the seconds that micro-batches take. Where two samples took no longer than one, which is noise or a device that is
     /// mostly idle, no more is promised than was seen.
     fn of_seconds(one: f64, two: f64) -> Self {
@@ -122,10 +136,8 @@ struct Fit {
     memory: Vec<Line>,
     /// No micro-batch above it works.
     most: usize,
-    /// The largest micro-batch that was measured.
-    measured: usize,
-    /// Bytes at micro-batch 1.
-    one: u64,
+    /// Bytes at micro-batch 1, 2 and so on, as measured.
+    measured: Vec<u64>,
     /// Of a GPU's pools, in bytes.
     page: Line,
     /// Of a micro-batch.
@@ -134,26 +146,35 @@ struct Fit {
 
 impl Fit {
     fn new(most: usize, one: &Figures, two: &Figures, three: Option<&Figures>) -> Self {
-        let page = |from, a: &Figures, b: &Figures| Line::through(from, a.page as f64, b.page as f64);
+        let all: Vec<&Figures> = [one, two].into_iter().chain(three).collect();
+        let nearest = |bytes: fn(&Figures) -> u64| {
+            Line::nearest(&all.iter().map(|figures| bytes(figures) as f64).collect::<Vec<_>>())
+        };
         Self {
-            memory: three.map_or_else(|| memory_lines(1, one, two), |three| memory_lines(2, two, three)),
-            page: three.map_or_else(|| page(1, one, two), |three| page(2, two, three)),
+            memory: match (one.page, three) {
+                (1.., _) => vec![nearest(|figures| figures.peak_memory)],
+                (0, Some(three)) => phase_lines(2, two, three),
+                (0, None) => phase_lines(1, one, two),
+            },
+            page: nearest(|figures| figures.page),
             most: most.min(MOST),
-            measured: if three.is_some() { 3 } else { 2 },
-            one: one.peak_memory,
+            measured: all.iter().map(|figures| figures.peak_memory).collect(),
             seconds: Line::of_seconds(1.0 / one.images_per_second, 2.0 / two.images_per_second),
         }
     }
 
     fn peak(&self, micro: usize) -> u64 {
-        if micro == 1 {
-            return self.one;
-        }
-        self.memory.iter().map(|line| line.at(micro)).fold(0.0, f64::max) as u64
+        let expected = || self.memory.iter().map(|line| line.at(micro)).fold(0.0, f64::max) as u64;
+        let least = self.measured.last().copied().unwrap_or(0);
+        self.measured.get(micro - 1).copied().unwrap_or_else(|| expected().max(least))
+    }
+
+    fn was_measured(&self, micro: usize) -> bool {
+        micro <= self.measured.len()
     }
 
     fn margin(&self, micro: usize) -> u64 {
-        let page = if micro <= self.measured { 0.0 } else { self.page.at(micro) };
+        let page = if self.was_measured(micro) { 0.0 } else { self.page.at(micro) };
         (MARGIN * self.peak(micro) as f64 + page) as u64
     }
 
@@ -170,13 +191,8 @@ impl Fit {
     }
 }
 
-/// Through the micro-batches `from` and the next.
-fn memory_lines(from: usize, one: &Figures, two: &Figures) -> Vec<Line> {
-    let most = |memory: &Map<String, Value>| memory.values().filter_map(Value::as_u64).max();
-    // On a GPU the phases are samples of what is in use, and the peak is what its pools have reserved.
-    if most(&one.memory) != Some(one.peak_memory) || most(&two.memory) != Some(two.peak_memory) {
-        return vec![Line::through(from, one.peak_memory as f64, two.peak_memory as f64)];
-    }
+/// Of each phase, through the micro-batches `from` and the next.
+fn phase_lines(from: usize, one: &Figures, two: &Figures) -> Vec<Line> {
     let line = |(phase, one): (&String, &Value)| {
         Some(Line::through(from, one.as_u64()? as f64, two.memory.get(phase)?.as_u64()? as f64))
     };
@@ -289,8 +305,8 @@ fn rows(fit: &Fit, precision: Compute, checkpoint: Recompute) -> Vec<Row> {
         checkpoint,
         micro,
         peak_memory: fit.peak(micro),
-        measured: micro <= fit.measured,
-        margin: if micro <= fit.measured { 0 } else { fit.margin(micro) },
+        measured: fit.was_measured(micro),
+        margin: if fit.was_measured(micro) { 0 } else { fit.margin(micro) },
         fits: None,
         speed: fit.images_per_second(micro),
     };
@@ -500,6 +516,12 @@ mod tests {
     fn pools_that_reserve_more_than_is_in_use_are_the_peak() {
         let reserved =
             |peak: u64, page: u64| Figures { peak_memory: peak, page, ..figures(json!({ "backward": 10 }), 1.0) };
+        let three = Fit::new(8, &reserved(100, 20), &reserved(160, 30), Some(&reserved(190, 40)));
+        assert_eq!([1, 2, 3, 4, 8].map(|micro| three.peak(micro)), [100, 160, 190, 240, 420]);
+        assert_eq!([3, 4, 8].map(|micro| three.margin(micro)), [9, 12 + 50, 21 + 90]);
+        let no_more = Fit::new(8, &reserved(100, 20), &reserved(160, 20), Some(&reserved(100, 20)));
+        assert_eq!([3, 4].map(|micro| no_more.peak(micro)), [100, 120]);
+
         let fit = Fit::new(4, &reserved(100, 20), &reserved(140, 30), None);
         let rows = rows(&fit, Compute::Fp32, Recompute::None);
         let peaks: Vec<_> = rows.iter().map(|row| (row.peak_memory, row.margin)).collect();

@@ -141,7 +141,13 @@ impl Setting {
     }
 
     pub(super) fn children(&self, stopped: &Stopped) -> Children {
-        Children { steps: STEPS, timeout: None, stopped: stopped.clone(), weigh_by_micro_batch: false, address_space: None }
+        Children {
+            steps: STEPS,
+            timeout: None,
+            stopped: stopped.clone(),
+            weigh_by_micro_batch: false,
+            address_space: None,
+        }
     }
 }
 

@@ -17,7 +17,7 @@ use crate::memory::out_of_memory;
 /// Often enough that a short row is not made longer by waiting for it.
 const LOOK_EVERY: Duration = Duration::from_millis(10);
 
-const SHOW_EVERY: Duration = Duration::from_millis(200);
+const SHOW_EVERY: Duration = Duration::from_millis(500);
 
 /// Set in the environment of a row's process, which starts none of its own: each would start another, without end.
 const INSIDE: &str = "VQGAN_TRAINER_MEASURING";
@@ -75,7 +75,7 @@ impl Children {
         command.env(INSIDE, "1").stdin(Stdio::null()).stdout(create(&stdout)?).stderr(create(&stderr)?);
         let started = Instant::now();
         let mut child = command.spawn().map_err(io("start a row"))?;
-        let ended = self.wait(&mut child, started).map_err(io("wait for a row"));
+        let ended = self.wait(&mut child, &stderr, started).map_err(io("wait for a row"));
         // Whatever happened, the process is gone before anything else begins.
         let _ = child.kill();
         let _ = child.wait();
@@ -97,11 +97,18 @@ impl Children {
     }
 
     /// `None` if the process was still running when its time was up, or when the sweep was told to stop.
-    fn wait(&self, child: &mut Child, started: Instant) -> io::Result<Option<ExitStatus>> {
-        // Shown on a terminal alone.
+    /// Meanwhile a terminal shows for how long, and what the process says of a GPU's kernels in `stderr`.
+    fn wait(&self, child: &mut Child, stderr: &Path, started: Instant) -> io::Result<Option<ExitStatus>> {
         let shown = ProgressBar::new_spinner().with_style(style());
-        shown.enable_steady_tick(SHOW_EVERY);
+        let mut looked = started;
         let ended = loop {
+            if !shown.is_hidden() && looked.elapsed() >= SHOW_EVERY {
+                looked = Instant::now();
+                let said = fs::read_to_string(stderr).unwrap_or_default();
+                let compiled = said.lines().rev().find(|line| line.starts_with("kernels: "));
+                shown.set_message(compiled.unwrap_or_default().to_owned());
+                shown.tick();
+            }
             if let Some(status) = child.try_wait()? {
                 break Some(status);
             }
@@ -117,7 +124,7 @@ impl Children {
 }
 
 fn style() -> ProgressStyle {
-    ProgressStyle::with_template("{spinner} {elapsed}").unwrap_or_else(|_| ProgressStyle::default_spinner())
+    ProgressStyle::with_template("{spinner} {elapsed}  {wide_msg}").unwrap_or_else(|_| ProgressStyle::default_spinner())
 }
 
 /// Lines of the row's own configuration file say nothing to a user, who has never seen it.

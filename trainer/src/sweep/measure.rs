@@ -44,7 +44,7 @@ pub struct Figures {
     /// Bytes, the most of any step. On a GPU without the first one, after which its pools are cleaned of what tuning and growing
     /// have left in them.
     pub peak_memory: u64,
-    /// Bytes of the largest page that a GPU's pools reserve at a time, which the peak consists of; 0 on the CPU.
+    /// Bytes of a page by which a GPU's pools grow; 0 on the CPU.
     pub page: u64,
     /// Bytes by phase, the most of any step.
     pub memory: Map<String, Value>,

@@ -23,7 +23,7 @@ pub struct Measured {
     pub device: String,
     /// Each step's line of `metrics.jsonl`.
     pub lines: Vec<Value>,
-    /// Bytes of the largest page that a GPU's memory pools have; `None` on the CPU.
+    /// Bytes of a page by which a GPU's memory pools grow; `None` on the CPU.
     pub page: Option<u64>,
 }
 

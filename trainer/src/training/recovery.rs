@@ -127,7 +127,10 @@ impl Training {
             true => "pools cleaned".to_owned(),
             false => self.lower(step, &cause, shortage)?,
         };
-        self.progress.line(&format!("step {step}, {phase}: {cause}; {change}, {then}"));
+        // Of a measurement the last words count, which would be taken for its end.
+        if self.recovery.on {
+            self.progress.line(&format!("step {step}, {phase}: {cause}; {change}, {then}"));
+        }
         let message = shortage.in_words();
         self.recovery.events.push(json!({
             "cause": shortage.name(),
