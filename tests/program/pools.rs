@@ -16,6 +16,8 @@ fn folder() -> TempDir {
     let path = folder.path().join("small.toml");
     let text = fs::read_to_string(&path).unwrap().replace("device = \"cpu\"", &format!("device = \"{device}\""));
     let text = text.replace("every_steps = 2", "every_steps = 0").replace("validation = 4", "validation = 0");
+    // After large steps of Adam rounding alone makes pictures take other codes.
+    let text = text.replace("1e-3", "1e-4");
     fs::write(&path, text).unwrap();
     folder
 }
