@@ -86,7 +86,10 @@ impl Children {
         let said = fs::read_to_string(&stderr).unwrap_or_default();
         let said = without_places(&said, config);
         let figures = match ended {
-            None => Err(Status::TimedOut(format!("not done after {} s", started.elapsed().as_secs()))),
+            None => {
+                let allowed = self.timeout.unwrap_or_else(|| started.elapsed());
+                Err(Status::TimedOut(format!("not done after {} s", allowed.as_secs())))
+            }
             Some(status) if status.success() => {
                 let printed = fs::read_to_string(&stdout).unwrap_or_default();
                 serde_json::from_str(&printed).map_err(|error| Status::Failed(format!("no figures: {error}")))
