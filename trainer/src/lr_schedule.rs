@@ -8,7 +8,8 @@ pub struct LrSchedule {
     highest: f64,
     kind: ScheduleKind,
     warmup: u64,
-    last: f64,
+    /// Share of the highest rate in the last step; `None` is 0 in the step after it.
+    last: Option<f64>,
     first: u64,
     steps: u64,
 }
@@ -34,20 +35,20 @@ impl LrSchedule {
     }
 
     /// Learning rate of an optimizer step, counted from 0. The warm-up is linear and ends at the highest rate; the last step
-    /// of a run has the last rate.
+    /// of a run has the last rate, or without one the rate that comes before 0.
     pub fn at(&self, step: u64) -> f64 {
         let since = step.saturating_sub(self.first);
         if since < self.warmup {
             return self.highest * (since + 1) as f64 / (self.warmup + 1) as f64;
         }
-        let length = (self.steps - 1).saturating_sub(self.first.saturating_add(self.warmup)).max(1);
+        let end = if self.last.is_some() { self.steps - 1 } else { self.steps };
+        let length = end.saturating_sub(self.first.saturating_add(self.warmup)).max(1);
+        let last = self.last.unwrap_or(0.0);
         let progress = ((since - self.warmup) as f64 / length as f64).min(1.0);
         let share = match self.kind {
             ScheduleKind::Constant => 1.0,
-            ScheduleKind::Linear => 1.0 - progress * (1.0 - self.last),
-            ScheduleKind::Cosine => {
-                self.last + (1.0 - self.last) * 0.5 * (1.0 + (std::f64::consts::PI * progress).cos())
-            }
+            ScheduleKind::Linear => 1.0 - progress * (1.0 - last),
+            ScheduleKind::Cosine => last + (1.0 - last) * 0.5 * (1.0 + (std::f64::consts::PI * progress).cos()),
         };
         self.highest * share
     }
@@ -57,7 +58,8 @@ impl LrSchedule {
 mod tests {
     use super::*;
 
-    fn schedule(kind: ScheduleKind, warmup: u64, last: f64) -> LrSchedule {
+    fn schedule(kind: ScheduleKind, warmup: u64, last: impl Into<Option<f64>>) -> LrSchedule {
+        let last = last.into();
         let optimizer = OptimizerConfig { learning_rate: 1.0, ..Default::default() };
         LrSchedule::new(&ScheduleConfig { kind, warmup, last }, &optimizer, 11)
     }
@@ -81,6 +83,18 @@ mod tests {
         // A start behind the end, and a warm-up that goes on beyond it.
         assert_eq!(schedule(ScheduleKind::Linear, 0, 0.2).starting_at(99).at(99), 1.0);
         assert_eq!(schedule(ScheduleKind::Linear, 3, 0.2).starting_at(9).at(10), 0.5);
+    }
+
+    #[test]
+    fn no_step_is_without_effect_unless_that_is_written() {
+        for kind in [ScheduleKind::Linear, ScheduleKind::Cosine] {
+            let unset = schedule(kind, 3, None);
+            let rates: Vec<f64> = (0..11).map(|step| unset.at(step)).collect();
+            assert!(rates.iter().all(|rate| *rate > 0.0) && rates[3] == 1.0, "{kind:?}: {rates:?}");
+            assert!(rates[10] < rates[9] && unset.at(11).abs() < 1e-12, "{kind:?}: {rates:?}");
+            assert!(unset.starting_at(4).at(10) > 0.0, "{kind:?}");
+            assert!(schedule(kind, 3, 0.0).at(10).abs() < 1e-12, "{kind:?}");
+        }
     }
 
     #[test]

@@ -14,7 +14,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::adversary::Adversary;
 use crate::best::Best;
-use crate::config::{Adaptive, Config, Recompute};
+use crate::config::{Adaptive, Config, Recompute, ScheduleKind};
 use crate::data::Pictures;
 use crate::losses::AdversarialState;
 use crate::models::VqGan;
@@ -349,6 +349,14 @@ pub fn unsound_changes(then: &Config, now: &Config, batch_norm: bool) -> Vec<Cha
         let mut keys = std::collections::BTreeMap::new();
         if let Ok(value) = toml::Value::try_from(config) {
             flatten("", &value, &mut keys);
+        }
+        // No rate depends on it, and older runs have it written where it was not set.
+        let schedules = [
+            ("schedule.last", config.schedule.kind),
+            ("discriminator.schedule.last", config.discriminator_schedule().kind),
+        ];
+        for (key, _) in schedules.iter().filter(|(_, kind)| *kind == ScheduleKind::Constant) {
+            keys.remove(*key);
         }
         keys
     };

@@ -28,6 +28,12 @@ pub struct Problem {
 const MOST_STEPS: u64 = 1 << 40;
 const MOST_SAMPLES: usize = 1 << 20;
 
+/// More threads than any machine reads images with.
+const MOST_WORKERS: usize = 512;
+
+/// Some GiB of images that wait.
+const MOST_PREFETCHED: usize = 1 << 16;
+
 /// As many indices fit a small machine's memory.
 const MOST_IMAGES: usize = 100_000_000;
 
@@ -251,6 +257,13 @@ fn check_data(data: &DataConfig) -> Result<(), Problem> {
         return problem("data.images", format!("is {}, must lie in 1 to {MOST_IMAGES}", data.images));
     }
     at_least_one("data.prefetch", data.prefetch)?;
+    for (key, value, most) in
+        [("data.workers", data.workers, MOST_WORKERS), ("data.prefetch", data.prefetch, MOST_PREFETCHED)]
+    {
+        if value > most {
+            return problem(key, format!("is {value}, must be at most {most}"));
+        }
+    }
     if !(8..=4096).contains(&data.resolution) {
         return problem("data.resolution", format!("is {}, must lie in 8 to 4096", data.resolution));
     }
@@ -304,7 +317,7 @@ fn check_optimizer(optimizer: &OptimizerConfig, of: Network) -> Result<(), Probl
 }
 
 fn check_schedule(schedule: &ScheduleConfig, run: &RunConfig, of: Network) -> Result<(), Problem> {
-    share(of.key("discriminator.schedule.last"), schedule.last)?;
+    share(of.key("discriminator.schedule.last"), schedule.last.unwrap_or(0.0))?;
     if schedule.warmup >= run.steps {
         let message = format!("is {}, must be below run.steps = {}", schedule.warmup, run.steps);
         return problem(of.key("discriminator.schedule.warmup"), message);

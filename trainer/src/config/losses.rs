@@ -42,6 +42,20 @@ impl LossesConfig {
         ]
     }
 
+    /// The first step that each loss counts in.
+    pub(super) fn starts(&self) -> [(&'static str, u64); 8] {
+        [
+            ("pixel", self.pixel.start),
+            ("perceptual", self.perceptual.start),
+            ("adversarial", self.adversarial.start),
+            ("clip_image", self.clip_image.start),
+            ("clip_text", self.clip_text.start),
+            ("clip_contrastive", self.clip_contrastive.start),
+            ("clip_direction", self.clip_direction.start),
+            ("codebook", self.codebook.start),
+        ]
+    }
+
     /// Has every loss count in full from the first step, at its weight.
     pub fn all_from_the_first_step(&mut self) {
         let Self { pixel, codebook, perceptual, adversarial, clip_image, clip_text, clip_contrastive, clip_direction } =

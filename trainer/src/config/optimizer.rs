@@ -51,13 +51,15 @@ pub struct ScheduleConfig {
     pub kind: ScheduleKind,
     /// Steps over which the learning rate grows from nothing.
     pub warmup: u64,
-    /// Learning rate at the end, as a share of the highest; `constant` does not use it.
-    pub last: f64,
+    /// Learning rate of the last step, as a share of the highest; `constant` does not use it. Where it is not set, the rate
+    /// reaches 0 one step after the last one, so that no step is without effect.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub last: Option<f64>,
 }
 
 impl Default for ScheduleConfig {
     fn default() -> Self {
-        Self { kind: ScheduleKind::Constant, warmup: 0, last: 0.0 }
+        Self { kind: ScheduleKind::Constant, warmup: 0, last: None }
     }
 }
 
@@ -132,7 +134,7 @@ impl PartialScheduleConfig {
         ScheduleConfig {
             kind: self.kind.unwrap_or(base.kind),
             warmup: self.warmup.unwrap_or(base.warmup),
-            last: self.last.unwrap_or(base.last),
+            last: self.last.or(base.last),
         }
     }
 }

@@ -17,6 +17,20 @@ const MOST_CHANNELS: usize = 1024;
 const MOST_LAYERS: usize = 10;
 
 impl Config {
+    /// A line for each loss that is on, and for the discriminator, that begins only after the last step.
+    pub fn losses_that_never_count(&self) -> Vec<String> {
+        let steps = self.run.steps;
+        let weights = self.losses.weights();
+        let is_on =
+            |name: &str| weights.iter().any(|(key, weight)| *key == format!("losses.{name}.weight") && *weight != 0.0);
+        let starts = self.losses.starts().into_iter().filter(|(name, _)| is_on(name));
+        let starts = starts.map(|(name, start)| (format!("losses.{name}.start"), start));
+        let discriminator = self.discriminator.start.filter(|_| is_on("adversarial"));
+        let discriminator = discriminator.map(|start| ("discriminator.start".to_owned(), start));
+        let late = starts.chain(discriminator).filter(|(_, start)| *start >= steps);
+        late.map(|(key, start)| format!("{key} is {start}, but run.steps is {steps}: it never begins")).collect()
+    }
+
     /// `[losses.*]`.
     pub(super) fn check_losses(&self) -> Result<(), Problem> {
         let losses = &self.losses;

@@ -87,7 +87,7 @@ fn the_discriminator_takes_what_it_leaves_open_from_the_model() {
     let optimizer = OptimizerConfig { learning_rate: 2e-3, ..config.optimizer.clone() };
     assert_eq!(config.discriminator_optimizer(), optimizer);
     assert_eq!(optimizer.name, OptimizerName::AdamW);
-    let schedule = ScheduleConfig { kind: ScheduleKind::Cosine, warmup: 7, last: 0.5 };
+    let schedule = ScheduleConfig { kind: ScheduleKind::Cosine, warmup: 7, last: Some(0.5) };
     assert_eq!(config.discriminator_schedule(), schedule);
     assert_eq!(config.discriminator_start(), 9);
     let plain = sound("");
