@@ -24,8 +24,8 @@ fn a_resumed_run_is_the_same_run() {
     };
     assert_eq!(loss("whole"), loss("parts"));
 
-    let again = run(folder.path(), &["--config", "small.toml", "--run-dir", "parts", "--resume"]).error(2);
-    assert!(again.contains("finished"), "{again}");
+    let again = run(folder.path(), &["--config", "small.toml", "--run-dir", "parts", "--resume"]).success();
+    assert!(again.stderr.contains("run.steps") && again.stdout.contains("step-000004"), "{}", again.stderr);
     let changed = ["--config", "small.toml", "--run-dir", "parts", "--resume", "--set", "run.seed=4"];
     let changed = run(folder.path(), &changed).error(2);
     assert!(changed.contains("run.seed: 3 -> 4"), "{changed}");
@@ -328,8 +328,10 @@ fn a_run_that_gets_no_better_ends_early() {
         (&2.into(), &true.into(), &false.into())
     );
     assert_eq!(result["best"]["step"], 0);
-    let error = run(folder.path(), &["--resume", "runs/small"]).error(2);
-    assert!(error.contains("ended at step 2, with no better psnr in 2 validations"), "{error}");
+    let again = run(folder.path(), &["--resume", "runs/small", "--json"]).success();
+    assert!(again.stderr.contains("validation.patience"), "{}", again.stderr);
+    let again: Value = serde_json::from_str(&again.stdout).unwrap();
+    assert_eq!((&again["step"], &again["stopped_early"], &again["best"]), (&2.into(), &true.into(), &result["best"]));
     let more = ["--resume", "runs/small", "--set", "validation.patience=3", "--json"];
     let result: Value = serde_json::from_str(&run(folder.path(), &more).success().stdout).unwrap();
     assert_eq!((&result["step"], &result["best"]["worse"]), (&3.into(), &3.into()));

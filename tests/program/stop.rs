@@ -18,7 +18,8 @@ fn start(folder: &Path, arguments: &[&str]) -> Child {
     command(folder, arguments).stderr(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap()
 }
 
-fn signal(child: &Child, name: &str) {
+/// Sends a signal, named as `kill` names it.
+pub fn signal(child: &Child, name: &str) {
     let sent = std::process::Command::new("kill").args([name, &child.id().to_string()]).status().unwrap();
     assert!(sent.success());
 }
@@ -28,7 +29,7 @@ fn ended(child: Child) -> Finished {
 }
 
 /// Waits until `done`; fails the test if the run ends before.
-pub fn wait(done: impl Fn() -> bool, child: &mut Child) {
+pub fn wait(mut done: impl FnMut() -> bool, child: &mut Child) {
     while !done() {
         assert!(child.try_wait().unwrap().is_none(), "the run ended before it could be stopped");
         std::thread::sleep(Duration::from_millis(2));

@@ -88,7 +88,7 @@ impl Adversary {
             return Err(ModelError::ImagesTooSmall { smallest, resolution });
         }
         if architecture.norm == DiscriminatorNorm::Batch {
-            eprintln!("discriminator: it has BatchNorm, so what a step computes depends on batch.micro");
+            note!("discriminator: it has BatchNorm, so what a step computes depends on batch.micro");
         }
         let model = PatchGan::read(&WeightReader::new(weights, device, DType::F32), &architecture)?;
         let optimizer = config.discriminator_optimizer();

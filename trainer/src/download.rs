@@ -5,6 +5,8 @@ use std::cell::RefCell;
 use checkpoints::hub::DownloadProgress;
 use indicatif::{ProgressBar, ProgressStyle};
 
+use crate::terminal::draw_target;
+
 /// Draws one bar for each file on stderr, if that is a terminal.
 #[derive(Default)]
 pub struct DownloadBar {
@@ -21,7 +23,9 @@ impl DownloadProgress for DownloadBar {
             let template =
                 "{prefix} {wide_bar} {binary_bytes}/{binary_total_bytes}  {binary_bytes_per_sec}  {eta} left";
             let style = ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar());
-            let bar = ProgressBar::new(total).with_style(style).with_prefix(file.to_owned());
+            let bar = ProgressBar::with_draw_target(Some(total), draw_target())
+                .with_style(style)
+                .with_prefix(file.to_owned());
             *current = Some((file.to_owned(), bar));
         }
         if let Some((_, bar)) = current.as_ref() {
@@ -32,8 +36,8 @@ impl DownloadProgress for DownloadBar {
 
     fn note(&self, line: &str) {
         match self.current.borrow().as_ref() {
-            Some((_, bar)) => bar.suspend(|| eprintln!("{line}")),
-            None => eprintln!("{line}"),
+            Some((_, bar)) => bar.suspend(|| note!("{line}")),
+            None => note!("{line}"),
         }
     }
 }

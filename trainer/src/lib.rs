@@ -3,6 +3,10 @@
 //! [`engine`] computes the gradient of an effective batch, [`training`] is the run around it, [`models`] and [`losses`] are
 //! what it trains and what for, [`config`] is what a user says about all of it.
 
+// First, for its macro.
+#[macro_use]
+mod terminal;
+
 pub mod adversary;
 pub mod best;
 pub mod check;

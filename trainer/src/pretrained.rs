@@ -95,7 +95,7 @@ fn checkpoint_of(path: &Path) -> Result<Option<PathBuf>, PretrainedError> {
     if checkpoints.is_dir() {
         let newest = RunStore::read(&checkpoints).newest_usable(run_state::check)?;
         for (path, reason) in &newest.passed_over {
-            eprintln!("passed over {}: {reason}", path.display());
+            note!("passed over {}: {reason}", path.display());
         }
         return match newest.checkpoint {
             Some(checkpoint) => Ok(Some(checkpoint.path)),

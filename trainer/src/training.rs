@@ -140,7 +140,11 @@ pub fn train(loaded: &Loaded, options: Options, stop: &Stop) -> Result<Outcome, 
         check_terminal()?;
     }
     let prepared = catch_out_of_memory(|| Training::prepare(loaded, options, stop, Purpose::Run));
-    let (mut training, made) = prepared.unwrap_or_else(|message| Err(cannot_begin(&loaded.config, 0, message)))?;
+    let prepared = prepared.unwrap_or_else(|message| Err(cannot_begin(&loaded.config, 0, message)));
+    let (mut training, made) = match prepared {
+        Err(TrainError::Finished(outcome)) => return Ok(*outcome),
+        prepared => prepared?,
+    };
     if dashboard {
         training.progress.show_dashboard(stop.interrupter());
     }
@@ -231,9 +235,9 @@ impl Training {
         }
         let choice: Choice = config.run.device.parse()?;
         let device = choice.open()?;
-        eprintln!("device: {}", device.description);
+        note!("device: {}", device.description);
         if let Some(note) = device.first_use() {
-            eprintln!("{note}");
+            note!("{note}");
         }
         check_precision(loaded, &device)?;
         let data = data::open(&config)?;
@@ -270,7 +274,7 @@ impl Training {
             }
         } else if let Some(Resume::Checkpoint(_)) = options.resume {
             for aside in store.set_aside(step)? {
-                eprintln!("set aside, since the run goes on from step {step}: {}", aside.display());
+                note!("set aside, since the run goes on from step {step}: {}", aside.display());
             }
         }
         let saves = faults.of_saves();
@@ -577,23 +581,24 @@ fn in_words(scores: &Scores) -> String {
 fn announce(config: &Config, start: &Start, room: &Room, limit: Option<Limit>, data: &Data, folder: &Path) {
     let (training, validation) = (data.training.len(), data.validation.len());
     let Config { batch, .. } = config;
-    eprintln!("model: {}", start.description);
-    eprintln!("data: {training} pictures to train on, {validation} to validate on");
+    note!("model: {}", start.description);
+    note!("data: {training} pictures to train on, {validation} to validate on");
     let Config { precision, .. } = config;
     let scale = match precision.scaling() {
         Ok(rule) => format!("dynamic from {}", rule.init),
         Err(fixed) => fixed.to_string(),
     };
-    eprintln!(
+    note!(
         "precision: {}, frozen networks in {}; weights and sums in fp32; loss scale {scale}",
         precision.compute.name(),
         precision.frozen().name()
     );
     let Footprint { micro, checkpoint, .. } = room.footprint;
     let origin = room.origin.as_ref().map(|origin| format!(" ({origin})")).unwrap_or_default();
+    config.losses_that_never_count().iter().for_each(|line| note!("{line}"));
     let blocks = if checkpoint == config.memory.checkpoint { "" } else { ", blocks computed again" };
     let limit = limit.map(|limit| format!("; memory limit {}", readable(limit.bytes))).unwrap_or_default();
-    eprintln!(
+    note!(
         "batch: {micro} at a time{origin}{blocks}, {} together{limit}; run folder: {}",
         batch.effective,
         folder.display()
@@ -609,7 +614,7 @@ fn advise_on_range(model: &VqGan, data: &Data, device: &Selected) -> Result<(), 
     let range = Range::of(&model.valid(), first.images(&device.device, DType::F32));
     if !range.fits_f16() {
         let other = if device.supports(Compute::Bf16) { Compute::Bf16 } else { Compute::Fp32 };
-        eprintln!("precision: {}", range.advice(other.name()));
+        note!("precision: {}", range.advice(other.name()));
     }
     Ok(())
 }

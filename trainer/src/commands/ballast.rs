@@ -26,7 +26,7 @@ pub(super) fn run(args: &BallastArgs) -> Result<ExitCode, CommandError> {
     let ballast = ballast.ok_or_else(|| CommandError::Usage(format!("{} has no ballast", args.device)))?;
     let _held = ballast.map_err(CommandError::Compute)?;
     let free = selected.memory().map_or("?".to_owned(), |memory| readable(memory.free));
-    print_line(&format!("{free} are free until standard input ends"));
+    print_line(&format!("{free} are free until standard input ends"))?;
     let read = io::copy(&mut io::stdin(), &mut io::sink());
     read.map_err(|source| CommandError::Io { path: "standard input".to_owned(), source })?;
     Ok(ExitCode::SUCCESS)

@@ -46,11 +46,11 @@ pub(super) struct CheckArgs {
 
 pub(super) fn run(args: &CheckArgs) -> Result<ExitCode, CommandError> {
     let device = args.device.open()?;
-    eprintln!("device: {}", device.description);
+    note!("device: {}", device.description);
     let precisions = precisions(args, &device);
     let wants = |part| args.only.is_empty() || args.only.contains(&part);
     let stopped = stopped_by_signals()?;
-    let show = |row: &Row| eprintln!("{}", line(row));
+    let show = |row: &Row| note!("{}", line(row));
     let setting = || Setting::new(args.config.as_deref(), &args.set);
 
     let mut rows = Vec::new();
@@ -79,7 +79,7 @@ pub(super) fn run(args: &CheckArgs) -> Result<ExitCode, CommandError> {
     match args.json.json {
         true => print_json(&json!({ "device": device.description, "rows": rows })),
         false => print_line(&table(&rows)),
-    }
+    }?;
     Ok(if rows.iter().all(|row| row.met) { ExitCode::SUCCESS } else { ExitCode::from(BAR_NOT_MET) })
 }
 
@@ -87,7 +87,7 @@ fn precisions(args: &CheckArgs, device: &Selected) -> Vec<Compute> {
     let asked = if args.precision.is_empty() { &Compute::ALL[..] } else { &args.precision };
     let (able, unable): (Vec<_>, Vec<_>) = asked.iter().copied().partition(|precision| device.supports(*precision));
     for precision in unable.into_iter().filter(|_| !args.precision.is_empty()) {
-        eprintln!("{} cannot compute in {precision}", device.description);
+        note!("{} cannot compute in {precision}", device.description);
     }
     able
 }

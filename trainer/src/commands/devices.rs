@@ -26,18 +26,18 @@ pub(super) fn run(args: &DevicesArgs) -> Result<ExitCode, CommandError> {
                 let memory = selected.memory();
                 rows.push((choice, selected.description, types, memory));
             }
-            Err(error @ DeviceError::NotBuiltIn { .. }) => eprintln!("{choice}: {error}"),
-            Err(error) => eprintln!("{error}"),
+            Err(error @ DeviceError::NotBuiltIn { .. }) => note!("{choice}: {error}"),
+            Err(error) => note!("{error}"),
         }
     }
     if args.json.json {
         let device = |(choice, name, types, memory): &(Choice, String, Vec<&str>, Option<DeviceMemory>)| json!({ "device": choice.to_string(), "name": name, "precisions": types, "memory": memory });
-        print_json(&json!({ "devices": rows.iter().map(device).collect::<Vec<_>>() }));
+        print_json(&json!({ "devices": rows.iter().map(device).collect::<Vec<_>>() }))?;
     } else {
         for (_, name, types, memory) in rows {
             let memory =
                 memory.map(|DeviceMemory { free, total }| format!("; {} of {} free", readable(free), readable(total)));
-            print_line(&format!("{name}; {}{}", types.join(", "), memory.unwrap_or_default()));
+            print_line(&format!("{name}; {}{}", types.join(", "), memory.unwrap_or_default()))?;
         }
     }
     Ok(ExitCode::SUCCESS)

@@ -42,10 +42,10 @@ pub(super) fn run(args: &ExportArgs) -> Result<ExitCode, CommandError> {
     };
     let export = export_vqgan(&initial.weights, &initial.architecture, family)?;
     let weights = export.write(&args.output)?;
-    eprintln!("exported {}", initial.description);
+    note!("exported {}", initial.description);
     match args.json.json {
         true => print_json(&json!({ "weights": weights, "format": family.to_string() })),
         false => print_line(&weights.display().to_string()),
-    }
+    }?;
     Ok(ExitCode::SUCCESS)
 }

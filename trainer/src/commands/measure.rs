@@ -42,6 +42,6 @@ pub(super) fn run(args: &MeasureArgs) -> Result<ExitCode, CommandError> {
         (None, None) => Gradient::Ignore,
     };
     let figures = measure(&loaded, &args.run_dir, args.steps, gradient, args.weigh_by_micro_batch)?;
-    print_line(&serde_json::json!(figures).to_string());
+    print_line(&serde_json::json!(figures).to_string())?;
     Ok(ExitCode::SUCCESS)
 }

@@ -8,10 +8,10 @@ mod measure;
 mod plan;
 mod reconstruct;
 mod report;
+mod signals;
 mod sweep;
 mod train;
 
-use std::io::Write;
 use std::panic;
 use std::process::ExitCode;
 #[cfg(unix)]
@@ -26,6 +26,7 @@ use crate::panics;
 use crate::pretrained::PretrainedError;
 use crate::sweep::SweepError;
 use crate::sweep::measure::MeasureError;
+use crate::terminal::write_result;
 use crate::training::TrainError;
 
 /// Exit code of a usage or configuration error.
@@ -117,7 +118,6 @@ impl CommandError {
             Self::Device(DeviceError::Unknown(_) | DeviceError::NotBuiltIn { .. }) => WRONG_USAGE,
             Self::Train(TrainError::Config(_) | TrainError::Architecture(_) | TrainError::Changed(_)) => WRONG_USAGE,
             Self::Train(TrainError::Occupied(_) | TrainError::NothingToResume(_)) => WRONG_USAGE,
-            Self::Train(TrainError::Finished { .. } | TrainError::StoppedEarly { .. }) => WRONG_USAGE,
             Self::Train(TrainError::Device(DeviceError::NotBuiltIn { .. })) => WRONG_USAGE,
             Self::Train(TrainError::Freezing(_) | TrainError::NoTerminal(_)) => WRONG_USAGE,
             Self::Train(TrainError::Loss(error)) if error.is_wrong_usage() => WRONG_USAGE,
@@ -138,11 +138,11 @@ pub fn main() -> ExitCode {
     match panic::catch_unwind(|| dispatch(&command_line)) {
         Ok(Ok(code)) => code,
         Ok(Err(error)) => {
-            eprintln!("error: {error}");
+            note!("error: {error}");
             ExitCode::from(error.exit_code())
         }
         Err(_) => {
-            eprintln!("error: this should not happen; RUST_BACKTRACE=1 shows where: {}", panics::last());
+            note!("error: this should not happen; RUST_BACKTRACE=1 shows where: {}", panics::last());
             ExitCode::FAILURE
         }
     }
@@ -184,13 +184,15 @@ fn parse_device(text: &str) -> Result<Choice, String> {
     text.parse().map_err(|error: DeviceError| error.to_string())
 }
 
-fn print_json(value: &serde_json::Value) {
-    print_line(&format!("{value:#}"));
+fn print_json(value: &serde_json::Value) -> Result<(), CommandError> {
+    print_line(&format!("{value:#}"))
 }
 
-/// To stdout. A reader that has seen enough, such as `head`, is no error.
-fn print_line(line: &str) {
-    let _ = writeln!(std::io::stdout(), "{line}");
+/// Writes a line of a result to stdout. A reader that has seen enough, such as `head`, and a terminal that is gone are no error; a
+/// full disk is one.
+fn print_line(line: &str) -> Result<(), CommandError> {
+    write_result(line)
+        .map_err(|source| CommandError::Io { path: "cannot write the result to stdout".to_owned(), source })
 }
 
 #[cfg(test)]

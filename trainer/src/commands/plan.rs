@@ -81,55 +81,51 @@ pub(super) fn run(args: &PlanArgs) -> Result<ExitCode, CommandError> {
         weigh_by_micro_batch: false,
         stopped: stopped_by_signals()?,
     };
-    let show = |cut: &Cut| eprintln!("measuring {cut}");
+    let show = |cut: &Cut| note!("measuring {cut}");
     let precisions = if args.precision.is_empty() { &Compute::ALL[..] } else { &args.precision };
     let checkpoints = if args.checkpoint.is_empty() { &Recompute::ALL[..] } else { &args.checkpoint };
     let limit = args.limit.or(loaded.config.memory.limit);
     let variants = (precisions, checkpoints);
     let plan = match plan(&loaded, &networks, &children, variants, limit.map(|limit| limit.0), show) {
         Err(SweepError::Interrupted) => {
-            eprintln!("interrupted");
+            note!("interrupted");
             return Ok(ExitCode::from(INTERRUPTED));
         }
         plan => plan?,
     };
-    plan.notes.iter().for_each(|note| eprintln!("{note}"));
+    plan.notes.iter().for_each(|note| note!("{note}"));
     if args.json.json {
         let mut printed = json!(plan);
         for (index, row) in plan.rows.iter().enumerate() {
             printed["rows"][index]["toml"] = row.toml().into();
         }
-        print_json(&printed);
+        print_json(&printed)?;
     } else {
-        print_plan(&plan);
+        print_line(&text(&plan))?;
     }
     Ok(if plan.best.is_some() { ExitCode::SUCCESS } else { ExitCode::from(BAR_NOT_MET) })
 }
 
-fn print_plan(plan: &Plan) {
-    print_line(&format!("{}, {} px", plan.device, plan.resolution));
+/// What is printed of a plan.
+fn text(plan: &Plan) -> String {
+    let mut lines = vec![format!("{}, {} px", plan.device, plan.resolution)];
     if !plan.random_weights.is_empty() {
-        print_line(&format!("random weights, of the same shapes, for {}", plan.random_weights.join(", ")));
+        lines.push(format!("random weights, of the same shapes, for {}", plan.random_weights.join(", ")));
     }
-    print_line("");
-    print_line(&table(plan));
-    print_line("");
-    plan.device_notes.iter().for_each(|note| print_line(note));
+    lines.extend([String::new(), table(plan), String::new()]);
+    lines.extend(plan.device_notes.iter().map(|note| (*note).to_owned()));
     match (plan.best.map(|index| &plan.rows[index]), plan.limit, plan.rows.iter().min_by_key(|row| row.peak_memory)) {
         (Some(row), ..) => {
             let which = if plan.limit.is_some() { "fastest that fits" } else { "fastest" };
-            print_line(&format!("{which}:\n{}", toml_lines(row)));
+            lines.push(format!("{which}:\n{}", toml_lines(row)));
         }
         (None, Some(limit), Some(least)) => {
-            print_line(&format!(
-                "nothing fits {}; the least is {}, with",
-                readable(limit),
-                readable(least.peak_memory)
-            ));
-            print_line(&toml_lines(least));
+            let (limit, peak) = (readable(limit), readable(least.peak_memory));
+            lines.push(format!("nothing fits {limit}; the least is {peak}, with\n{}", toml_lines(least)));
         }
         _ => {}
     }
+    lines.join("\n")
 }
 
 fn toml_lines(row: &Row) -> String {

@@ -51,7 +51,7 @@ pub(super) fn run(args: &ReconstructArgs) -> Result<ExitCode, CommandError> {
         return Err(CommandError::Usage(message));
     }
     let model = VqGan::new(&initial.architecture, &initial.weights, &selected.device, DType::F32)?;
-    eprintln!("device: {}; model: {}", selected.description, initial.description);
+    note!("device: {}; model: {}", selected.description, initial.description);
 
     let in_output = |source| CommandError::Io { path: args.output.display().to_string(), source };
     std::fs::create_dir_all(&args.output).map_err(in_output)?;
@@ -67,7 +67,7 @@ pub(super) fn run(args: &ReconstructArgs) -> Result<ExitCode, CommandError> {
             tensors.push(original, reconstruction)?;
         }
         if !args.json.json {
-            print_line(&format!("{}  {error:.4}  {}", path.display(), output.display()));
+            print_line(&format!("{}  {error:.4}  {}", path.display(), output.display()))?;
         }
         results.push(json!({ "image": path, "error": error, "reconstruction": output }));
     }
@@ -75,7 +75,7 @@ pub(super) fn run(args: &ReconstructArgs) -> Result<ExitCode, CommandError> {
         tensors.write(path, resolution)?;
     }
     if args.json.json {
-        print_json(&json!({ "images": results, "resolution": resolution }));
+        print_json(&json!({ "images": results, "resolution": resolution }))?;
     }
     Ok(ExitCode::SUCCESS)
 }

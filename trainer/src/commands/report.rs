@@ -37,13 +37,13 @@ pub(super) fn run(args: &ReportArgs) -> Result<ExitCode, CommandError> {
         (None, _) => PathBuf::from("report.html"),
     };
     for run in &runs {
-        run.notes.iter().for_each(|note| eprintln!("{}: {note}", run.name));
+        run.notes.iter().for_each(|note| note!("{}: {note}", run.name));
     }
     atomic_write(&output, page(&runs).as_bytes())?;
     match args.json.json {
         true => print_json(&json!({ "output": output, "runs": runs.iter().map(as_json).collect::<Vec<_>>() })),
         false => print_line(&output.display().to_string()),
-    }
+    }?;
     Ok(ExitCode::SUCCESS)
 }
 

@@ -9,6 +9,7 @@ use std::time::Duration;
 use clap::Args;
 use serde_json::json;
 
+use super::signals::on_stop_signals;
 use super::{BAR_NOT_MET, CommandError, Json, parse_device, parse_override, print_json, print_line};
 use crate::config::{self, Override};
 use crate::device::Choice;
@@ -115,7 +116,7 @@ pub(super) fn run(args: &SweepArgs) -> Result<ExitCode, CommandError> {
     let loaded = config::load(&args.config, &args.overrides())?;
     let (cuts, left_out) = sweep::cuts(&loaded)?;
     for cut in &left_out {
-        eprintln!("left out, since its micro-batch is above its effective batch: {cut}");
+        note!("left out, since its micro-batch is above its effective batch: {cut}");
     }
     let bars = Bars::of(&loaded.config.sweep)?;
     let networks = match args.random_weights || !args.pretrained {
@@ -124,7 +125,7 @@ pub(super) fn run(args: &SweepArgs) -> Result<ExitCode, CommandError> {
     };
     let networks = networks.map_err(SweepError::from)?;
     if !networks.random().is_empty() {
-        eprintln!("random weights, of the same shapes, for {}", networks.random().join(", "));
+        note!("random weights, of the same shapes, for {}", networks.random().join(", "));
     }
     let children = Children {
         address_space: None,
@@ -133,22 +134,22 @@ pub(super) fn run(args: &SweepArgs) -> Result<ExitCode, CommandError> {
         weigh_by_micro_batch: args.weigh_by_micro_batch,
         stopped: stopped_by_signals()?,
     };
-    let show = |number: usize, row: &Row| eprintln!("row {number}/{}  {}", cuts.len(), outcome(row));
+    let show = |number: usize, row: &Row| note!("row {number}/{}  {}", cuts.len(), outcome(row));
     let mut sweep = match sweep::run(&loaded, &cuts, &networks, &children, show) {
         Err(SweepError::Interrupted) => {
-            eprintln!("interrupted");
+            note!("interrupted");
             return Ok(ExitCode::from(INTERRUPTED));
         }
         sweep => sweep?,
     };
     for reference in &sweep.references {
         if let Some(message) = reference.status.message() {
-            eprintln!("no reference gradient: {}: {}: {message}", reference.cut, reference.status.name());
+            note!("no reference gradient: {}: {}: {message}", reference.cut, reference.status.name());
         }
     }
     sweep.bars = sweep::judge(&sweep.rows, &bars);
     let notes = bars.notes(&sweep);
-    notes.iter().for_each(|note| eprintln!("{note}"));
+    notes.iter().for_each(|note| note!("{note}"));
     let report = Report { sweep: &sweep, notes: &notes };
     if let Some(folder) = &args.output {
         report.write(folder).map_err(|source| CommandError::Io { path: folder.display().to_string(), source })?;
@@ -161,9 +162,9 @@ pub(super) fn run(args: &SweepArgs) -> Result<ExitCode, CommandError> {
     match args.json.json {
         true => print_json(&json!(sweep)),
         false => print_line(&sweep::table(&sweep.rows)),
-    }
+    }?;
     let unmet = sweep::unmet_lines(&sweep.bars);
-    unmet.iter().for_each(|line| eprintln!("bar not met: {line}"));
+    unmet.iter().for_each(|line| note!("bar not met: {line}"));
     Ok(match (unmet.len(), sweep.rows.iter().any(|row| row.status == Status::Ok)) {
         (1.., _) => ExitCode::from(BAR_NOT_MET),
         (0, false) => ExitCode::FAILURE,
@@ -179,11 +180,10 @@ fn outcome(row: &Row) -> String {
     }
 }
 
-/// The first SIGINT or SIGTERM ends the row that is on, and the sweep with it.
+/// The first signal to stop ends the row that is on, and the sweep with it.
 pub(super) fn stopped_by_signals() -> Result<Stopped, CommandError> {
     let stopped: Stopped = Arc::new(AtomicBool::new(false));
     let handle = stopped.clone();
-    ctrlc::set_handler(move || handle.store(true, Ordering::SeqCst))
-        .map_err(|error| CommandError::Usage(format!("cannot listen to signals: {error}")))?;
+    on_stop_signals(move |_| handle.store(true, Ordering::SeqCst))?;
     Ok(stopped)
 }

@@ -8,6 +8,7 @@ use checkpoints::run::MANIFEST;
 use clap::Args;
 use serde_json::json;
 
+use super::signals::on_stop_signals;
 use super::{CommandError, Json, parse_device, parse_override, print_json, print_line};
 use crate::config::{self, Loaded, Override};
 use crate::device::Choice;
@@ -15,7 +16,7 @@ use crate::models::architectures::NAMES;
 use crate::run_state;
 use crate::sweep::SweepError;
 use crate::sweep::random::{Networks, RandomError};
-use crate::training::{Deadline, Fault, INTERRUPTED, Options, Outcome, Reason, Resume, Stop, train};
+use crate::training::{Deadline, Fault, INTERRUPTED, Options, Outcome, Resume, Stop, train};
 use crate::validation::Scores;
 
 #[derive(Debug, Args)]
@@ -63,7 +64,8 @@ pub(super) struct TrainArgs {
 pub(super) fn run(args: &TrainArgs) -> Result<ExitCode, CommandError> {
     let started = Instant::now();
     let stop = Stop::default();
-    stop_on_signals(&stop)?;
+    let asked = stop.clone();
+    on_stop_signals(move |reason| asked.ask(reason))?;
     let deadline = args.max_time.map(|limit| Deadline::new(started, limit, &stop));
     let source = args.resume.as_ref().and_then(Option::as_deref).map(Source::at).transpose()?;
     let run_dir = args.run_dir.clone().or_else(|| source.as_ref()?.run.clone());
@@ -100,12 +102,12 @@ pub(super) fn run(args: &TrainArgs) -> Result<ExitCode, CommandError> {
             "after": outcome.after,
             "best": outcome.best,
             "checkpoint": outcome.checkpoint,
-        }));
+        }))?;
     } else {
-        print_outcome(&outcome);
+        print_line(&text(&outcome))?;
     }
     if outcome.interrupted {
-        eprintln!("stopped at step {}; go on with --resume", outcome.step);
+        note!("stopped at step {}; go on with --resume", outcome.step);
         return Ok(ExitCode::from(INTERRUPTED));
     }
     Ok(ExitCode::SUCCESS)
@@ -170,30 +172,26 @@ fn random_networks(loaded: &mut Loaded) -> Result<Networks, CommandError> {
     })?;
     loaded.config = networks.config(loaded.config.clone());
     match networks.random() {
-        random if random.is_empty() => eprintln!("random weights: the configuration has nothing on the Hub"),
-        random => eprintln!("random weights, of the same shapes, for {}", random.join(", ")),
+        random if random.is_empty() => note!("random weights: the configuration has nothing on the Hub"),
+        random => note!("random weights, of the same shapes, for {}", random.join(", ")),
     }
     Ok(networks)
 }
 
-/// The first SIGINT or SIGTERM asks the run to save and stop; a second one ends the process at once.
-fn stop_on_signals(stop: &Stop) -> Result<(), CommandError> {
-    let stop = stop.clone();
-    let listening = ctrlc::set_handler(move || stop.ask(Reason::Signal));
-    listening.map_err(|error| CommandError::Usage(format!("cannot listen to signals: {error}")))
-}
-
-fn print_outcome(outcome: &Outcome) {
+/// What is printed of a run that is over.
+fn text(outcome: &Outcome) -> String {
+    let mut lines = Vec::new();
     if let (Some(before), Some(after)) = (&outcome.before, &outcome.after) {
-        print_line(before_and_after(before, after).trim_end());
+        lines.push(before_and_after(before, after).trim_end().to_owned());
     }
     if outcome.stopped_early {
-        print_line(&format!("ended at step {}, as it got no better", outcome.step));
+        lines.push(format!("ended at step {}, as it got no better", outcome.step));
     }
     if let Some(best) = outcome.best {
-        print_line(&format!("best: step {}, {} {:.4}", best.step, best.metric.name(), best.value));
+        lines.push(format!("best: step {}, {} {:.4}", best.step, best.metric.name(), best.value));
     }
-    print_line(&format!("checkpoint: {}", outcome.checkpoint.display()));
+    lines.push(format!("checkpoint: {}", outcome.checkpoint.display()));
+    lines.join("\n")
 }
 
 /// What training did, as a table.

@@ -187,7 +187,7 @@ fn clip(config: &Config, device: &Device) -> Result<ClipGuidance, LossError> {
         None => (None, None),
     };
     if let Some(text) = texts.as_ref().and_then(CaptionEncoder::take_truncated) {
-        eprintln!("longer than the {} tokens of CLIP, the rest is not seen: {text}", architecture.context_length);
+        note!("longer than the {} tokens of CLIP, the rest is not seen: {text}", architecture.context_length);
     }
     let image = &losses.clip_image;
     Ok(ClipGuidance {

@@ -3,6 +3,7 @@
 use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
 
 use super::{Part, Position, View};
+use crate::terminal::draw_target;
 
 pub(super) struct Bars {
     both: MultiProgress,
@@ -12,7 +13,7 @@ pub(super) struct Bars {
 
 impl Bars {
     pub(super) fn new(position: Position) -> Self {
-        let both = MultiProgress::new();
+        let both = MultiProgress::with_draw_target(draw_target());
         let bar = |template: &str| {
             let style = ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar());
             both.add(ProgressBar::no_length().with_style(style.progress_chars("━╸─")))
@@ -52,7 +53,7 @@ impl View for Bars {
     }
 
     fn line(&self, text: &str) {
-        self.both.suspend(|| eprintln!("{text}"));
+        self.both.suspend(|| note!("{text}"));
     }
 
     fn finish(&self) {

@@ -167,7 +167,7 @@ impl View for Dashboard {
     fn line(&self, text: &str) {
         match self.renderer.borrow().is_some() && std::io::stderr().is_terminal() {
             true => self.lines.borrow_mut().push(text.to_owned()),
-            false => eprintln!("{text}"),
+            false => note!("{text}"),
         }
     }
 
@@ -175,7 +175,7 @@ impl View for Dashboard {
         // Dropped before anything is written: that gives the terminal back.
         drop(self.renderer.borrow_mut().take());
         signals::forget();
-        self.lines.borrow_mut().drain(..).for_each(|line| eprintln!("{line}"));
+        self.lines.borrow_mut().drain(..).for_each(|line| note!("{line}"));
     }
 }
 

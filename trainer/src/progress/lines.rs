@@ -25,7 +25,7 @@ impl Lines {
 
     fn say(&self, text: &str) {
         self.last.set(Some(Instant::now()));
-        eprintln!("{text}");
+        note!("{text}");
     }
 }
 
@@ -48,7 +48,7 @@ impl View for Lines {
     }
 
     fn line(&self, text: &str) {
-        eprintln!("{text}");
+        note!("{text}");
     }
 
     fn kernels(&self) -> Box<dyn Fn(u64) + Send + Sync> {
@@ -57,7 +57,7 @@ impl View for Lines {
             let mut last = last.lock().unwrap_or_else(PoisonError::into_inner);
             if last.elapsed() >= PART_EVERY {
                 *last = Instant::now();
-                eprintln!("kernels: {count} compiled");
+                note!("kernels: {count} compiled");
             }
         })
     }

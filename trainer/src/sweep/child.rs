@@ -13,6 +13,7 @@ use indicatif::{ProgressBar, ProgressStyle};
 use super::measure::{Figures, Gradient};
 use super::rows::{Status, SweepError};
 use crate::memory::out_of_memory;
+use crate::terminal::draw_target;
 
 /// Often enough that a short row is not made longer by waiting for it.
 const LOOK_EVERY: Duration = Duration::from_millis(10);
@@ -102,7 +103,7 @@ impl Children {
     /// `None` if the process was still running when its time was up, or when the sweep was told to stop.
     /// Meanwhile a terminal shows for how long, and what the process says of a GPU's kernels in `stderr`.
     fn wait(&self, child: &mut Child, stderr: &Path, started: Instant) -> io::Result<Option<ExitStatus>> {
-        let shown = ProgressBar::new_spinner().with_style(style());
+        let shown = ProgressBar::with_draw_target(None, draw_target()).with_style(style());
         let mut looked = started;
         let ended = loop {
             if !shown.is_hidden() && looked.elapsed() >= SHOW_EVERY {

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use checkpoints::run::{RunError, SaveError};
 use datasets::DataError;
 
+use super::Outcome;
 use crate::config::ConfigError;
 use crate::device::DeviceError;
 use crate::freezing::FreezingError;
@@ -95,27 +96,9 @@ pub enum TrainError {
         .0.iter().map(|change| change.key.as_str()).collect::<Vec<_>>().join(" --allow ")
     )]
     Changed(Vec<Change>),
-    /// The checkpoint is past the end of the run.
-    #[error("the run is at step {step} and run.steps is {steps}: it is finished; raise run.steps to go on")]
-    Finished {
-        /// Steps done.
-        step: u64,
-        /// Steps asked for.
-        steps: u64,
-    },
-    /// The run has ended before its last step, because it got no better.
-    #[error(
-        "the run ended at step {step}, with no better {metric} in {patience} validations: it is finished; raise \
-         validation.patience to go on"
-    )]
-    StoppedEarly {
-        /// Steps done.
-        step: u64,
-        /// The figure of `checkpoints.best`.
-        metric: &'static str,
-        /// `validation.patience`.
-        patience: u64,
-    },
+    /// The run to resume has nothing left to do. [`train`](super::train) makes no error of it, but gives this outcome.
+    #[error("the run is finished")]
+    Finished(Box<Outcome>),
     /// Too many steps in a row were not finite. Nothing of them was kept.
     #[error(
         "{skips} steps in a row, up to step {step}, were skipped because of values that are not finite, the last of them \

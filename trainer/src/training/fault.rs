@@ -154,7 +154,7 @@ impl SaveFaults {
             return;
         }
         let kind = *kind;
-        eprintln!("injected after: {what}");
+        note!("injected after: {what}");
         *next = None;
         drop(next);
         match kind {

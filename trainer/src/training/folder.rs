@@ -96,7 +96,7 @@ impl Drop for Made {
 fn acquire(path: &Path) -> Result<RunLock, TrainError> {
     let lock = RunLock::acquire(path)?;
     if !lock.is_enforced() {
-        eprintln!("{} knows no locks: let no other process train there", path.display());
+        note!("{} knows no locks: let no other process train there", path.display());
     }
     Ok(lock)
 }

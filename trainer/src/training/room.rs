@@ -139,12 +139,12 @@ fn chosen(loaded: &Loaded, device: &Selected, limit: Option<Limit>, stop: &Stop)
         let origin = Some(format!("auto, as measured before: {}", words(peak)));
         return Ok(Room { footprint: configured(config, micro), origin, unconfirmed: None });
     }
-    eprintln!("batch.micro = \"{}\": measuring a few steps at small micro-batches", Micro::Auto);
+    note!("batch.micro = \"{}\": measuring a few steps at small micro-batches", Micro::Auto);
     match measured(loaded, stop, |loaded, networks, children| {
-        choose(loaded, networks, children, limit, |cut| eprintln!("measuring {cut}"))
+        choose(loaded, networks, children, limit, |cut| note!("measuring {cut}"))
     })? {
         Choices::Micro { micro, peak, note } => {
-            note.iter().for_each(|note| eprintln!("{note}"));
+            note.iter().for_each(|note| note!("{note}"));
             let unconfirmed = Some(CacheEntry { key, limit, micro, peak });
             Ok(Room {
                 footprint: configured(config, micro),
@@ -161,7 +161,7 @@ fn chosen(loaded: &Loaded, device: &Selected, limit: Option<Limit>, stop: &Stop)
 fn tried(loaded: &Loaded, mut footprint: Footprint, allowed: u64, stop: &Stop) -> Result<Footprint, TrainError> {
     let config = &loaded.config;
     let left = allowed.saturating_sub(SPARE).min((allowed as f64 * SHARE) as u64);
-    eprintln!("ulimit -v allows {}: trying a step with {} of it", readable(allowed), readable(left));
+    note!("ulimit -v allows {}: trying a step with {} of it", readable(allowed), readable(left));
     measured(loaded, stop, |loaded, networks, children| {
         let children = &Children { address_space: Some(left), ..children.clone() };
         // The discriminator may have BatchNorm in a file that is not read yet.
@@ -190,7 +190,7 @@ fn tried(loaded: &Loaded, mut footprint: Footprint, allowed: u64, stop: &Stop) -
                 }
                 _ => return Ok(Err(message)),
             };
-            eprintln!("{message}; {change}");
+            note!("{message}; {change}");
         }
     })?
     .map_err(|message| {

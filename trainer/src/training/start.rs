@@ -1,12 +1,12 @@
 //! What a run starts from: its weights, and for a resumed run all else that was saved.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use burn::tensor::{DType, Device};
 use checkpoints::Architecture;
 use checkpoints::run::{Checkpoint, RunStore};
 
-use super::{Options, Resume, TrainError};
+use super::{Options, Outcome, Resume, TrainError};
 use crate::adversary::Adversary;
 use crate::best::Best;
 use crate::config::{Compute, Config, Loaded, PrecisionConfig, Problem, ScheduleKind};
@@ -14,6 +14,7 @@ use crate::data::Data;
 use crate::device::Selected;
 use crate::ema::Ema;
 use crate::freezing::{Trainable, freeze};
+use crate::lr_schedule::LrSchedule;
 use crate::models::VqGan;
 use crate::models::weights::StateDict;
 use crate::optimizer::ModelOptimizer;
@@ -49,7 +50,7 @@ pub(super) fn find_checkpoint(options: &Options, own: &RunStore) -> Result<Optio
     };
     let newest = store.as_ref().unwrap_or(own).newest_usable(run_state::check)?;
     for (path, reason) in &newest.passed_over {
-        eprintln!("passed over {}: {reason}", path.display());
+        note!("passed over {}: {reason}", path.display());
     }
     match newest.checkpoint {
         Some(checkpoint) => Ok(Some(checkpoint)),
@@ -71,7 +72,7 @@ fn check_changes(
         changes.push(Change { key: "pictures".into(), then, now });
     }
     for name in allow.iter().filter(|name| !changes.iter().any(|change| change.is_named_by(name))) {
-        eprintln!("--allow {name}: nothing of that name has changed");
+        note!("--allow {name}: nothing of that name has changed");
     }
     let (allowed, refused): (Vec<_>, Vec<_>) =
         changes.into_iter().partition(|change| allow.iter().any(|name| change.is_named_by(name)));
@@ -79,25 +80,52 @@ fn check_changes(
         return Err(TrainError::Changed(refused));
     }
     for change in allowed {
-        eprintln!("allowed: {change}");
+        note!("allowed: {change}");
     }
     Ok(())
 }
 
-/// Refuses a run that has nothing left to do.
-fn check_unfinished(state: &State, config: &Config) -> Result<(), TrainError> {
+/// Ends a run that has nothing left to do, and says why and what would have it go on.
+fn check_unfinished(state: &State, config: &Config, checkpoint: &Path) -> Result<(), TrainError> {
     let (step, steps) = (state.step, config.run.steps);
-    // Asked to stop before its last validation, it still has that to do.
-    if step > steps || step == steps && (state.validated == Some(step) || config.validation.images == 0) {
-        return Err(TrainError::Finished { step, steps });
-    }
     let patience = config.validation.patience;
-    match state.best.filter(|best| best.metric == config.checkpoints.best) {
-        Some(best) if patience > 0 && best.worse >= patience => {
-            Err(TrainError::StoppedEarly { step, metric: best.metric.name(), patience })
-        }
-        _ => Ok(()),
+    let best = state.best.filter(|best| best.metric == config.checkpoints.best);
+    let tired = best.filter(|best| patience > 0 && best.worse >= patience);
+    // Asked to stop before its last validation, it still has that to do.
+    let is_through = step > steps || step == steps && (state.validated == Some(step) || config.validation.images == 0);
+    match tired {
+        _ if is_through => note!("the run is finished at step {step} of {steps}; raise run.steps to go on"),
+        Some(best) => note!(
+            "the run is finished: it ended at step {step}, with no better {} in {patience} validations; raise \
+             validation.patience to go on",
+            best.metric.name()
+        ),
+        None => return Ok(()),
     }
+    Err(TrainError::Finished(Box::new(Outcome {
+        step,
+        interrupted: false,
+        stopped_early: !is_through,
+        before: state.before,
+        after: None,
+        best,
+        checkpoint: checkpoint.to_owned(),
+    })))
+}
+
+/// Says what another number of steps does to the learning rate of a resumed run, whose schedule ends with its last step.
+fn tell_schedule(before: &Config, now: &Config, step: u64) {
+    let (then, steps) = (before.run.steps, now.run.steps);
+    if then == steps || now.schedule.kind == ScheduleKind::Constant {
+        return;
+    }
+    let rate = |config: &Config| LrSchedule::new(&config.schedule, &config.optimizer, config.run.steps).at(step);
+    note!(
+        "run.steps is {steps} and was {then}: the schedule now ends at step {steps}, and the learning rate goes on from {:.2e} \
+         where it would have been {:.2e}",
+        rate(now),
+        rate(before)
+    );
 }
 
 /// Refuses a precision that the device cannot compute in.
@@ -187,12 +215,9 @@ impl Start {
         let wrong = |source| TrainError::State { path: checkpoint.path.clone(), source };
         let resumed = run_state::read(&checkpoint.path).map_err(wrong)?;
         check_changes(&resumed.state, resumed.batch_norm, config, data, allow)?;
-        check_unfinished(&resumed.state, config)?;
+        check_unfinished(&resumed.state, config, &checkpoint.path)?;
         let (step, steps) = (resumed.state.step, config.run.steps);
-        if steps != resumed.state.config.run.steps && config.schedule.kind != ScheduleKind::Constant {
-            let planned = resumed.state.config.run.steps;
-            eprintln!("the schedule is now that of a run of {steps} steps, and was that of {planned}");
-        }
+        tell_schedule(&resumed.state.config, config, step);
         let architecture = resumed.state.architecture;
         // Weights on the host are dropped as soon as they are on the device.
         let average = |weights: &StateDict| VqGan::new(&architecture, weights, &device.device, DType::F32);

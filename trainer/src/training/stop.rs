@@ -7,9 +7,9 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use burn_train::Interrupter;
 
-use crate::sweep::Stopped;
-
 use crate::progress::give_terminal_back;
+use crate::sweep::Stopped;
+use crate::terminal::write_line_soon;
 
 /// Exit code of a run that was asked to stop.
 pub const INTERRUPTED: u8 = 130;
@@ -19,6 +19,8 @@ pub const INTERRUPTED: u8 = 130;
 pub enum Reason {
     /// SIGINT or SIGTERM.
     Signal,
+    /// SIGHUP: the terminal is gone.
+    Hangup,
     /// The end of `--max-time`.
     MaxTime,
 }
@@ -27,6 +29,7 @@ impl fmt::Display for Reason {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::Signal => "stopping",
+            Self::Hangup => "the terminal has hung up",
             Self::MaxTime => "--max-time is nearly over",
         })
     }
@@ -41,8 +44,8 @@ enum Phase {
     Measuring,
     /// There is a run, which has to be saved first.
     Running,
-    /// It has been asked already.
-    Asked,
+    /// It has been asked already, for this reason.
+    Asked(Reason),
 }
 
 /// A handle by which a run is asked to stop.
@@ -55,31 +58,35 @@ pub struct Stop {
 }
 
 impl Stop {
-    /// Asks the run to save and stop. A run that has not begun, with downloads going on or pictures being listed, ends the
-    /// process at once, and so does a second signal.
+    /// Asks the run to save and stop. A run that has not begun, with downloads going on or images being listed, ends the
+    /// process at once, and so does a second SIGINT or SIGTERM. A SIGHUP does not, since one hang-up can come as several.
     pub fn ask(&self, reason: Reason) {
-        // Held until the process is gone: no folder is made meanwhile.
+        // What is asked is done before anything is said: the terminal may be gone.
         let mut phase = self.phase.lock().unwrap_or_else(PoisonError::into_inner);
         match *phase {
             Phase::Starting => {
                 say_nothing_is_lost(reason);
+                // Still locked: no folder is made meanwhile.
                 exit(INTERRUPTED.into());
             }
             // Whoever waits for the process that measures ends it, and then this one.
             Phase::Measuring => {
-                say_nothing_is_lost(reason);
                 self.stopped.store(true, Ordering::SeqCst);
+                drop(phase);
+                say_nothing_is_lost(reason);
             }
             Phase::Running => {
-                eprintln!("{reason}: the run is saved first, Ctrl-C stops at once");
-                *phase = Phase::Asked;
+                *phase = Phase::Asked(reason);
                 self.interrupter.stop(None);
+                drop(phase);
+                write_line_soon(format!("{reason}: the run is saved first, Ctrl-C stops at once"));
             }
-            Phase::Asked if reason == Reason::Signal => {
+            Phase::Asked(Reason::Hangup) => *phase = Phase::Asked(reason),
+            Phase::Asked(_) if reason == Reason::Signal => {
                 give_terminal_back();
                 exit(INTERRUPTED.into())
             }
-            Phase::Asked => {}
+            Phase::Asked(_) => {}
         }
     }
 
@@ -114,7 +121,7 @@ impl Stop {
 }
 
 fn say_nothing_is_lost(reason: Reason) {
-    eprintln!("{reason}: the run has not begun, so there is nothing to save");
+    write_line_soon(format!("{reason}: the run has not begun, so there is nothing to save"));
 }
 
 #[cfg(test)]
