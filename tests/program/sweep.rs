@@ -71,11 +71,14 @@ fn every_cut_has_its_row_and_the_same_gradient() {
         ],
     );
     let finished = finished(command.env("GITHUB_STEP_SUMMARY", &summary).output().unwrap()).success();
-    let rows = rows(&finished);
+    let all = rows(&finished);
+    let (between, rows) = all.split_last().unwrap();
+    assert_eq!((&between["checkpoint"], &between["against"]), (&"none".into(), &"blocks".into()));
+    assert!(between["deviation"].as_f64().unwrap() <= 1e-5 && between["peak_memory"].is_null(), "{between}");
     let cuts: Vec<_> =
         rows.iter().map(|row| (row["checkpoint"].as_str().unwrap(), row["micro"].as_u64().unwrap())).collect();
     assert_eq!(cuts, [("none", 4), ("none", 3), ("none", 1), ("blocks", 4), ("blocks", 3), ("blocks", 1)]);
-    for row in &rows {
+    for row in rows {
         assert_eq!((&row["status"], &row["effective"], &row["resolution"]), (&"ok".into(), &4.into(), &16.into()));
         let deviation = row["deviation"].as_f64().unwrap();
         assert!(deviation <= 1e-5, "{row}");
@@ -100,14 +103,14 @@ fn every_cut_has_its_row_and_the_same_gradient() {
 
     let out = folder.path().join("out/ci");
     let written: Value = serde_json::from_str(&read(&out.join("sweep.json"))).unwrap();
-    assert_eq!(written["rows"], Value::Array(rows));
+    assert_eq!(written["rows"], Value::Array(all));
     let bars = written["bars"].as_array().unwrap();
-    assert_eq!(bars.len(), 18);
+    assert_eq!(bars.len(), 19);
     assert!(bars.iter().all(|bar| bar["met"] == true), "{bars:?}");
     let junit = read(&out.join("junit.xml"));
-    assert!(junit.contains("tests=\"6\" skipped=\"0\" failures=\"0\" errors=\"0\""), "{junit}");
+    assert!(junit.contains("tests=\"7\" skipped=\"0\" failures=\"0\" errors=\"0\""), "{junit}");
     let markdown = read(&out.join("summary.md"));
-    assert!(markdown.contains("All 18 bars are met."), "{markdown}");
+    assert!(markdown.contains("All 19 bars are met."), "{markdown}");
     assert_eq!(read(&summary), format!("before\n{markdown}"));
 }
 
@@ -185,8 +188,10 @@ fn with_every_loss_on_every_cut_has_the_same_gradient() {
     let arguments = ["sweep", "--config", "all.toml", "--steps", "2", "--micro", "1,2,3,4", "--json"];
     let arguments = [&arguments[..], &["--checkpoint", "none,blocks", "--max-deviation", "1e-5"]].concat();
     let rows = rows(&run(folder.path(), &arguments).success());
+    let (between, rows) = rows.split_last().unwrap();
+    assert!(between["against"] == "blocks" && between["deviation"].as_f64().unwrap() <= 1e-5, "{between}");
     assert_eq!(rows.len(), 8);
-    for row in &rows {
+    for row in rows {
         let deviation = row["deviation"].as_f64().unwrap();
         println!("micro {} checkpoint {}: {deviation:e}", row["micro"], row["checkpoint"]);
         assert!(deviation <= 1e-5 && (deviation > 0.0 || row["micro"] == 1), "{row}");

@@ -188,7 +188,7 @@ pub fn check(
         rows.push(row);
     };
 
-    let reference = reference_of(Cut::of(&loaded.config));
+    let reference = Cut { checkpoint: Recompute::Blocks, ..reference_of(Cut::of(&loaded.config)) };
     let on_cpu = measure(&cpu, reference, Gradient::Write(of_cpu.clone()))?;
     let started = Instant::now();
     let on_device = measure(&loaded, reference, Gradient::Write(of_device.clone()))?;

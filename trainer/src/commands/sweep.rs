@@ -134,7 +134,14 @@ pub(super) fn run(args: &SweepArgs) -> Result<ExitCode, CommandError> {
         weigh_by_micro_batch: args.weigh_by_micro_batch,
         stopped: stopped_by_signals()?,
     };
-    let show = |number: usize, row: &Row| note!("row {number}/{}  {}", cuts.len(), outcome(row));
+    let mut number = 0;
+    let show = |row: &Row| {
+        number += 1;
+        match row.against {
+            None => note!("row {number}/{}  {}", cuts.len(), outcome(row)),
+            Some(_) => note!("{}", outcome(row)),
+        }
+    };
     let mut sweep = match sweep::run(&loaded, &cuts, &networks, &children, show) {
         Err(SweepError::Interrupted) => {
             note!("interrupted");
@@ -174,9 +181,11 @@ pub(super) fn run(args: &SweepArgs) -> Result<ExitCode, CommandError> {
 
 /// What became of a row, while the others go on.
 fn outcome(row: &Row) -> String {
-    match (row.status.message(), row.peak_memory, row.images_per_second) {
-        (None, Some(peak), Some(speed)) => format!("{}: {}, {speed:.2} images/s", row.cut, readable(peak)),
-        (message, ..) => format!("{}: {}: {}", row.cut, row.status.name(), message.unwrap_or_default()),
+    let name = row.name();
+    match (row.status.message(), row.peak_memory.zip(row.images_per_second), row.deviation) {
+        (None, Some((peak, speed)), _) => format!("{name}: {}, {speed:.2} images/s", readable(peak)),
+        (None, None, Some(deviation)) => format!("{name}: deviation {deviation:.1e}"),
+        (message, ..) => format!("{name}: {}: {}", row.status.name(), message.unwrap_or_default()),
     }
 }
 

@@ -134,6 +134,23 @@ fn recomputing_blocks_gives_the_same_gradient() {
     }
 }
 
+/// The forward passes are the same to the last bit, attention included, so that no loss sees in which of them an image was made.
+#[test]
+fn a_forward_pass_that_keeps_no_graph_gives_the_same_bits() {
+    let architecture = Architecture { attention_levels: vec![1], mid_attention: true, ..tiny_architecture() };
+    for dtype in [DType::F64, DType::F32, DType::F16, DType::BF16] {
+        let model = model(&architecture, dtype);
+        let images = Waves { first: 3, samples: 2 }.images(&device(), dtype);
+        let latent = |checkpoint| {
+            let (plain, tracked) = (model.valid(), &model);
+            let (plain, tracked) = (plain.encoder_blocks(), tracked.encoder_blocks());
+            let (_, latent) = chain::Chain::forward(&tracked, &plain, images.clone(), false, checkpoint, None);
+            latent.cast(DType::F64).into_data()
+        };
+        assert_eq!(latent(Checkpoint::None), latent(Checkpoint::Blocks), "{dtype:?}");
+    }
+}
+
 /// What recomputing changes is how f32 rounds, which is off by as much in any case.
 #[test]
 fn a_recomputed_gradient_in_f32_is_as_near_to_that_of_f64_as_a_kept_one() {

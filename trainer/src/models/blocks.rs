@@ -6,7 +6,6 @@
 use burn::module::{Module, ModuleVisitor, Param};
 use burn::nn::PaddingConfig2d;
 use burn::nn::conv::Conv2d;
-use burn::tensor::activation::softmax;
 use burn::tensor::module::interpolate;
 use burn::tensor::ops::{InterpolateMode, InterpolateOptions};
 use burn::tensor::{DType, Tensor};
@@ -20,6 +19,14 @@ pub(crate) fn statistics_dtype(dtype: DType) -> DType {
         DType::F16 | DType::BF16 => DType::F32,
         other => other,
     }
+}
+
+/// Softmax over the last dimension. With and without autodiff it is the same operations, so that a recomputed block rounds as
+/// the block did that ran: Burn's own softmax is a fused kernel only where nothing is differentiated.
+pub(crate) fn softmax<const D: usize>(scores: Tensor<D>) -> Tensor<D> {
+    let largest = scores.clone().detach().max_dim(D - 1);
+    let weights = (scores - largest).exp();
+    weights.clone() / weights.sum_dim(D - 1)
 }
 
 /// A 3x3 convolution that keeps the size.
@@ -120,7 +127,7 @@ impl AttnBlock {
         let (q, k, v) = (tokens(&self.q), tokens(&self.k), tokens(&self.v));
         let dtype = q.dtype();
         let scores = (q * (c as f64).powf(-0.5)).swap_dims(1, 2).matmul(k);
-        let weights = softmax(scores.cast(statistics_dtype(dtype)), 2).cast(dtype);
+        let weights = softmax(scores.cast(statistics_dtype(dtype))).cast(dtype);
         let attended = v.matmul(weights.swap_dims(1, 2)).reshape([n, c, h, w]);
         x + self.proj_out.forward(attended)
     }

@@ -5,7 +5,7 @@ use std::path::Path;
 use serde::{Deserialize, Serialize};
 
 use super::output::{deviation_text, speed_text};
-use super::rows::{Cut, Row, Status, Sweep, SweepError};
+use super::rows::{Row, Status, Sweep, SweepError};
 use crate::config::{MaxDeviation, SweepConfig, Tolerance};
 use crate::memory::readable;
 
@@ -55,11 +55,11 @@ impl Bars {
     /// What the user should know about the baseline: rows on one side only, and another device.
     pub fn notes(&self, sweep: &Sweep) -> Vec<String> {
         let Some((baseline, _)) = &self.baseline else { return Vec::new() };
-        let has = |sweep: &Sweep, cut: Cut| sweep.rows.iter().any(|row| row.cut == cut);
-        let new = sweep.rows.iter().filter(|row| !has(baseline, row.cut));
-        let gone = baseline.rows.iter().filter(|row| !has(sweep, row.cut));
-        let mut notes: Vec<String> = new.map(|row| format!("not in the baseline: {}", row.cut)).collect();
-        notes.extend(gone.map(|row| format!("in the baseline alone: {}", row.cut)));
+        let has = |sweep: &Sweep, row: &Row| sweep.rows.iter().any(|other| other.is_as(row));
+        let new = sweep.rows.iter().filter(|row| !has(baseline, row));
+        let gone = baseline.rows.iter().filter(|row| !has(sweep, row));
+        let mut notes: Vec<String> = new.map(|row| format!("not in the baseline: {}", row.name())).collect();
+        notes.extend(gone.map(|row| format!("in the baseline alone: {}", row.name())));
         if let (Some(now), Some(then)) = (&sweep.device, &baseline.device)
             && now != then
         {
@@ -74,8 +74,8 @@ impl Bars {
             let met = value.is_some_and(|value| if most { value <= limit } else { value >= limit });
             let [what, than] = words;
             let text = match (value, row.status.message()) {
-                (None, Some(message)) => format!("{}: {}: {message}", row.cut, row.status.name()),
-                (None, None) => format!("{}: there is no {what} to compare with {than}", row.cut),
+                (None, Some(message)) => format!("{}: {}: {message}", row.name(), row.status.name()),
+                (None, None) => format!("{}: there is no {what} to compare with {than}", row.name()),
                 (Some(_), _) => {
                     let side = if met == most { "at most" } else { "at least" };
                     let relation = match (met, most) {
@@ -83,7 +83,7 @@ impl Bars {
                         (false, true) => "above",
                         (false, false) => "below",
                     };
-                    format!("{}: {what}, {relation} {than}", row.cut)
+                    format!("{}: {what}, {relation} {than}", row.name())
                 }
             };
             bars.push(Bar { bar: bar.to_owned(), row: index, limit, value, met, text });
@@ -93,7 +93,7 @@ impl Bars {
             row.peak_memory.map_or("peak memory".into(), |peak| format!("peak memory {}", readable(peak)));
         let speed_words =
             row.images_per_second.map_or("speed".into(), |speed| format!("{} images/s", speed_text(speed)));
-        if let Some(limit) = self.max_memory {
+        if let Some(limit) = self.max_memory.filter(|_| row.against.is_none()) {
             hold("max_memory", limit as f64, memory, true, [memory_text.clone(), readable(limit)]);
         }
         if let Some(limit) = self.max_deviation.as_ref().and_then(|limits| limits.of(row.cut.precision)) {
@@ -101,7 +101,7 @@ impl Bars {
                 row.deviation.map_or("deviation".into(), |value| format!("deviation {}", deviation_text(value)));
             hold("max_deviation", limit, row.deviation, true, [words, deviation_text(limit)]);
         }
-        if let Some(limit) = self.min_images_per_second {
+        if let Some(limit) = self.min_images_per_second.filter(|_| row.against.is_none()) {
             hold(
                 "min_images_per_second",
                 limit,
@@ -111,7 +111,7 @@ impl Bars {
             );
         }
         let before = self.baseline.iter().flat_map(|(baseline, tolerance)| {
-            baseline.rows.iter().filter(|before| before.cut == row.cut).map(move |before| (before, tolerance))
+            baseline.rows.iter().filter(|before| before.is_as(row)).map(move |before| (before, tolerance))
         });
         for (before, tolerance) in before {
             if let Some(peak) = before.peak_memory {
@@ -162,10 +162,12 @@ pub(super) mod tests {
 
     use super::*;
     use crate::config::{Compute, Recompute};
+    use crate::sweep::rows::Cut;
 
     pub(in crate::sweep) fn row(micro: usize, status: Status, figures: Option<(u64, f64, f64)>) -> Row {
         Row {
             cut: Cut { micro, effective: 8, precision: Compute::Fp32, resolution: 32, checkpoint: Recompute::None },
+            against: None,
             status,
             peak_memory: figures.map(|(peak, _, _)| peak),
             images_per_second: figures.map(|(_, speed, _)| speed),
@@ -219,6 +221,19 @@ pub(super) mod tests {
         let crashed = row(4, Status::OutOfMemory("much".into()), None);
         assert_eq!(judge(std::slice::from_ref(&crashed), &bars).iter().filter(|bar| !bar.met).count(), 3);
         assert_eq!(unmet(&[crashed], &bars), ["micro 4 of 8, fp32, 32 px, checkpoint none: out of memory: much"]);
+        let between = Row {
+            against: Some(Recompute::Blocks),
+            peak_memory: None,
+            images_per_second: None,
+            ..row(1, Status::Ok, None)
+        };
+        let near = Row { deviation: Some(1e-6), ..between.clone() };
+        assert_eq!(unmet(&[near], &bars), Vec::<String>::new());
+        let far = Row { deviation: Some(2e-5), ..between };
+        assert_eq!(
+            unmet(&[far], &bars),
+            ["micro 1 of 8, fp32, 32 px, checkpoint none against blocks: deviation 2.0e-5, above 1.0e-5"]
+        );
         let mut without = row(4, Status::Ok, Some((1, 9.0, 0.0)));
         without.deviation = None;
         assert_eq!(

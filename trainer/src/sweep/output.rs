@@ -65,7 +65,10 @@ fn cells(row: &Row) -> [String; 10] {
         row.cut.effective.to_string(),
         row.cut.precision.to_string(),
         format!("{} px", row.cut.resolution),
-        row.cut.checkpoint.to_string(),
+        match row.against {
+            Some(other) => format!("{} against {other}", row.cut.checkpoint),
+            None => row.cut.checkpoint.to_string(),
+        },
         shown(row.peak_memory.map(readable)),
         shown(row.images_per_second.map(speed_text)),
         shown(row.deviation.map(deviation_text)),
@@ -145,7 +148,7 @@ impl Report<'_> {
                 (None, Some(message)) => drop(status.set_message(format!("{}: {message}", row.status.name()))),
                 (None, None) => {}
             }
-            let mut case = TestCase::new(row.cut.to_string(), status);
+            let mut case = TestCase::new(row.name(), status);
             case.set_classname("train sweep").set_time(Duration::from_secs_f64(row.seconds.max(0.0)));
             let figures = [
                 ("peak_memory", row.peak_memory.map(|bytes| bytes.to_string())),
@@ -185,7 +188,7 @@ pub fn markdown(report: Report) -> String {
     text += &table.join("\n");
     text += &format!("\n\n{}\n", report.conditions());
     for row in report.sweep.rows.iter().filter(|row| row.status != Status::Ok) {
-        text += &format!("\n{}: {}: {}\n", row.cut, row.status.name(), row.status.message().unwrap_or_default());
+        text += &format!("\n{}: {}: {}\n", row.name(), row.status.name(), row.status.message().unwrap_or_default());
     }
     for note in report.notes {
         text += &format!("\n{note}\n");

@@ -4,13 +4,14 @@ use std::fmt;
 use std::fs;
 use std::io;
 use std::path::PathBuf;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
 use super::bars::Bar;
 use super::child::Children;
+use super::gradient_file;
 use super::measure::{Figures, Gradient};
 use super::random::{Networks, RandomError};
 use crate::config::{Compute, Config, ConfigError, Loaded, Micro, Recompute};
@@ -68,10 +69,9 @@ impl Cut {
     }
 }
 
-/// The row that others are compared with: f32, and of all cuts the one that takes the least memory, so that there is a
-/// reference wherever there is a row.
+/// What a row is compared with: the same effective batch in f32, one image at a time, recomputed or not as the row is.
 pub fn reference_of(cut: Cut) -> Cut {
-    Cut { micro: 1, precision: Compute::Fp32, checkpoint: Recompute::Blocks, ..cut }
+    Cut { micro: 1, precision: Compute::Fp32, ..cut }
 }
 
 /// What became of a row.
@@ -117,6 +117,9 @@ pub struct Row {
     /// What it has of its own.
     #[serde(flatten)]
     pub cut: Cut,
+    /// In a row that compares two references and has a deviation and a loss alone, how the other one recomputes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub against: Option<Recompute>,
     /// What became of it.
     #[serde(flatten)]
     pub status: Status,
@@ -149,6 +152,7 @@ impl Row {
         let deviation = figures.as_ref().and_then(|figures| figures.deviation);
         Self {
             cut,
+            against: None,
             status,
             peak_memory: figures.as_ref().map(|figures| figures.peak_memory),
             images_per_second: figures.as_ref().map(|figures| figures.images_per_second),
@@ -161,9 +165,44 @@ impl Row {
             seconds: took.as_secs_f64(),
         }
     }
+
+    /// The deviation of a reference from the one of the same effective batch that recomputes otherwise.
+    fn between(a: &Reference, b: &Reference) -> Self {
+        let started = Instant::now();
+        let failed = [a, b].into_iter().find(|reference| reference.status != Status::Ok);
+        let (status, deviation) = match failed {
+            Some(reference) => (reference.status.clone(), None),
+            None => match gradient_file::between(&a.gradient, &b.gradient) {
+                Ok(deviation) => (Status::Ok, Some(deviation)),
+                Err(error) => (Status::Failed(error.to_string()), None),
+            },
+        };
+        Self {
+            against: Some(b.cut.checkpoint),
+            status,
+            deviation: deviation.and_then(|deviation| deviation.whole),
+            deviation_generator: deviation.and_then(|deviation| deviation.generator),
+            deviation_discriminator: deviation.and_then(|deviation| deviation.discriminator),
+            loss: a.loss,
+            ..Self::new(a.cut, Err(Status::Ok), started.elapsed())
+        }
+    }
+
+    /// Names it among the rows of its sweep.
+    pub fn name(&self) -> String {
+        match self.against {
+            Some(other) => format!("{} against {other}", self.cut),
+            None => self.cut.to_string(),
+        }
+    }
+
+    /// Whether it is the same row of another sweep.
+    pub fn is_as(&self, other: &Row) -> bool {
+        (self.cut, self.against) == (other.cut, other.against)
+    }
 }
 
-/// What rows of one effective batch and resolution are compared with.
+/// What rows of one effective batch, resolution and way to recompute are compared with.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Reference {
     /// How it was computed.
@@ -174,6 +213,9 @@ pub struct Reference {
     pub status: Status,
     /// Of the first step.
     pub loss: Option<f64>,
+    /// The file of its gradient, as long as the sweep goes on.
+    #[serde(skip)]
+    gradient: PathBuf,
 }
 
 /// A whole sweep, as `sweep.json` has it.
@@ -189,7 +231,8 @@ pub struct Sweep {
     pub steps: u64,
     /// What the rows were compared with.
     pub references: Vec<Reference>,
-    /// By resolution, effective batch, precision, checkpoint and micro-batch, each in the order asked for.
+    /// By resolution, effective batch, precision, checkpoint and micro-batch, each in the order asked for; then, where rows with and
+    /// without recomputation were asked for, how far these two are apart.
     pub rows: Vec<Row>,
     /// What each row was held to.
     #[serde(default)]
@@ -271,8 +314,7 @@ fn or_own<T: Copy>(values: &[T], own: T) -> Vec<T> {
     if values.is_empty() { vec![own] } else { values.to_vec() }
 }
 
-/// Measures every row of `cuts`, one after another, each in a process of its own; `show` sees each when it is there, with
-/// its number counted from 1.
+/// Measures every row of `cuts`, one after another, each in a process of its own; `show` sees each when it is there.
 ///
 /// # Errors
 /// If processes or files cannot be had, or if a signal came. What becomes of a row is no error.
@@ -281,7 +323,7 @@ pub fn run(
     cuts: &[Cut],
     networks: &Networks,
     children: &Children,
-    mut show: impl FnMut(usize, &Row),
+    mut show: impl FnMut(&Row),
 ) -> Result<Sweep, SweepError> {
     let mut sweep = Sweep {
         config: loaded.name().to_owned(),
@@ -292,29 +334,68 @@ pub fn run(
         rows: Vec::new(),
         bars: Vec::new(),
     };
-    let gradient = networks.folder().join("reference.safetensors");
     let measure = |cut: &Cut, what: &Gradient| measure_cut(loaded, cut, networks, children, what);
-    for (index, cut) in cuts.iter().enumerate() {
-        let reference = reference_of(*cut);
-        if sweep.references.last().is_none_or(|last| last.cut != reference) {
-            let (measured, _) = measure(&reference, &Gradient::Write(gradient.clone()))?;
-            let (status, loss) = match measured {
-                Ok(figures) => (Status::Ok, figures.loss),
-                Err(status) => (status, None),
-            };
-            sweep.references.push(Reference { cut: reference, status, loss });
-        }
-        let has_reference = sweep.references.last().is_some_and(|last| last.status == Status::Ok);
-        let what = if has_reference { Gradient::Compare(gradient.clone()) } else { Gradient::Ignore };
+    for cut in cuts {
+        let gradient = |number| networks.folder().join(format!("reference-{number}.safetensors"));
+        let what = match sweep.reference_for(*cut, gradient, measure)? {
+            Some(reference) => Gradient::Compare(reference),
+            None => Gradient::Ignore,
+        };
         let (measured, took) = measure(cut, &what)?;
         if let Ok(figures) = &measured {
             sweep.device = Some(figures.device.clone());
         }
         let row = Row::new(*cut, measured, took);
-        show(index + 1, &row);
+        show(&row);
         sweep.rows.push(row);
     }
+    let modes = sweep.rows_between_modes(cuts);
+    modes.iter().for_each(show);
+    sweep.rows.extend(modes);
     Ok(sweep)
+}
+
+/// What is measured of a cut, and how long that took.
+type MeasuredCut = (Result<Figures, Status>, Duration);
+
+impl Sweep {
+    /// The file with the reference gradient for `cut`, which is measured unless it is there. Where f32 without recomputation does
+    /// not fit, the reference with recomputation serves; where that fails, too, there is none.
+    fn reference_for(
+        &mut self,
+        cut: Cut,
+        file: impl Fn(usize) -> PathBuf,
+        measure: impl Fn(&Cut, &Gradient) -> Result<MeasuredCut, SweepError>,
+    ) -> Result<Option<PathBuf>, SweepError> {
+        let own = reference_of(cut);
+        for cut in [own, Cut { checkpoint: Recompute::Blocks, ..own }] {
+            if self.references.iter().all(|reference| reference.cut != cut) {
+                let gradient = file(self.references.len());
+                let (status, loss) = match measure(&cut, &Gradient::Write(gradient.clone()))?.0 {
+                    Ok(figures) => (Status::Ok, figures.loss),
+                    Err(status) => (status, None),
+                };
+                self.references.push(Reference { cut, status, loss, gradient });
+            }
+            let mut found = self.references.iter().filter(|reference| reference.cut == cut);
+            if let Some(reference) = found.find(|reference| reference.status == Status::Ok) {
+                return Ok(Some(reference.gradient.clone()));
+            }
+        }
+        Ok(None)
+    }
+
+    /// How far apart the references with and without recomputation are, wherever `cuts` asks for rows of both.
+    fn rows_between_modes(&self, cuts: &[Cut]) -> Vec<Row> {
+        let is_asked_for = |reference: &&Reference| cuts.iter().any(|cut| reference_of(*cut) == reference.cut);
+        let asked: Vec<&Reference> = self.references.iter().filter(is_asked_for).collect();
+        let of = |kept: &Reference| {
+            let cut = Cut { checkpoint: Recompute::Blocks, ..kept.cut };
+            asked.iter().find(|reference| reference.cut == cut).copied()
+        };
+        let kept = asked.iter().filter(|reference| reference.cut.checkpoint == Recompute::None);
+        kept.filter_map(|kept| Some(Row::between(kept, of(kept)?))).collect()
+    }
 }
 
 /// Measures one cut in a process of its own. Returns its figures or what became of it, and how long it took.
@@ -327,7 +408,7 @@ pub(crate) fn measure_cut(
     networks: &Networks,
     children: &Children,
     gradient: &Gradient,
-) -> Result<(Result<Figures, Status>, Duration), SweepError> {
+) -> Result<MeasuredCut, SweepError> {
     let io = |what: &'static str| move |source: io::Error| SweepError::Io { what, source };
     let folder = tempfile::tempdir_in(networks.folder()).map_err(io("make a row's folder"))?;
     let config = networks.config(cut.apply(&loaded.config));

@@ -4,11 +4,11 @@
 //! What a backward pass keeps is counted: weights are never tracked, so a linear layer keeps nothing of its input.
 
 use burn::module::{Module, Param};
-use burn::tensor::activation::{silu, softmax};
+use burn::tensor::activation::silu;
 use burn::tensor::{Bool, Tensor, module};
 use checkpoints::{Activation, Tower};
 
-use crate::models::blocks::statistics_dtype;
+use crate::models::blocks::{softmax, statistics_dtype};
 use crate::models::weights::{ModelError, WeightReader};
 
 /// `x W^T + b`.
@@ -99,7 +99,7 @@ impl Attention {
             Some(mask) => scores.mask_fill(mask.clone().expand([n, self.heads, t, t]), f64::NEG_INFINITY),
             None => scores,
         };
-        let weights = softmax(scores, 3).cast(dtype);
+        let weights = softmax(scores).cast(dtype);
         self.out_proj.forward(weights.matmul(v).swap_dims(1, 2).reshape([n, t, width]))
     }
 }
