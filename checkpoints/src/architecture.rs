@@ -91,14 +91,18 @@ pub struct Architecture {
     pub scaling_factor: Option<f64>,
 }
 
+/// What diffusers calls the configuration beside its weights.
+pub(crate) const CONFIG: &str = "config.json";
+
 /// No published model comes near it, and nothing beyond it could be allocated.
 const MAX_SIZE: usize = 1 << 22;
 
 impl Architecture {
     /// Reads the architecture off the names and shapes in a file.
     ///
-    /// `config` is a `config.json` of diffusers; without it, the one beside the weights is used. What neither shapes
-    /// nor configuration say is the family's default.
+    /// `config` is a `config.json` of diffusers; without it, the one beside the weights is used, if diffusers made
+    /// them. What neither shapes nor configuration say is the family's default. Of the other families nothing beside
+    /// the weights is read: what taming's YAML says of a VQGAN, its state dict shows.
     ///
     /// # Errors
     /// [`WeightsError::Unsupported`] names a model that is no VQGAN (or is a GumbelVQ, MoVQ or KL autoencoder);
@@ -108,7 +112,7 @@ impl Architecture {
         let family = names.family();
         let config = match config {
             Some(path) => Some(read_json(path)?),
-            None if family == Family::Diffusers => file.config().cloned(),
+            None if family == Family::Diffusers => file.json_beside(CONFIG)?,
             None => None,
         };
 

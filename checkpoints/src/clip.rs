@@ -120,7 +120,7 @@ fn load(path: &Path, is_wanted: impl Fn(&str) -> bool) -> Result<Clip, WeightsEr
     let is_folder = std::fs::metadata(path).is_ok_and(|metadata| metadata.is_dir());
     let file = WeightsFile::open(if is_folder { in_folder(path)? } else { path.to_owned() })?;
     let tensors = Tensors::of(&file)?;
-    let source = Source::beside(file.path(), tensors.naming)?;
+    let source = Source::beside(&file, tensors.naming)?;
     let architecture = match &source {
         Some(source) => {
             let architecture = source.architecture(file.path())?;

@@ -138,7 +138,8 @@ impl fmt::Display for Location {
 /// What kind of weights are looked for where no file is named.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum FileChoice {
-    /// A VQGAN: `diffusion_pytorch_model.*` at the root or in `vqvae/`, `vqgan/`, `movq/`, else the only weights.
+    /// A VQGAN: `diffusion_pytorch_model.*` at the root or in `vqvae/`, `vqgan/`, `movq/`, else the only weights; the
+    /// `config.json` of diffusers comes with it.
     Vqgan,
     /// A CLIP model: the names of transformers and open_clip at the root, else the only weights. All configs and the
     /// tokenizer's files come with it, to lie beside the weights.
@@ -150,10 +151,8 @@ pub enum FileChoice {
 /// Weights on this machine.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Fetched {
-    /// The file with the weights.
+    /// The file with the weights. What belongs to them lies beside it.
     pub weights: PathBuf,
-    /// The `config.json` or `*.yaml` that belongs to it, if there is one.
-    pub config: Option<PathBuf>,
 }
 
 /// Told about a download, so that a program can draw a bar.
@@ -175,7 +174,7 @@ impl<F: Fn(u64, u64, &str)> DownloadProgress for F {
     }
 }
 
-/// Finds the weights of a location and the config beside them, downloading both if need be.
+/// Finds the weights of a location, downloading them and what belongs to them if need be.
 pub fn fetch(
     location: &Location,
     files: FileChoice,
@@ -204,8 +203,7 @@ fn find_local(path: &Path, location: &Location, files: FileChoice) -> Result<Fet
         return Ok(chosen.below(path));
     }
     // Not canonicalized: in the Hub's cache that would lead away from the files beside it.
-    let absolute = std::path::absolute(path).map_err(unreadable)?;
-    Ok(Fetched { weights: path.to_path_buf(), config: choose::config_beside_local(&absolute) })
+    Ok(Fetched { weights: path.to_path_buf() })
 }
 
 fn explain(refused: Refused, location: &Location, listing: &[String]) -> HubError {
@@ -242,13 +240,11 @@ impl Request<'_> {
         if settings.offline {
             return self.cached();
         }
-        // A commit never changes, so nothing about it needs asking if all of it is here. What lies beside a CLIP differs
-        // too much to tell.
+        // A commit never changes, so nothing about it needs asking if all is here that could belong to the weights.
         if cache::is_commit(self.revision)
             && self.file.is_some()
-            && self.files != FileChoice::Clip
             && let Ok(fetched) = self.cached()
-            && fetched.config.is_some()
+            && self.files.beside().iter().all(|name| fetched.weights.with_file_name(name).exists())
         {
             return Ok(fetched);
         }
@@ -279,13 +275,12 @@ impl Request<'_> {
     fn downloaded(&self, settings: &HubSettings, progress: &dyn DownloadProgress) -> Result<Fetched, HubError> {
         let client = Client::connect(self.location, settings)?;
         let (commit, listing) = client.list(self.revision, progress)?;
-        let Chosen { weights, config, beside } =
+        let Chosen { weights, beside } =
             choose(&listing, self.file, self.files).map_err(|refused| explain(refused, self.location, &listing))?;
-        // The config first: it is small, and tells at once if the repository is not for everyone.
-        let config = config.map(|file| client.download(&commit, &file, progress)).transpose()?;
+        // The small files first: they tell at once if the repository is not for everyone.
         beside.iter().try_for_each(|file| client.download(&commit, file, progress).map(drop))?;
         let weights = client.download(&commit, &weights, progress)?;
         self.cache.remember(self.revision, &commit);
-        Ok(Fetched { weights, config })
+        Ok(Fetched { weights })
     }
 }

@@ -143,7 +143,6 @@ fn listed(keys: &[String]) -> String {
 pub struct WeightsFile {
     path: PathBuf,
     source: Source,
-    config: Option<Json>,
 }
 
 #[derive(Debug)]
@@ -209,7 +208,7 @@ impl WeightsFile {
                 what: what_else(&beginning, &mut file).to_owned(),
             });
         };
-        Ok(WeightsFile { path: path.to_owned(), source, config: config_beside(path)? })
+        Ok(WeightsFile { path: path.to_owned(), source })
     }
 
     /// The file that the weights are in; inside of the folder when a folder was opened.
@@ -217,9 +216,12 @@ impl WeightsFile {
         &self.path
     }
 
-    /// The `config.json` beside the file, if there is one.
-    pub fn config(&self) -> Option<&Json> {
-        self.config.as_ref()
+    /// The JSON file of that name beside the weights, if there is one. Only those whose family keeps its configuration
+    /// there should ask: what else lies beside weights may be anything.
+    pub(crate) fn json_beside(&self, name: &str) -> Result<Option<Json>, WeightsError> {
+        let path = self.path.with_file_name(name);
+        // A folder or a pipe of that name is no configuration, and opening the latter waits for ever.
+        path.is_file().then(|| read_json(&path)).transpose()
     }
 
     /// Names of all tensors, sorted.
@@ -475,20 +477,16 @@ fn in_folder(folder: &Path) -> Result<PathBuf, WeightsError> {
     })
 }
 
-fn config_beside(weights: &Path) -> Result<Option<Json>, WeightsError> {
-    let path = weights.with_file_name("config.json");
-    if !path.is_file() {
-        return Ok(None);
-    }
-    read_json(&path).map(Some)
-}
-
 /// Reads a small JSON file.
 pub(crate) fn read_json(path: &Path) -> Result<Json, WeightsError> {
     let failed = |source| WeightsError::Io { path: path.to_owned(), source };
     let mut bytes = Vec::new();
     let file = File::open(path).map_err(failed)?;
-    file.take(MAX_CONFIG).read_to_end(&mut bytes).map_err(failed)?;
+    file.take(MAX_CONFIG + 1).read_to_end(&mut bytes).map_err(failed)?;
+    if bytes.len() as u64 > MAX_CONFIG {
+        let what = format!("it has more than {} MiB, which no configuration has", MAX_CONFIG >> 20);
+        return Err(failed(std::io::Error::new(std::io::ErrorKind::InvalidData, what)));
+    }
     serde_json::from_slice(&bytes).map_err(|error| failed(error.into()))
 }
 

@@ -83,7 +83,7 @@ pub fn pretrained(spec: &str) -> Result<Initial, PretrainedError> {
     }
     let fetched = hub::fetch(&location, FileChoice::Vqgan, &HubSettings::from_env(), &DownloadBar::default())?;
     let file = WeightsFile::open(&fetched.weights)?;
-    let architecture = Architecture::infer(&file, fetched.config.as_deref())?;
+    let architecture = Architecture::infer(&file, None)?;
     let weights = load_vqgan(&file, &architecture)?;
     let description = format!("{} from {spec}", describe(&architecture));
     Ok(Initial { architecture, weights, resolution: None, description })

@@ -6,7 +6,7 @@ use serde_json::Value as Json;
 
 use super::names::Naming;
 use super::{Activation, ClipArchitecture, Tower};
-use crate::weights::{WeightsError, read_json};
+use crate::weights::{WeightsError, WeightsFile};
 
 /// OpenAI's: of the images that its models were trained on.
 pub(super) const MEAN: [f64; 3] = [0.48145466, 0.4578275, 0.40821073];
@@ -30,12 +30,10 @@ pub(super) enum Source {
 
 impl Source {
     /// The configuration that belongs to weights with these names; `None` for OpenAI's, which have none.
-    pub fn beside(weights: &Path, naming: Naming) -> Result<Option<Source>, WeightsError> {
+    pub fn beside(file: &WeightsFile, naming: Naming) -> Result<Option<Source>, WeightsError> {
+        let weights = file.path();
         let refuse = |what: &str| Err(WeightsError::Unsupported { path: weights.to_owned(), what: what.to_owned() });
-        let read = |name: &str| {
-            let path = weights.with_file_name(name);
-            path.is_file().then(|| read_json(&path)).transpose()
-        };
+        let read = |name: &str| file.json_beside(name);
         match naming {
             Naming::Transformers => match read("config.json")? {
                 Some(config) => Ok(Some(Source::Transformers(config, read("preprocessor_config.json")?))),

@@ -1,25 +1,24 @@
-//! Which file of a repository or folder holds the weights, and which the config.
+//! Which file of a repository or folder holds the weights, and which others belong to them.
 
 use std::collections::VecDeque;
 use std::fs;
 use std::io;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use super::{Fetched, FileChoice};
-use crate::clip;
+use crate::{architecture, clip};
 
 /// Paths inside the repository or folder.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Chosen {
     pub(super) weights: String,
-    pub(super) config: Option<String>,
     /// What else belongs to the weights and lies beside them.
     pub(super) beside: Vec<String>,
 }
 
 impl Chosen {
     pub(super) fn below(&self, folder: &Path) -> Fetched {
-        Fetched { weights: folder.join(&self.weights), config: self.config.as_ref().map(|config| folder.join(config)) }
+        Fetched { weights: folder.join(&self.weights) }
     }
 }
 
@@ -48,10 +47,11 @@ impl FileChoice {
     }
 
     /// The small files beside the weights without which they are of little use.
-    fn beside(self) -> &'static [&'static str] {
+    pub(super) fn beside(self) -> &'static [&'static str] {
         match self {
+            FileChoice::Vqgan => &[architecture::CONFIG],
             FileChoice::Clip => &clip::BESIDE,
-            FileChoice::Vqgan | FileChoice::Any => &[],
+            FileChoice::Any => &[],
         }
     }
 }
@@ -66,11 +66,10 @@ const NOT_WEIGHTS: [&str; 6] = ["optimizer", "random_states", "rng_state", "scal
 pub(super) fn choose(listing: &[String], asked: Option<&str>, files: FileChoice) -> Result<Chosen, Refused> {
     let has = |path: &str| listing.iter().any(|file| file == path);
     let chosen = |weights: String| {
-        let config = config_beside(&weights, listing);
         let (folder, _) = split(&weights);
         let beside = files.beside().iter().map(|name| format!("{folder}{name}"));
-        let beside = beside.filter(|file| has(file) && Some(file) != config.as_ref()).collect();
-        Ok(Chosen { weights, config, beside })
+        let beside = beside.filter(|file| has(file)).collect();
+        Ok(Chosen { weights, beside })
     };
     let folder = match asked {
         Some(file) if has(file) => return chosen(file.to_owned()),
@@ -107,52 +106,6 @@ pub(super) fn weights_in(listing: &[String], folder: &str) -> Vec<String> {
         ENDINGS.iter().any(|endings| ends(name, endings)) && !NOT_WEIGHTS.iter().any(|not| name.starts_with(not))
     };
     listing.iter().filter(|file| file.starts_with(folder)).filter(is_weights).cloned().collect()
-}
-
-/// The config that belongs to a file of weights.
-///
-/// A file of the same stem comes first (`last.ckpt`, `last.yaml`), then the usual names, then the only YAML file; in
-/// the layout of taming-transformers it is in `configs/` beside the folder `checkpoints/`.
-pub(super) fn config_beside(weights: &str, listing: &[String]) -> Option<String> {
-    let (folder, name) = split(weights);
-    let stem = name.rsplit_once('.').map_or(name, |(stem, _)| stem);
-    let known = [
-        format!("{stem}.yaml"),
-        format!("{stem}.yml"),
-        if stem.starts_with("open_clip") { "open_clip_config.json" } else { "config.json" }.to_owned(),
-        "config.json".to_owned(),
-        "config.yaml".to_owned(),
-        "config.yml".to_owned(),
-        "model.yaml".to_owned(),
-    ];
-    let configs = folder.strip_suffix("checkpoints/").map(|run| format!("{run}configs/"));
-    [Some(folder.to_owned()), configs].into_iter().flatten().find_map(|folder| {
-        let beside = || listing.iter().filter(|file| split(file).0 == folder);
-        let named = known.iter().find_map(|name| beside().find(|file| split(file).1 == name));
-        let mut yaml = beside().filter(|file| ends(file, &["yaml", "yml"]));
-        named.or_else(|| yaml.next().filter(|_| yaml.next().is_none())).cloned()
-    })
-}
-
-/// [`config_beside`] for a file on this machine, given by its absolute path.
-pub(super) fn config_beside_local(weights: &Path) -> Option<PathBuf> {
-    let name = weights.file_name()?.to_str()?;
-    let folder = weights.parent()?;
-    let root = folder.parent().unwrap_or(folder);
-    let inner = match folder == root {
-        true => String::new(),
-        false => format!("{}/", folder.file_name()?.to_str()?),
-    };
-    let mut listing: Vec<String> = names_in(folder).map(|name| format!("{inner}{name}")).collect();
-    listing.extend(names_in(&root.join("configs")).map(|name| format!("configs/{name}")));
-    listing.sort();
-    listing.dedup();
-    config_beside(&format!("{inner}{name}"), &listing).map(|config| root.join(config))
-}
-
-fn names_in(folder: &Path) -> impl Iterator<Item = String> {
-    let entries = fs::read_dir(folder).into_iter().flatten().flatten();
-    entries.filter_map(|entry| entry.file_name().into_string().ok())
 }
 
 /// Every file below a folder, sorted, with `/` between folders. Deep trees are not weights, and could be a whole disk.

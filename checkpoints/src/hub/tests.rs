@@ -11,7 +11,6 @@ use std::time::Duration;
 use sha2::{Digest, Sha256};
 use tempfile::TempDir;
 
-use super::choose::config_beside;
 use super::*;
 use crate::clip;
 
@@ -284,7 +283,7 @@ fn downloads_once_and_is_there_offline() {
     let fetched = setup.fetch("hf://taming/vqgan").unwrap();
     let snapshot = setup.settings.cache.join("models--taming--vqgan/snapshots").join(COMMIT);
     assert_eq!(fetched.weights, snapshot.join("vqvae/diffusion_pytorch_model.safetensors"));
-    assert_eq!(fetched.config, Some(snapshot.join("vqvae/config.json")));
+    assert_eq!(text(&snapshot.join("vqvae/config.json")), "{}");
     assert_eq!(text(&fetched.weights), "weights");
     assert_eq!(text(&setup.settings.cache.join("models--taming--vqgan/refs/main")), COMMIT);
     assert_eq!(setup.server.requests().iter().filter(|line| line.starts_with("GET /taming")).count(), 2);
@@ -330,7 +329,6 @@ fn a_clip_comes_with_what_lies_beside_it() {
     };
     let fetched = get(&setup, "hf://taming/vqgan/pytorch_model.bin");
     let snapshot = fetched.weights.parent().unwrap().to_owned();
-    assert_eq!(fetched.config, Some(snapshot.join("config.json")));
     let mut here: Vec<String> = choose::list_folder(&snapshot).unwrap();
     let beside = |weights: &str| {
         let mut all = clip::BESIDE.map(str::to_owned).to_vec();
@@ -356,9 +354,7 @@ fn a_clip_comes_with_what_lies_beside_it() {
     let listing: Vec<String> = files.iter().map(|(name, _)| (*name).to_owned()).collect();
     let chosen = choose(&listing, None, FileChoice::Clip).unwrap();
     assert_eq!(chosen.weights, "open_clip_model.safetensors");
-    assert_eq!(chosen.config.as_deref(), Some("open_clip_config.json"));
-    let rest = ["config.json", "preprocessor_config.json", "tokenizer.json", "vocab.json", "merges.txt"];
-    assert_eq!(chosen.beside, rest);
+    assert_eq!(chosen.beside, clip::BESIDE);
     let listing = ["a/model.safetensors", "a/tokenizer.json", "tokenizer.json", "vocab.json"].map(str::to_owned);
     assert_eq!(choose(&listing, Some("a"), FileChoice::Clip).unwrap().beside, ["a/tokenizer.json"]);
     assert!(choose(&listing, Some("a"), FileChoice::Any).unwrap().beside.is_empty());
@@ -388,17 +384,16 @@ fn a_branch_with_slashes_is_found() {
 #[test]
 fn progress_ends_at_the_size_of_the_file() {
     let weights = "w".repeat(3_000_000);
-    let setup = setup(&[("last.ckpt", &weights), ("last.yaml", "model: {}")]);
+    let setup = setup(&[("config.json", "model: {}"), ("last.ckpt", &weights)]);
     let seen = RefCell::new(BTreeMap::new());
     let progress = |bytes: u64, total: u64, file: &str| {
         let before = seen.borrow_mut().insert(file.to_owned(), (bytes, total));
         assert!(before.is_none_or(|(before, _)| before <= bytes));
     };
     let location = Location::parse("hf://taming/vqgan").unwrap();
-    let fetched = fetch(&location, FileChoice::Any, &setup.settings, &progress).unwrap();
-    assert!(fetched.config.unwrap().ends_with("last.yaml"));
+    fetch(&location, FileChoice::Vqgan, &setup.settings, &progress).unwrap();
     assert_eq!(seen.borrow()["last.ckpt"], (3_000_000, 3_000_000));
-    assert_eq!(seen.borrow()["last.yaml"], (9, 9));
+    assert_eq!(seen.borrow()["config.json"], (9, 9));
 }
 
 #[test]
@@ -520,15 +515,11 @@ fn local_files_and_folders_are_found() {
         fetch(&Location::Local(root.join(path)), FileChoice::Vqgan, &HubSettings::from_env(), &())
             .map_err(|error| error.to_string())
     };
-    let found =
-        |weights: &str, config: &str| Ok(Fetched { weights: root.join(weights), config: Some(root.join(config)) });
-    assert_eq!(find("one"), found("one/a.safetensors", "one/config.json"));
-    assert_eq!(find("one/a.safetensors"), found("one/a.safetensors", "one/config.json"));
-    assert_eq!(find("logs/run"), found("logs/run/checkpoints/last.ckpt", "logs/run/configs/model.yaml"));
-    assert_eq!(
-        find("logs/run/checkpoints/last.ckpt"),
-        found("logs/run/checkpoints/last.ckpt", "logs/run/configs/model.yaml")
-    );
+    let found = |weights: &str| Ok(Fetched { weights: root.join(weights) });
+    assert_eq!(find("one"), found("one/a.safetensors"));
+    assert_eq!(find("one/a.safetensors"), found("one/a.safetensors"));
+    assert_eq!(find("logs/run"), found("logs/run/checkpoints/last.ckpt"));
+    assert_eq!(find("logs/run/checkpoints/last.ckpt"), found("logs/run/checkpoints/last.ckpt"));
     let line = find("two").unwrap_err();
     assert!(line.contains("two does not exist; for a repository") && line.contains("hf://owner/name"), "{line}");
     assert!(find("logs/run/configs").unwrap_err().contains("configs has no weights"));
@@ -560,20 +551,15 @@ fn the_usual_names_are_preferred() {
     assert_eq!(chosen(&["a.txt"], None, FileChoice::Any).unwrap_err(), Refused::NoWeights);
 }
 
+/// The layout of most VQGANs on the Hub.
 #[test]
-fn the_config_is_the_one_that_belongs() {
-    for (listing, weights, config) in [
-        (&["a.yaml", "config.json", "b.yaml"][..], "a.ckpt", Some("a.yaml")),
-        (&["config.json", "other.yaml"], "a.ckpt", Some("config.json")),
-        (&["config.json", "open_clip_config.json"], "open_clip_model.safetensors", Some("open_clip_config.json")),
-        (&["other.yaml"], "a.ckpt", Some("other.yaml")),
-        (&["other.yaml", "third.yml"], "a.ckpt", None),
-        (&["config.json"], "sub/a.ckpt", None),
-        (&["run/configs/2021-project.yaml"], "run/checkpoints/last.ckpt", Some("run/configs/2021-project.yaml")),
-    ] {
-        let listing: Vec<String> = listing.iter().map(|file| (*file).to_owned()).collect();
-        assert_eq!(config_beside(weights, &listing).as_deref(), config, "{weights} in {listing:?}");
-    }
+fn only_what_belongs_to_the_weights_is_downloaded() {
+    let taming =
+        [(".gitattributes", "*"), ("README.md", "me"), ("config.yaml", "model: {}"), ("model.ckpt", "weights")];
+    let setup = setup(&taming);
+    assert_eq!(text(&setup.fetch("hf://taming/vqgan").unwrap().weights), "weights");
+    let contents = |line: &&String| line.starts_with("GET /taming/");
+    assert_eq!(setup.server.requests().iter().filter(contents).count(), 1);
 }
 
 #[test]

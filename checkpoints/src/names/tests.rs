@@ -1,6 +1,7 @@
 use super::*;
 use crate::architecture::Quantizer;
 use crate::fixtures::{Shapes, place, published};
+use crate::hub::{self, FileChoice, HubSettings, Location};
 
 /// A safetensors file with these tensors, and nothing but zeros in them.
 fn sparse(shapes: &Shapes) -> WeightsFile {
@@ -185,6 +186,113 @@ fn exports_come_back_the_same() {
                 assert!((row.iter().map(|x| x * x).sum::<f32>() - 1.).abs() < 1e-5);
             }
         }
+    }
+}
+
+/// What `model.pretrained` does with a path.
+fn load(path: &Path) -> Result<(Architecture, BTreeMap<String, HostTensor>), String> {
+    let location = Location::parse(path.to_str().unwrap()).unwrap();
+    let fetched = hub::fetch(&location, FileChoice::Vqgan, &HubSettings::from_env(), &()).map_err(|e| e.to_string())?;
+    let file = WeightsFile::open(&fetched.weights).map_err(|error| error.to_string())?;
+    let architecture = Architecture::infer(&file, None).map_err(|error| error.to_string())?;
+    let weights = load_vqgan(&file, &architecture).map_err(|error| error.to_string())?;
+    Ok((architecture, weights))
+}
+
+#[test]
+fn every_export_loads_as_a_file_and_as_a_folder() {
+    let plain = Quantizer::of(Family::Taming);
+    let architectures = [
+        tiny(),
+        Architecture { quantizer: plain.clone(), ..tiny() },
+        Architecture { quantizer: plain.clone(), attention_levels: vec![], mid_attention: false, ..tiny() },
+        Architecture {
+            quantizer: plain,
+            groups: 8,
+            channels: vec![32, 40, 64],
+            attention_levels: vec![0, 1],
+            ..tiny()
+        },
+    ];
+    let mut loaded = 0;
+    for architecture in &architectures {
+        let weights = random(architecture);
+        for family in [Family::Taming, Family::LlamaGen, Family::Diffusers] {
+            let Ok(export) = export_vqgan(&weights, architecture, family) else {
+                continue;
+            };
+            let folder = tempfile::tempdir().unwrap();
+            let file = export.write(folder.path()).unwrap();
+            for path in [folder.path(), &file] {
+                let (inferred, mut back) = load(path).unwrap();
+                assert_eq!((inferred.family, inferred.groups), (family, architecture.groups));
+                assert_eq!(inferred.parameters(), architecture.parameters());
+                let mut expected = weights.clone();
+                if architecture.quantizer.l2_norm {
+                    // Other families have it with its codes at length 1.
+                    expected.remove("quantize.embedding.weight");
+                    back.remove("quantize.embedding.weight");
+                }
+                assert_eq!(back, expected, "{family}");
+                loaded += 1;
+            }
+        }
+    }
+    assert!(loaded >= 16, "{loaded}");
+}
+
+#[test]
+fn what_lies_beside_weights_changes_nothing() {
+    let clip = r#"{"model_type": "clip", "act_fn": "relu", "norm_num_groups": 8, "projection_dim": 512}"#;
+    let yaml = "model:\n  target: taming.models.vqgan.VQModel\n  params: {embed_dim: 3}\n";
+    let files: [(&str, &[u8]); 10] = [
+        ("config.json", b"model:\n  target: x\n"),
+        ("config.json", clip.as_bytes()),
+        ("config.json", b"{\"_class_name\": \"AutoencoderKL\"}"),
+        ("config.json", b"{\"architecture\": \"vgg16\", \"num_classes\": 1000}"),
+        ("config.json", b"\xff\xfe"),
+        ("config.yaml", yaml.as_bytes()),
+        ("model.yaml", b"a: [unclosed"),
+        ("weights.yml", b"- a list"),
+        ("2021-project.yaml", b""),
+        ("open_clip_config.json", b"{"),
+    ];
+    let architecture = tiny();
+    let weights = random(&architecture);
+    for family in [Family::Taming, Family::LlamaGen] {
+        let folder = tempfile::tempdir().unwrap();
+        let export = export_vqgan(&weights, &architecture, family).unwrap();
+        let file = Export { config: None, ..export }.write(folder.path()).unwrap();
+        let alone = load(&file).unwrap();
+        let both = |what: &str| {
+            for path in [folder.path(), &file] {
+                assert_eq!(load(path).as_ref(), Ok(&alone), "{family} beside {what}");
+            }
+        };
+        for (name, bytes) in files {
+            let beside = folder.path().join(name);
+            std::fs::write(&beside, bytes).unwrap();
+            both(name);
+            std::fs::remove_file(beside).unwrap();
+        }
+        let config = folder.path().join("config.json");
+        std::fs::create_dir(&config).unwrap();
+        both("a folder");
+        std::fs::remove_dir(&config).unwrap();
+        std::fs::File::create(&config).unwrap().set_len(2 << 30).unwrap();
+        both("2 GiB");
+        std::fs::remove_file(&config).unwrap();
+        if std::process::Command::new("mkfifo").arg(&config).status().is_ok_and(|status| status.success()) {
+            both("a pipe");
+        }
+    }
+    // That of diffusers belongs to its weights, and is named if it is broken.
+    let folder = tempfile::tempdir().unwrap();
+    export_vqgan(&weights, &architecture, Family::Diffusers).unwrap().write(folder.path()).unwrap();
+    for broken in ["model: {}", &"[".repeat(2 << 20)] {
+        std::fs::write(folder.path().join("config.json"), broken).unwrap();
+        let error = load(folder.path()).unwrap_err();
+        assert!(error.contains("config.json") && !error.contains('\n'), "{error}");
     }
 }
 
