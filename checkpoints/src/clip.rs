@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 use crate::tensor::{HostTensor, is_float};
-use crate::weights::{WeightsError, WeightsFile, unwrapped};
+use crate::weights::{WeightsError, WeightsFile};
 
 mod config;
 mod names;
@@ -19,6 +19,8 @@ use names::{Form, Naming};
 /// What transformers and OpenCLIP call the weights in a model's folder, best first.
 pub(crate) const WEIGHTS: [&str; 4] =
     ["model.safetensors", "open_clip_model.safetensors", "pytorch_model.bin", "open_clip_pytorch_model.bin"];
+/// Under which programs keep a CLIP that is part of something larger.
+const HOLDER: &str = "model.";
 /// What belongs to a CLIP and lies beside its weights.
 pub(crate) const BESIDE: [&str; 6] =
     ["config.json", "open_clip_config.json", "preprocessor_config.json", "tokenizer.json", "vocab.json", "merges.txt"];
@@ -158,17 +160,21 @@ struct Tensors<'a> {
     file: &'a WeightsFile,
     naming: Naming,
     /// Name within the model -> name in the file; without what is no parameter.
-    names: BTreeMap<&'a str, &'a str>,
+    names: BTreeMap<String, &'a str>,
 }
 
 impl<'a> Tensors<'a> {
     /// Recognises whose names they are, and says what else it is that only looks like a CLIP.
     fn of(file: &'a WeightsFile) -> Result<Tensors<'a>, WeightsError> {
-        let names: BTreeMap<&str, &str> = file.names().map(|name| (unwrapped(name), name)).collect();
+        let mut names = BTreeMap::new();
+        for (name, in_file) in file.unwrapped()?.0 {
+            let inside = name.trim_start_matches(HOLDER).to_owned();
+            file.insert(&mut names, inside, in_file)?;
+        }
         let starts = |prefix: &str| names.keys().any(|name| name.starts_with(prefix));
         let refuse = |what: String| Err(WeightsError::Unsupported { path: file.path().to_owned(), what });
         let first = |prefix: &str| {
-            let mut found = names.range(prefix..).map(|(_, in_file)| *in_file);
+            let mut found = names.range(prefix.to_owned()..).map(|(_, in_file)| *in_file);
             found.next().unwrap_or_default().to_owned()
         };
         if starts("visual.layer1.") {
@@ -354,7 +360,7 @@ impl<'a> Tensors<'a> {
         architecture: &ClipArchitecture,
         is_wanted: impl Fn(&str) -> bool,
     ) -> Result<BTreeMap<String, HostTensor>, WeightsError> {
-        let mut left: BTreeSet<&str> = self.names.keys().copied().collect();
+        let mut left: BTreeSet<&str> = self.names.keys().map(String::as_str).collect();
         let (mut missing, mut different) = (BTreeSet::new(), BTreeSet::new());
         let mut found = Vec::new();
         for (canonical, shape) in architecture.parameters() {
@@ -379,7 +385,7 @@ impl<'a> Tensors<'a> {
             }
         }
         let unexpected: Vec<String> =
-            left.iter().filter_map(|name| self.names.get(name)).map(|name| (*name).to_owned()).collect();
+            left.iter().filter_map(|name| self.names.get(*name)).map(|name| (*name).to_owned()).collect();
         if !(missing.is_empty() && unexpected.is_empty() && different.is_empty()) {
             let path = self.file.path().to_owned();
             let (missing, different) = (missing.into_iter().collect(), different.into_iter().collect());
@@ -387,7 +393,7 @@ impl<'a> Tensors<'a> {
         }
         let mut weights = BTreeMap::new();
         for (canonical, shape, in_file, form) in found.into_iter().filter(|(canonical, ..)| is_wanted(canonical)) {
-            let tensor = form.canonical(self.file.read(in_file)?);
+            let tensor = form.canonical(self.file.read_weight(in_file)?);
             let tensor =
                 tensor.reshape(shape).map_err(|source| WeightsError::Tensor { name: in_file.to_owned(), source })?;
             weights.insert(canonical, tensor);

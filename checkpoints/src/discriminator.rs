@@ -29,7 +29,8 @@ pub fn load_discriminator(path: &Path) -> Result<BTreeMap<String, HostTensor>, W
         opened => opened?,
     };
     let refuse = |what: String| Err(WeightsError::Unsupported { path: file.path().to_owned(), what });
-    let Some(prefix) = file.prefix_of(FIRST) else {
+    let names = file.unwrapped()?;
+    let Some(prefix) = names.prefix_of(FIRST) else {
         let names: Vec<&str> = file.names().collect();
         return match names.iter().find(|name| name.contains("final_linear.")) {
             Some(name) => refuse(format!("its discriminator is StyleGAN's ({name}); only a PatchGAN is read")),
@@ -39,10 +40,11 @@ pub fn load_discriminator(path: &Path) -> Result<BTreeMap<String, HostTensor>, W
     let prefix = format!("{prefix}main.");
     // Number and kind of a parameter -> its name in the file.
     let mut parameters = BTreeMap::new();
-    for name in file.names() {
+    for (name, in_file) in &names.0 {
         let Some(inner) = name.strip_prefix(&prefix) else {
             continue;
         };
+        let name = *in_file;
         let place = inner.split_once('.').and_then(|(number, kind)| Some((number.parse::<usize>().ok()?, kind)));
         match place {
             Some((_, "num_batches_tracked")) => {}
@@ -170,8 +172,9 @@ impl Check<'_> {
         if !(missing.is_empty() && unexpected.is_empty() && different.is_empty()) {
             return Err(WeightsError::Mismatch { path: file.path().to_owned(), missing, unexpected, different });
         }
-        let read =
-            |((number, kind), name): ((usize, &str), &str)| Ok((format!("main.{number}.{kind}"), file.read(name)?));
+        let read = |((number, kind), name): ((usize, &str), &str)| {
+            Ok((format!("main.{number}.{kind}"), file.read_weight(name)?))
+        };
         parameters.into_iter().map(read).collect()
     }
 }

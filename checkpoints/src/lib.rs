@@ -20,7 +20,7 @@ pub use architecture::{Architecture, Family, Quantizer};
 pub use clip::{Activation, Clip, ClipArchitecture, Tower, load_clip, load_clip_images};
 pub use discriminator::load_discriminator;
 pub use lpips::{Convolution, LpipsNetwork, load_lpips_backbone, load_lpips_linear};
-pub use names::{ConfigFile, Export, export_vqgan, family_name, load_vqgan};
+pub use names::{ConfigFile, Export, export_vqgan, family_name, load_vqgan, vqgan_notes};
 pub use pickle::PickleError;
 pub use safetensors::Dtype;
 pub use safetensors_file::{SafetensorsError, write_safetensors};

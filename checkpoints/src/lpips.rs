@@ -119,7 +119,8 @@ pub fn load_lpips_linear(network: LpipsNetwork, path: &Path) -> Result<BTreeMap<
 
 fn convolutions(network: LpipsNetwork, file: &WeightsFile) -> Result<BTreeMap<String, HostTensor>, WeightsError> {
     let refuse = |what: String| Err(WeightsError::Unsupported { path: file.path().to_owned(), what });
-    let found = FIRST_CONVOLUTION.iter().filter_map(|name| Some((file.prefix_of(name)?, *name)));
+    let names = file.unwrapped()?;
+    let found = FIRST_CONVOLUTION.iter().filter_map(|name| Some((names.prefix_of(name)?, *name)));
     let Some((prefix, first)) = found.min_by_key(|(prefix, _)| prefix.len()) else {
         let [classifier, lpips] = FIRST_CONVOLUTION;
         return refuse(format!("it has no convolutions of {network}, neither {classifier} nor LPIPS's {lpips}"));
@@ -127,7 +128,7 @@ fn convolutions(network: LpipsNetwork, file: &WeightsFile) -> Result<BTreeMap<St
     // Number and kind of a parameter -> its name in the file.
     let mut parameters = BTreeMap::new();
     let group = if first.starts_with("net") { "net." } else { "features." };
-    for name in file.names() {
+    for (name, in_file) in &names.0 {
         let Some(inner) = name.strip_prefix(prefix).and_then(|name| name.strip_prefix(group)) else {
             continue;
         };
@@ -139,9 +140,9 @@ fn convolutions(network: LpipsNetwork, file: &WeightsFile) -> Result<BTreeMap<St
         let known = |number: usize| network.convolutions().iter().any(|(known, _)| *known == number);
         match place {
             Some((number, kind @ ("weight" | "bias"))) if known(number) => {
-                parameters.insert((number, kind), name);
+                parameters.insert((number, kind), *in_file);
             }
-            _ => return refuse(format!("it is not {network}, which has no {name}")),
+            _ => return refuse(format!("it is not {network}, which has no {in_file}")),
         }
     }
     let mut wanted = Vec::new();
@@ -163,16 +164,20 @@ fn convolutions(network: LpipsNetwork, file: &WeightsFile) -> Result<BTreeMap<St
 }
 
 fn linear_layers(network: LpipsNetwork, file: &WeightsFile) -> Result<BTreeMap<String, HostTensor>, WeightsError> {
-    let names = linear_names(0);
-    let Some((style, prefix)) = names.iter().enumerate().find_map(|(style, name)| Some((style, file.prefix_of(name)?)))
-    else {
-        let what = format!("it has no linear layers of LPIPS ({})", names[0]);
+    let unwrapped = file.unwrapped()?;
+    let first = linear_names(0);
+    let mut styles = first.iter().enumerate();
+    let Some((style, prefix)) = styles.find_map(|(style, name)| Some((style, unwrapped.prefix_of(name)?))) else {
+        let what = format!("it has no linear layers of LPIPS ({})", first[0]);
         return Err(WeightsError::Unsupported { path: file.path().to_owned(), what });
     };
-    let wanted = network.channels().into_iter().enumerate().map(|(layer, channels)| Wanted {
-        canonical: format!("lin{layer}.weight"),
-        in_file: format!("{prefix}{}", linear_names(layer)[style]),
-        shape: vec![1, channels, 1, 1],
+    let wanted = network.channels().into_iter().enumerate().map(|(layer, channels)| {
+        let name = format!("{prefix}{}", linear_names(layer)[style]);
+        Wanted {
+            canonical: format!("lin{layer}.weight"),
+            in_file: unwrapped.0.get(&name).map_or(name, |in_file| (*in_file).to_owned()),
+            shape: vec![1, channels, 1, 1],
+        }
     });
     read(file, wanted.collect())
 }
@@ -200,5 +205,5 @@ fn read(file: &WeightsFile, wanted: Vec<Wanted>) -> Result<BTreeMap<String, Host
         let path = file.path().to_owned();
         return Err(WeightsError::Mismatch { path, missing, unexpected: Vec::new(), different });
     }
-    wanted.into_iter().map(|Wanted { canonical, in_file, .. }| Ok((canonical, file.read(&in_file)?))).collect()
+    wanted.into_iter().map(|Wanted { canonical, in_file, .. }| Ok((canonical, file.read_weight(&in_file)?))).collect()
 }

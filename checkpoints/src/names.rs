@@ -12,10 +12,16 @@ use crate::architecture::{Architecture, Family, MOVQ};
 use crate::safetensors_file::{write_safetensors, write_whole};
 use crate::tensor::{HostTensor, is_float};
 use crate::torch_file::write_torch;
-use crate::weights::{WeightsError, WeightsFile, unwrapped};
+use crate::weights::{WeightsError, WeightsFile};
 
-/// Under which latent-diffusion keeps the VQGAN, beside the diffusion model.
-const FIRST_STAGE: &str = "first_stage_model.";
+/// Under which programs keep a VQGAN, the last being latent-diffusion, which has its diffusion model beside it.
+const HOLDERS: [&str; 3] = ["model", "vqgan", "first_stage_model"];
+/// The parts of a VQGAN. All else in a file is not the model's own.
+const PARTS: [&str; 5] = ["encoder", "decoder", "quantize", "quant_conv", "post_quant_conv"];
+/// Which every VQGAN has, whoever made it.
+const FIRST: &str = "encoder.conv_in.weight";
+/// The quantizer's one parameter.
+const CODEBOOK: &str = "quantize.embedding.weight";
 /// What belongs to training alone: losses with their discriminator, and moving averages.
 const TRAINING: [&str; 5] = ["loss.", "model_ema.", "discriminator.", "perceptual_loss.", "colorize"];
 /// Length of the usage buffer that LlamaGen's strict loading wants.
@@ -99,23 +105,33 @@ fn is_projection(canonical: &str) -> bool {
     canonical.contains(".attn") && matches!(parts[..], [.., "q" | "k" | "v" | "proj_out", "weight"])
 }
 
+/// What a family's quantizer keeps beside its codebook and what reconstructions do not depend on: the indices in use
+/// (`remap` of taming and diffusers), the averages of taming's `EMAVectorQuantizer`, which looks codes up like any other,
+/// and LlamaGen's record of used codes.
+fn quantizer_buffers(family: Family) -> &'static [&'static str] {
+    match family {
+        Family::Taming => &["quantize.used", "quantize.embedding.cluster_size", "quantize.embedding.embed_avg"],
+        Family::LlamaGen => &["quantize.codebook_used"],
+        Family::Diffusers => &["quantize.used"],
+    }
+}
+
 /// The tensors of a VQGAN in a file, whatever was wrapped around it.
 pub(crate) struct ModelNames<'a> {
     file: &'a WeightsFile,
     /// Name within the model -> name in the file.
-    names: BTreeMap<&'a str, &'a str>,
+    names: BTreeMap<String, &'a str>,
+    /// What the file puts before the names of the model.
+    around: String,
+    /// The same, where it is nothing that is known to be around models.
+    unknown_prefix: Option<String>,
     family: Family,
 }
 
 impl<'a> ModelNames<'a> {
     /// Recognises the family, and refuses by name what only looks like a VQGAN.
     pub fn of(file: &'a WeightsFile) -> Result<ModelNames<'a>, WeightsError> {
-        let mut names: BTreeMap<&str, &str> = file.names().map(|name| (unwrapped(name), name)).collect();
-        let staged: BTreeMap<&str, &str> =
-            names.iter().filter_map(|(name, in_file)| Some((name.strip_prefix(FIRST_STAGE)?, *in_file))).collect();
-        if !staged.is_empty() {
-            names = staged;
-        }
+        let Placed { names, around, unknown_prefix } = Placed::of(file)?;
         let refuse = |what: String| WeightsError::Unsupported { path: file.path().to_owned(), what };
         let starts = |prefix: &str| names.keys().any(|name| name.starts_with(prefix));
         let family = if starts("encoder.down_blocks.") || starts("decoder.up_blocks.") {
@@ -134,14 +150,26 @@ impl<'a> ModelNames<'a> {
         if starts("quantize.embed.") || starts("quantize.proj.") {
             return Err(refuse("it is a GumbelVQ (quantize.proj, quantize.embed), which is not built here".to_owned()));
         }
-        let modulated = |name: &&str| name.contains(".conv_y.") || name.contains(".norm_layer.");
+        let modulated = |name: &String| name.contains(".conv_y.") || name.contains(".norm_layer.");
         if names.keys().any(modulated) {
             return Err(refuse(MOVQ.to_owned()));
         }
-        if !names.contains_key("quantize.embedding.weight") {
-            return Err(refuse("it has no codebook (quantize.embedding.weight); a KL autoencoder has none".to_owned()));
+        let is_foreign = |name: &str| {
+            name.starts_with("quantize.") && name != CODEBOOK && !quantizer_buffers(family).contains(&name)
+        };
+        let foreign: Vec<&str> =
+            names.iter().filter(|(name, _)| is_foreign(name)).map(|(_, in_file)| *in_file).collect();
+        if !foreign.is_empty() {
+            return Err(refuse(format!(
+                "its quantizer is not a VQGAN's, which has no {}: SimVQ, LFQ, FSQ, residual quantizers and others that \
+                 compute something else are not built here",
+                enumerate(&foreign)
+            )));
         }
-        Ok(ModelNames { file, names, family })
+        if !names.contains_key(CODEBOOK) {
+            return Err(refuse(format!("it has no codebook ({CODEBOOK}); a KL autoencoder, FSQ and LFQ have none")));
+        }
+        Ok(ModelNames { file, names, around, unknown_prefix, family })
     }
 
     pub fn family(&self) -> Family {
@@ -159,26 +187,92 @@ impl<'a> ModelNames<'a> {
         if let Some((_, in_file)) = self.find(canonical, levels) {
             return in_file.to_owned();
         }
-        let name = family_name(self.family, levels, canonical);
-        // Whatever is around the codebook's name is around every name.
-        let codebook = self.names.get("quantize.embedding.weight");
-        let around = codebook.and_then(|codebook| codebook.strip_suffix("quantize.embedding.weight"));
-        format!("{}{name}", around.unwrap_or_default())
+        format!("{}{}", self.around, family_name(self.family, levels, canonical))
     }
 
-    fn find(&self, canonical: &str, levels: usize) -> Option<(&'a str, &'a str)> {
+    fn find(&self, canonical: &str, levels: usize) -> Option<(&str, &'a str)> {
         let name = family_name(self.family, levels, canonical);
         let entry = self.names.get_key_value(name.as_str()).or_else(|| {
             let old = old_diffusers_name(&name)?;
             self.names.get_key_value(old.as_str())
         });
-        entry.map(|(name, in_file)| (*name, *in_file))
+        entry.map(|(name, in_file)| (name.as_str(), *in_file))
+    }
+
+    /// Whether a name within the model is none of a VQGAN's weights and yet no surprise.
+    fn is_of_no_use(&self, name: &str) -> bool {
+        TRAINING.iter().any(|prefix| name.starts_with(prefix)) || quantizer_buffers(self.family).contains(&name)
     }
 }
 
-fn is_training(name: &str) -> bool {
-    // Beside its codebook, a quantizer has counters of use, remappings and moving averages.
-    TRAINING.iter().any(|prefix| name.starts_with(prefix)) || name.starts_with("quantize.")
+/// The names of the one model in a file.
+struct Placed<'a> {
+    names: BTreeMap<String, &'a str>,
+    around: String,
+    unknown_prefix: Option<String>,
+}
+
+impl<'a> Placed<'a> {
+    /// Takes off what is around the names of a VQGAN: [`HOLDERS`] wherever they stand, else one prefix that all its names
+    /// have. What has another prefix is not the model's; in a file without any prefix, all is.
+    fn of(file: &'a WeightsFile) -> Result<Placed<'a>, WeightsError> {
+        let all = file.unwrapped()?.0;
+        // The file's own name of each model's first tensor, by the model's prefix.
+        let mut models: BTreeMap<String, &str> = BTreeMap::new();
+        for (name, in_file) in all.iter().filter(|(name, _)| inside(name) == FIRST) {
+            models.entry(prefix(name)).or_insert(in_file);
+        }
+        let prefix_of_model = match models.len() {
+            _ if models.contains_key("") => "",
+            0 | 1 => models.keys().next().map_or("", String::as_str),
+            _ => {
+                let prefixes: Vec<&str> = models.keys().map(String::as_str).collect();
+                let what = "it holds several models, whose names begin with";
+                return Err(WeightsError::Unsupported {
+                    path: file.path().to_owned(),
+                    what: format!("{what} {}; save the state dict of one alone", enumerate(&prefixes)),
+                });
+            }
+        };
+        let around = models.get(prefix_of_model).and_then(|in_file| in_file.strip_suffix(FIRST)).unwrap_or_default();
+        let nothing_around = all.contains_key(FIRST) || models.is_empty();
+        let mut names = BTreeMap::new();
+        for (name, in_file) in &all {
+            let inside = inside(name);
+            if !inside.is_empty() && prefix(name) == prefix_of_model {
+                file.insert(&mut names, inside, in_file)?;
+            } else if nothing_around {
+                file.insert(&mut names, name.clone(), in_file)?;
+            }
+        }
+        let unknown_prefix = (!prefix_of_model.is_empty()).then(|| prefix_of_model.to_owned());
+        Ok(Placed { names, around: around.to_owned(), unknown_prefix })
+    }
+}
+
+/// What a name has before the first part that is one of a VQGAN's, without [`HOLDERS`]; all of it if none is.
+fn prefix(name: &str) -> String {
+    let parts = name.split('.').take_while(|part| !PARTS.contains(part)).filter(|part| !HOLDERS.contains(part));
+    parts.map(|part| format!("{part}.")).collect()
+}
+
+/// A name from the first part on that is one of a VQGAN's, without [`HOLDERS`]; empty if none is.
+fn inside(name: &str) -> String {
+    let parts = name.split('.').skip_while(|part| !PARTS.contains(part)).filter(|part| !HOLDERS.contains(part));
+    parts.collect::<Vec<_>>().join(".")
+}
+
+/// What a user should be told about the names in a file with a VQGAN, a line each.
+///
+/// # Errors
+/// As [`Architecture::infer`].
+pub fn vqgan_notes(file: &WeightsFile) -> Result<Vec<String>, WeightsError> {
+    let names = ModelNames::of(file)?;
+    let prefix = names.unknown_prefix.iter().map(|prefix| format!("its weights are those that begin with {prefix}"));
+    let averaged = names.names.contains_key("quantize.embedding.embed_avg");
+    let averaged =
+        averaged.then(|| "its codebook was learnt by moving averages, and is trained by gradients here".to_owned());
+    Ok(prefix.chain(averaged).collect())
 }
 
 /// Reads a VQGAN's weights under their canonical names and in their canonical shapes, in the file's element types.
@@ -188,13 +282,14 @@ fn is_training(name: &str) -> bool {
 ///
 /// # Errors
 /// [`WeightsError::Mismatch`] names all tensors that are missing, unexpected or different at once; none is read then.
+/// [`WeightsError::NotFinite`] names the first with an element that is infinite or not a number.
 pub fn load_vqgan(
     file: &WeightsFile,
     architecture: &Architecture,
 ) -> Result<BTreeMap<String, HostTensor>, WeightsError> {
     let names = ModelNames::of(file)?;
     let levels = architecture.channels.len();
-    let mut left = names.names.clone();
+    let mut left: BTreeMap<&str, &str> = names.names.iter().map(|(name, in_file)| (name.as_str(), *in_file)).collect();
     let mut found = Vec::new();
     let mut missing = Vec::new();
     let mut different = Vec::new();
@@ -216,14 +311,14 @@ pub fn load_vqgan(
             found.push((canonical, shape, in_file));
         }
     }
-    let unexpected = left.iter().filter(|(name, _)| !is_training(name));
+    let unexpected = left.iter().filter(|(name, _)| !names.is_of_no_use(name));
     let unexpected: Vec<String> = unexpected.map(|(_, in_file)| (*in_file).to_owned()).collect();
     if !(missing.is_empty() && unexpected.is_empty() && different.is_empty()) {
         return Err(WeightsError::Mismatch { path: file.path().to_owned(), missing, unexpected, different });
     }
     let mut weights = BTreeMap::new();
     for (canonical, shape, in_file) in found {
-        let tensor = file.read(in_file)?;
+        let tensor = file.read_weight(in_file)?;
         let tensor =
             tensor.reshape(shape).map_err(|source| WeightsError::Tensor { name: in_file.to_owned(), source })?;
         weights.insert(canonical, tensor);
@@ -449,6 +544,15 @@ fn taming_config(architecture: &Architecture) -> String {
     lines.push("    lossconfig:".to_owned());
     lines.push("      target: taming.modules.losses.DummyLoss".to_owned());
     lines.join("\n") + "\n"
+}
+
+/// The first few names, so that the line stays a line.
+fn enumerate(names: &[&str]) -> String {
+    const SHOWN: usize = 4;
+    match names.len() {
+        0..=SHOWN => names.join(", "),
+        more => format!("{} and {} more", names[..SHOWN].join(", "), more - SHOWN),
+    }
 }
 
 #[cfg(test)]

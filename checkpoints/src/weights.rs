@@ -15,8 +15,10 @@ use crate::torch_file::{TensorRef, TorchError, TorchFile, is_legacy};
 
 /// Where the weights lie among the top-level entries of a torch file, best first: Lightning, then LlamaGen.
 const STATE_DICTS: [&str; 3] = ["state_dict", "ema", "model"];
-/// What wrappers put before every name: DistributedDataParallel and torch.compile.
-const WRAPPERS: [&str; 2] = ["module.", "_orig_mod."];
+/// What wrappers put into names, wherever the module is that they are around: DistributedDataParallel, torch.compile,
+/// FSDP, activation checkpointing and DeepSpeed. No module is called so by itself.
+const WRAPPERS: [&str; 5] =
+    ["module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module", "_forward_module"];
 /// What diffusers and transformers call the weights in a model's folder.
 const FOLDER_FILES: [&str; 6] = [
     "diffusion_pytorch_model.safetensors",
@@ -104,6 +106,28 @@ pub enum WeightsError {
         path: PathBuf,
         /// What it is.
         what: String,
+    },
+    /// Two tensors that are the same one without what wrappers put into their names.
+    #[error("{}: {} and {} are both {name} without what wrappers add, so it is not clear which is meant", path.display(), names[0], names[1])]
+    Twice {
+        /// The file.
+        path: PathBuf,
+        /// The name that both would have.
+        name: String,
+        /// The names that they have.
+        names: [String; 2],
+    },
+    /// A weight that no network can compute with.
+    #[error("{}: {count} of the {of} elements of {name} are infinite or not a number: training it had failed before it was saved, so take an earlier checkpoint", path.display())]
+    NotFinite {
+        /// The file.
+        path: PathBuf,
+        /// The tensor's name.
+        name: String,
+        /// Elements that are not finite.
+        count: usize,
+        /// All its elements.
+        of: usize,
     },
     /// An architecture that contradicts itself, or that a family cannot express.
     #[error("architecture: {0}")]
@@ -247,10 +271,46 @@ impl WeightsFile {
         }
     }
 
-    /// What comes before `ending` in the shortest name that ends so, whole parts of it; empty where it is the name.
-    pub(crate) fn prefix_of(&self, ending: &str) -> Option<&str> {
-        let prefixes = self.names().filter_map(|name| name.strip_suffix(ending));
-        prefixes.filter(|prefix| prefix.is_empty() || prefix.ends_with('.')).min_by_key(|prefix| prefix.len())
+    /// The names without what wrappers put into them, and which names of the file these are.
+    pub(crate) fn unwrapped(&self) -> Result<Unwrapped<'_>, WeightsError> {
+        let mut names = BTreeMap::new();
+        for in_file in self.names() {
+            self.insert(&mut names, unwrapped(in_file), in_file)?;
+        }
+        Ok(Unwrapped(names))
+    }
+
+    /// Enters the name of a tensor, which may be there once.
+    pub(crate) fn insert<'a>(
+        &self,
+        names: &mut BTreeMap<String, &'a str>,
+        name: String,
+        in_file: &'a str,
+    ) -> Result<(), WeightsError> {
+        match names.insert(name.clone(), in_file) {
+            None => Ok(()),
+            Some(other) => {
+                let names = [other.to_owned(), in_file.to_owned()];
+                Err(WeightsError::Twice { path: self.path.clone(), name, names })
+            }
+        }
+    }
+
+    /// Reads a tensor that a network computes with.
+    pub(crate) fn read_weight(&self, name: &str) -> Result<HostTensor, WeightsError> {
+        let tensor = self.read(name)?;
+        // A double can be finite and too large for what networks compute in.
+        if tensor.dtype != Dtype::F64 && tensor.is_finite() {
+            return Ok(tensor);
+        }
+        let values = tensor.to_f32();
+        match values.iter().filter(|value| !value.is_finite()).count() {
+            0 => Ok(tensor),
+            count => {
+                let (path, name) = (self.path.clone(), name.to_owned());
+                Err(WeightsError::NotFinite { path, name, count, of: values.len() })
+            }
+        }
     }
 
     /// Reads one tensor.
@@ -446,12 +506,22 @@ fn json(pickle: &Pickle, id: Id, depth: usize, budget: &mut usize) -> Option<Jso
     })
 }
 
-/// A tensor's name without what wrappers put before it.
-pub(crate) fn unwrapped(mut name: &str) -> &str {
-    while let Some(inner) = WRAPPERS.iter().find_map(|wrapper| name.strip_prefix(wrapper)) {
-        name = inner;
+/// A tensor's name without what wrappers put into it.
+fn unwrapped(name: &str) -> String {
+    let parts: Vec<&str> = name.split('.').filter(|part| !WRAPPERS.contains(part)).collect();
+    parts.join(".")
+}
+
+/// Names without what wrappers put into them -> names in the file.
+#[derive(Debug)]
+pub(crate) struct Unwrapped<'a>(pub(crate) BTreeMap<String, &'a str>);
+
+impl Unwrapped<'_> {
+    /// What comes before `ending` in the shortest name that ends so, whole parts of it; empty where it is the name.
+    pub(crate) fn prefix_of(&self, ending: &str) -> Option<&str> {
+        let prefixes = self.0.keys().filter_map(|name| name.strip_suffix(ending));
+        prefixes.filter(|prefix| prefix.is_empty() || prefix.ends_with('.')).min_by_key(|prefix| prefix.len())
     }
-    name
 }
 
 /// The weights in a model's folder.

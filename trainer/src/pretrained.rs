@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use checkpoints::hub::{self, FileChoice, HubError, HubSettings, Location};
 use checkpoints::run::{RunError, RunStore};
-use checkpoints::{Architecture, WeightsError, WeightsFile, load_vqgan};
+use checkpoints::{Architecture, WeightsError, WeightsFile, load_vqgan, vqgan_notes};
 
 use crate::config::{Config, ModelConfig, Problem};
 use crate::download::DownloadBar;
@@ -85,7 +85,8 @@ pub fn pretrained(spec: &str) -> Result<Initial, PretrainedError> {
     let file = WeightsFile::open(&fetched.weights)?;
     let architecture = Architecture::infer(&file, None)?;
     let weights = load_vqgan(&file, &architecture)?;
-    let description = format!("{} from {spec}", describe(&architecture));
+    let mut description = format!("{} from {spec}", describe(&architecture));
+    vqgan_notes(&file)?.iter().for_each(|note| description += &format!(" ({note})"));
     Ok(Initial { architecture, weights, resolution: None, description })
 }
 

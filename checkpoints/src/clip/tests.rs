@@ -137,6 +137,14 @@ fn wrappers_and_buffers_are_left_out() {
     write_torch(file, "state_dict", &all, None).unwrap();
     assert_eq!(load_clip(folder.path()).unwrap().weights, expected.weights);
 
+    // A part of something larger.
+    let wrapped = all.into_iter().map(|(name, tensor)| {
+        (format!("model.{}", name.replacen("encoder.", "encoder._fsdp_wrapped_module.", 1)), tensor)
+    });
+    let file = File::create(folder.path().join("pytorch_model.bin")).unwrap();
+    write_torch(file, "state_dict", &wrapped.collect(), None).unwrap();
+    assert_eq!(load_clip(folder.path()).unwrap().weights, expected.weights);
+
     // A checkpoint of OpenCLIP's training; the scale as a vector of one.
     let folder = tempfile::tempdir().unwrap();
     std::fs::copy(fixture(OPEN_CLIP[1]), folder.path().join("open_clip_config.json")).unwrap();
@@ -147,6 +155,21 @@ fn wrappers_and_buffers_are_left_out() {
     let path = folder.path().join("epoch_1.pt");
     write_torch(File::create(&path).unwrap(), "state_dict", &all, None).unwrap();
     assert_eq!(load_clip(&path).unwrap().weights, expected.weights);
+}
+
+#[test]
+fn weights_that_are_not_finite_are_named() {
+    let name = "text_model.final_layer_norm.bias";
+    let broken = |all: &mut BTreeMap<String, HostTensor>| {
+        let shape = all[name].shape.clone();
+        let values = vec![f32::INFINITY; shape[0]];
+        all.insert(name.to_owned(), HostTensor::from_f32(shape, &values));
+    };
+    let folder = changed(TRANSFORMERS, broken, |_| {});
+    let error = load_clip(folder.path()).unwrap_err();
+    assert!(matches!(&error, WeightsError::NotFinite { name: found, .. } if found == name), "{error}");
+    // What is not read is not looked at.
+    load_clip_images(folder.path()).unwrap();
 }
 
 #[test]

@@ -145,3 +145,24 @@ fn all_that_does_not_fit_is_named() {
     });
     assert!(error.unwrap_err().contains("main.5.weight is [256], must be a convolution's"));
 }
+
+#[test]
+fn wrappers_are_seen_through_and_weights_that_are_not_finite_are_named() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("model.safetensors");
+    let tensors = numbered(&patchgan());
+    let save = |tensors: &BTreeMap<String, HostTensor>| {
+        let wrap = |name: &str| format!("loss.discriminator.{}", name.replacen("main.", "main._orig_mod.", 1));
+        let wrapped = tensors.iter().map(|(name, tensor)| (wrap(name), tensor.clone())).collect();
+        crate::write_safetensors(&path, &wrapped, None).unwrap();
+        load_discriminator(&path)
+    };
+    assert_eq!(save(&tensors).unwrap()["main.2.weight"], tensors["main.2.weight"]);
+    for value in [f32::NAN, f32::INFINITY] {
+        let mut broken = tensors.clone();
+        broken.insert("main.0.bias".to_owned(), HostTensor::from_f32([64], &[value; 64]));
+        let error = save(&broken).unwrap_err();
+        let WeightsError::NotFinite { name, count, .. } = &error else { panic!("{error}") };
+        assert_eq!((name.as_str(), *count), ("loss.discriminator.main._orig_mod.0.bias", 64));
+    }
+}

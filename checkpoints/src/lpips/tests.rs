@@ -174,3 +174,28 @@ fn what_is_missing_or_different_is_named() {
     let error = load_lpips(network, &path, None).unwrap_err().to_string();
     assert!(error.contains("net.slice1.0.bias is U8, must be floating-point"), "{error}");
 }
+
+#[test]
+fn wrappers_are_seen_through_and_weights_that_are_not_finite_are_named() {
+    let network = LpipsNetwork::AlexNet;
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("model.safetensors");
+    let tensor = |(name, shape): (String, Vec<usize>)| {
+        let values = vec![0.5; shape.iter().product()];
+        (name, HostTensor::from_f32(shape, &values))
+    };
+    let tensors: BTreeMap<String, HostTensor> = canonical(network).into_iter().map(tensor).collect();
+    let save = |tensors: &BTreeMap<String, HostTensor>| {
+        let wrap = |name: &str| format!("loss.{}", name.replacen('.', "._forward_module.", 1));
+        let wrapped = tensors.iter().map(|(name, tensor)| (wrap(name), tensor.clone())).collect();
+        crate::write_safetensors(&path, &wrapped, None).unwrap();
+        load_lpips(network, &path, None)
+    };
+    assert_eq!(save(&tensors).unwrap(), tensors);
+    for name in ["features.3.bias", "lin1.weight"] {
+        let mut broken = tensors.clone();
+        broken.insert(name.to_owned(), HostTensor::from_f32(&tensors[name].shape, &[f32::NAN; 192]));
+        let error = save(&broken).unwrap_err();
+        assert!(matches!(&error, WeightsError::NotFinite { count: 192, .. }), "{error}");
+    }
+}

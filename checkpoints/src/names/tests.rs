@@ -359,6 +359,145 @@ fn wrappers_and_training_are_seen_through() {
 }
 
 #[test]
+fn wrappers_are_taken_off_wherever_they_stand() {
+    let architecture = Architecture { family: Family::Taming, quantizer: Quantizer::of(Family::Taming), ..tiny() };
+    let weights = random(&architecture);
+    let inner = |name: &str, part: &str, wrapper: &str| name.replacen(part, &format!("{part}{wrapper}."), 1);
+    let forms: [(&str, &dyn Fn(&str) -> String); 8] = [
+        ("first_stage_model.", &|name| format!("first_stage_model._orig_mod.{name}")),
+        ("model.", &|name| format!("module.model.{name}")),
+        ("vqgan.", &|name| format!("_forward_module.model.vqgan.{name}")),
+        ("FSDP", &|name| format!("_fsdp_wrapped_module.{}", inner(name, "encoder.", "_fsdp_wrapped_module"))),
+        ("activation checkpointing", &|name| inner(name, "decoder.mid.block_1.", "_checkpoint_wrapped_module")),
+        ("compiled parts", &|name| inner(&inner(name, "encoder.", "_orig_mod"), "decoder.", "_orig_mod")),
+        ("a model in the model", &|name| inner(name, "encoder.", "model")),
+        ("all", &|name| format!("first_stage_model.module.{}", inner(name, "decoder.up.0.", "_orig_mod"))),
+    ];
+    for (what, rename) in forms {
+        let (_folder, file) = renamed(&weights, rename);
+        assert_eq!(Architecture::infer(&file, None).unwrap(), architecture, "{what}");
+        assert_eq!(load_vqgan(&file, &architecture).unwrap(), weights, "{what}");
+        assert!(vqgan_notes(&file).unwrap().is_empty(), "{what}");
+    }
+    for twin in ["module.encoder.conv_in.bias", "encoder._orig_mod.conv_in.bias", "vqgan.encoder.conv_in.bias"] {
+        let mut twice = weights.clone();
+        twice.insert(twin.to_owned(), HostTensor::from_f32([1], &[0.]));
+        let (_folder, file) = renamed(&twice, str::to_owned);
+        let error = Architecture::infer(&file, None).unwrap_err();
+        let WeightsError::Twice { names, .. } = &error else { panic!("{error}") };
+        assert!(names.contains(&twin.to_owned()) && names.contains(&"encoder.conv_in.bias".to_owned()), "{error}");
+    }
+}
+
+#[test]
+fn one_unknown_prefix_is_accepted_and_said() {
+    let architecture = Architecture { family: Family::Taming, quantizer: Quantizer::of(Family::Taming), ..tiny() };
+    let weights = random(&architecture);
+    for prefix in ["tokenizer.", "vae.", "module.some.where._orig_mod.", "generator.model."] {
+        let mut more = weights.clone();
+        more.insert("quantize.used".to_owned(), HostTensor::from_f32([1], &[0.]));
+        let (_folder, file) = renamed(&more, |name| format!("{prefix}{name}"));
+        assert_eq!(Architecture::infer(&file, None).unwrap(), architecture, "{prefix}");
+        assert_eq!(load_vqgan(&file, &architecture).unwrap(), weights, "{prefix}");
+        let [note] = &vqgan_notes(&file).unwrap()[..] else { panic!("{prefix}") };
+        let said = prefix.replace("module.", "").replace("_orig_mod.", "").replace("model.", "");
+        assert!(note.ends_with(&said), "{note}");
+    }
+    // What is beside the model is not the model's; a part of the model that is unknown is.
+    let beside = |name: &str| {
+        let mut more = weights.clone();
+        more.insert(name.to_owned(), HostTensor::from_f32([1], &[0.]));
+        let (_folder, file) = renamed(&more, |name| match name.starts_with("transformer.") {
+            true => name.to_owned(),
+            false => format!("vae.{name}"),
+        });
+        load_vqgan(&file, &architecture)
+    };
+    assert_eq!(beside("transformer.encoder.layers.0.weight").unwrap(), weights);
+    let error = beside("encoder.norm_in.weight").unwrap_err().to_string();
+    assert!(error.contains("1 unexpected (vae.encoder.norm_in.weight)"), "{error}");
+
+    let both: BTreeMap<String, HostTensor> = ["generator.", "average."]
+        .iter()
+        .flat_map(|prefix| weights.iter().map(move |(name, tensor)| (format!("{prefix}{name}"), tensor.clone())))
+        .collect();
+    let (_folder, file) = renamed(&both, str::to_owned);
+    let error = Architecture::infer(&file, None).unwrap_err().to_string();
+    assert!(error.contains("average., generator."), "{error}");
+}
+
+#[test]
+fn another_quantizer_is_no_vqgans() {
+    let tensor = HostTensor::from_f32([1], &[0.]);
+    let with = |family, extra: &[&str], without: Option<&str>| {
+        let architecture = Architecture { family, quantizer: Quantizer::of(family), ..tiny() };
+        let mut weights = random(&architecture);
+        weights.extend(extra.iter().map(|name| ((*name).to_owned(), tensor.clone())));
+        without.map(|name| weights.remove(name));
+        let (_folder, file) = renamed(&weights, |name| family_name(family, 3, name));
+        let inferred = Architecture::infer(&file, None)?;
+        load_vqgan(&file, &inferred)
+    };
+    for (family, names) in [
+        (Family::Taming, &["quantize.embedding_proj.weight", "quantize.embedding_proj.bias"][..]),
+        (Family::Taming, &["quantize.layers.0.embedding.weight"]),
+        (Family::Diffusers, &["quantize.mask", "quantize.zero"]),
+        (Family::LlamaGen, &["quantize.project_in.weight", "quantize._levels"]),
+        (Family::LlamaGen, &["quantize.embedding.cluster_size"]),
+        (Family::Taming, &["quantize.codebook_used"]),
+        (Family::Taming, &["quantize.embedding.bias"]),
+    ] {
+        let error = with(family, names, None).unwrap_err();
+        assert!(matches!(&error, WeightsError::Unsupported { .. }), "{error}");
+        assert!(names.iter().all(|name| error.to_string().contains(name)), "{error}");
+    }
+    let error = with(Family::Taming, &["quantize.project_in.weight"], Some("quantize.embedding.weight")).unwrap_err();
+    assert!(error.to_string().contains("quantize.project_in.weight"), "{error}");
+    for name in ["quant_conv.weight_scale", "post_quant_conv.1.weight", "encoder.extra", "decoder.mid.attn_2.q.weight"]
+    {
+        let error = with(Family::Taming, &[name], None).unwrap_err();
+        let WeightsError::Mismatch { unexpected, .. } = &error else { panic!("{error}") };
+        assert_eq!(unexpected, &[name]);
+    }
+    for (family, buffers) in [
+        (Family::Taming, &["quantize.used", "loss.discriminator.main.0.weight", "model_ema.decay", "colorize"][..]),
+        (Family::Taming, &["quantize.embedding.cluster_size", "quantize.embedding.embed_avg"]),
+        (Family::LlamaGen, &["quantize.codebook_used"]),
+        (Family::Diffusers, &["quantize.used"]),
+    ] {
+        with(family, buffers, None).unwrap();
+    }
+}
+
+#[test]
+fn weights_that_are_not_finite_are_named() {
+    let architecture = Architecture { family: Family::Taming, quantizer: Quantizer::of(Family::Taming), ..tiny() };
+    let weights = random(&architecture);
+    let with = |tensor: HostTensor| {
+        let mut weights = weights.clone();
+        weights.insert("decoder.norm_out.weight".to_owned(), tensor);
+        let (_folder, file) = renamed(&weights, |name| format!("module.{name}"));
+        load_vqgan(&file, &architecture)
+    };
+    let mut values = [1.0; 32];
+    (values[3], values[7]) = (f32::NAN, f32::NEG_INFINITY);
+    let huge: Vec<u8> = [1e300f64; 32].iter().flat_map(|value| value.to_le_bytes()).collect();
+    for (tensor, expected) in [
+        (HostTensor::from_f32([32], &values), 2),
+        (HostTensor { dtype: safetensors::Dtype::F64, shape: vec![32], bytes: huge }, 32),
+    ] {
+        let error = with(tensor).unwrap_err();
+        let WeightsError::NotFinite { name, count, of, .. } = &error else { panic!("{error}") };
+        assert_eq!((name.as_str(), *count, *of), ("module.decoder.norm_out.weight", expected, 32));
+    }
+    // What is not the model's may be what it is.
+    let mut more = weights.clone();
+    more.insert("loss.logvar".to_owned(), HostTensor::from_f32([1], &[f32::NAN]));
+    let (_folder, file) = renamed(&more, str::to_owned);
+    assert_eq!(load_vqgan(&file, &architecture).unwrap(), weights);
+}
+
+#[test]
 fn everything_that_does_not_fit_is_named_at_once() {
     let architecture = tiny();
     let mut weights = random(&architecture);
