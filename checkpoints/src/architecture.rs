@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value as Json;
 
 use crate::names::ModelNames;
-use crate::weights::{WeightsError, WeightsFile, read_json};
+use crate::weights::{WeightsError, WeightsFile, read_config};
 
 /// Who made the model: decides the names in its files and the defaults of its quantizer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -89,7 +89,14 @@ pub struct Architecture {
     /// diffusers: how its pipelines scale the latents. Kept for the export.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub scaling_factor: Option<f64>,
+    /// diffusers: what else its configuration says and the model's computation does not depend on, by key
+    /// (`force_upcast`, `sample_size`). Kept for the export.
+    #[serde(default, skip_serializing_if = "serde_json::Map::is_empty")]
+    pub diffusers: serde_json::Map<String, Json>,
 }
+
+/// Keys of a diffusers configuration that only its pipelines and trainers read.
+const KEPT: [&str; 2] = ["force_upcast", "sample_size"];
 
 /// What diffusers calls the configuration beside its weights.
 pub(crate) const CONFIG: &str = "config.json";
@@ -111,7 +118,7 @@ impl Architecture {
         let names = ModelNames::of(file)?;
         let family = names.family();
         let config = match config {
-            Some(path) => Some(read_json(path)?),
+            Some(path) => Some(read_config(path)?),
             None if family == Family::Diffusers => file.json_beside(CONFIG)?,
             None => None,
         };
@@ -156,6 +163,7 @@ impl Architecture {
             quantizer: Quantizer::of(family),
             lookup_from_codebook: false,
             scaling_factor: None,
+            diffusers: serde_json::Map::new(),
         };
         if family == Family::LlamaGen {
             architecture.quantizer.read_args(file);
@@ -305,6 +313,8 @@ impl Architecture {
         let flag = |key: &str| config.get(key).and_then(Json::as_bool);
         self.lookup_from_codebook = flag("lookup_from_codebook").unwrap_or(false);
         self.scaling_factor = config.get("scaling_factor").and_then(Json::as_f64);
+        let kept = KEPT.iter().filter_map(|key| Some(((*key).to_owned(), config.get(*key)?.clone())));
+        self.diffusers = kept.collect();
         Ok(())
     }
 }

@@ -5,8 +5,9 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
+use crate::hub::Fetched;
 use crate::tensor::{HostTensor, is_float};
-use crate::weights::{WeightsError, WeightsFile};
+use crate::weights::{WeightsError, WeightsFile, in_folder};
 
 mod config;
 mod names;
@@ -24,6 +25,10 @@ const HOLDER: &str = "model.";
 /// What belongs to a CLIP and lies beside its weights.
 pub(crate) const BESIDE: [&str; 6] =
     ["config.json", "open_clip_config.json", "preprocessor_config.json", "tokenizer.json", "vocab.json", "merges.txt"];
+
+/// What a tokenizer is called in a model's folder, best first; `vocab.json` has its `merges.txt` beside it.
+pub(crate) const TOKENIZERS: [&str; 5] =
+    ["tokenizer.json", "vocab.json", "bpe_simple_vocab_16e6.txt.gz", "bpe_simple_vocab_16e6.txt", "merges.txt"];
 
 /// What a CLIP with a vision transformer is built like.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -99,14 +104,16 @@ pub struct Clip {
 /// | `visual.…`, `transformer.…` | OpenCLIP | `open_clip_config.json` |
 /// | the same | OpenAI (`torch.save` or TorchScript) | the shapes, with 64 channels per head and QuickGELU |
 ///
-/// The configurations lie beside the weights; without `open_clip_config.json` a file is taken for OpenAI's unless its
-/// name begins with `open_clip`.
+/// The configurations lie beside the weights. Without `open_clip_config.json` a file is OpenAI's if it is a TorchScript
+/// program, has OpenAI's `input_resolution`, or is nothing but a state dict with the names as they are; not if the file's
+/// name begins with `open_clip`, its tensors have wrappers around them or lie under a key, as in a checkpoint of a training.
 ///
 /// # Errors
 /// One line: what the file is instead, or what of configuration and tensors contradict each other.
 /// [`WeightsError::Mismatch`] names all tensors that are missing, unexpected or different, by the file's own names.
-pub fn load_clip(path: &Path) -> Result<Clip, WeightsError> {
-    load(path, |_| true)
+/// [`WeightsError::NoActivation`] if [`read_clip`] has to be told.
+pub fn load_clip(weights: impl Into<Fetched>) -> Result<Clip, WeightsError> {
+    read_clip(weights, None, true)
 }
 
 /// As [`load_clip`], without the weights of the text tower: what `text_model.` and `text_projection.` begin is checked and
@@ -114,16 +121,31 @@ pub fn load_clip(path: &Path) -> Result<Clip, WeightsError> {
 ///
 /// # Errors
 /// As [`load_clip`].
-pub fn load_clip_images(path: &Path) -> Result<Clip, WeightsError> {
-    load(path, |name| !names::is_of_texts(name))
+pub fn load_clip_images(weights: impl Into<Fetched>) -> Result<Clip, WeightsError> {
+    read_clip(weights, None, false)
 }
 
-fn load(path: &Path, is_wanted: impl Fn(&str) -> bool) -> Result<Clip, WeightsError> {
+/// Does what [`load_clip`] or, without texts, [`load_clip_images`] does, with an activation in place of what the
+/// configuration says; of a file without one, the rest is taken from the shapes, as of OpenAI's.
+///
+/// # Errors
+/// As [`load_clip`].
+pub fn read_clip(
+    weights: impl Into<Fetched>,
+    activation: Option<Activation>,
+    with_texts: bool,
+) -> Result<Clip, WeightsError> {
+    let weights = weights.into();
+    let path = &weights.weights;
     let is_folder = std::fs::metadata(path).is_ok_and(|metadata| metadata.is_dir());
-    let file = WeightsFile::open(if is_folder { in_folder(path)? } else { path.to_owned() })?;
+    let path = if is_folder { in_folder(path, &WEIGHTS, &[""])? } else { path.to_owned() };
+    let file = WeightsFile::open_with(&path, weights.key.as_deref())?;
     let tensors = Tensors::of(&file)?;
     let source = Source::beside(&file, tensors.naming)?;
-    let architecture = match &source {
+    if source.is_none() && !tensors.are_openais()? && activation.is_none() {
+        return Err(WeightsError::NoActivation { path });
+    }
+    let mut architecture = match &source {
         Some(source) => {
             let architecture = source.architecture(file.path())?;
             tensors.agree(&architecture, source)?;
@@ -131,23 +153,9 @@ fn load(path: &Path, is_wanted: impl Fn(&str) -> bool) -> Result<Clip, WeightsEr
         }
         None => tensors.infer()?,
     };
-    let weights = tensors.read(&architecture, is_wanted)?;
+    architecture.activation = activation.unwrap_or(architecture.activation);
+    let weights = tensors.read(&architecture, |name| with_texts || !names::is_of_texts(name))?;
     Ok(Clip { architecture, weights, tokenizer: tokenizer_beside(file.path()) })
-}
-
-fn in_folder(folder: &Path) -> Result<PathBuf, WeightsError> {
-    if let Some(found) = WEIGHTS.iter().map(|name| folder.join(name)).find(|path| path.is_file()) {
-        return Ok(found);
-    }
-    let sharded = WEIGHTS.iter().any(|name| folder.join(format!("{name}.index.json")).is_file());
-    Err(WeightsError::NotWeights {
-        path: folder.to_owned(),
-        what: if sharded {
-            "they are split over several files, which is not read".to_owned()
-        } else {
-            format!("there is no {} in it; name the file itself if it is called otherwise", WEIGHTS.join(", "))
-        },
-    })
 }
 
 fn tokenizer_beside(weights: &Path) -> Option<PathBuf> {
@@ -235,6 +243,26 @@ impl<'a> Tensors<'a> {
         // Counted, because a single name can have any number in it.
         let numbers = self.names.keys().filter_map(|name| name.strip_prefix(prefix)?.split('.').next());
         numbers.collect::<BTreeSet<&str>>().len()
+    }
+
+    /// Whether the tensors, which have no configuration, are as OpenAI gave them out.
+    ///
+    /// # Errors
+    /// Where they are not, and have more channels than a head of 64 ever has had in them.
+    fn are_openais(&self) -> Result<bool, WeightsError> {
+        let is_said = self.file.info("input_resolution").is_some_and(|(_, shape)| shape.is_empty());
+        let is_renamed = || self.names.iter().any(|(name, in_file)| name != in_file);
+        let name = self.file.path().file_name().unwrap_or_default().to_string_lossy();
+        if is_said || (self.file.is_state_dict() && !is_renamed() && !name.starts_with("open_clip")) {
+            return Ok(true);
+        }
+        match self.shape(names::PATCHES) {
+            Some((_, shape)) if shape.first().is_some_and(|width| *width > MOST_OF_64) => self.refuse(format!(
+                "open_clip_config.json is not beside it; how many heads share the {} channels is written nowhere else",
+                shape[0]
+            )),
+            _ => Ok(false),
+        }
     }
 
     /// Compares the sizes of the configuration with those of the tensors, each where it shows first.
@@ -404,6 +432,8 @@ impl<'a> Tensors<'a> {
 
 /// Channels of an attention head in all of OpenAI's models.
 const HEAD_WIDTH: usize = 64;
+/// Widest of OpenCLIP's image towers whose heads have 64 channels; those of ViT-H, g and G have more.
+const MOST_OF_64: usize = 1024;
 
 /// The side of a square of patches that has these positions, one of them for the class.
 fn grid(positions: usize) -> Option<usize> {

@@ -1,8 +1,8 @@
 //! A PatchGAN's weights (Isola et al. 2017, arXiv 1611.07004) out of a VQGAN's checkpoint.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::path::Path;
 
+use crate::hub::Fetched;
 use crate::tensor::{HostTensor, is_float};
 use crate::weights::{WeightsError, WeightsFile};
 
@@ -23,9 +23,10 @@ const KERNEL: usize = 4;
 /// # Errors
 /// One line when there is no discriminator, or one of another kind. [`WeightsError::Mismatch`] names all tensors that do
 /// not make a PatchGAN, by the file's own names.
-pub fn load_discriminator(path: &Path) -> Result<BTreeMap<String, HostTensor>, WeightsError> {
-    let file = match WeightsFile::open_with(path, Some("discriminator")) {
-        Err(WeightsError::Key { .. }) => WeightsFile::open(path)?,
+pub fn load_discriminator(weights: impl Into<Fetched>) -> Result<BTreeMap<String, HostTensor>, WeightsError> {
+    let Fetched { weights, key } = weights.into();
+    let file = match WeightsFile::open_with(&weights, Some(key.as_deref().unwrap_or("discriminator"))) {
+        Err(WeightsError::Key { .. }) if key.is_none() => WeightsFile::open(&weights)?,
         opened => opened?,
     };
     let refuse = |what: String| Err(WeightsError::Unsupported { path: file.path().to_owned(), what });

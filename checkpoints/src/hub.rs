@@ -17,17 +17,24 @@ mod settings;
 #[cfg(test)]
 mod tests;
 
+use crate::weights;
 use cache::RepoCache;
+pub(crate) use choose::INDEX;
 use choose::{Chosen, Refused, choose};
 use client::Client;
 pub use error::HubError;
-pub use settings::HubSettings;
+pub use settings::{HubSettings, expand_home};
 
 /// What `pretrained = "…"` says.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Location {
     /// A file or folder on this machine.
-    Local(PathBuf),
+    Local {
+        /// The file or folder.
+        path: PathBuf,
+        /// The key of a torch file that holds the weights; `/` leads into inner dicts.
+        key: Option<String>,
+    },
     /// A repository of the Hugging Face Hub.
     Hub {
         /// The user or organization.
@@ -38,13 +45,16 @@ pub enum Location {
         revision: Option<String>,
         /// A file or folder of the repository; if none is named, [`FileChoice`] decides.
         file: Option<String>,
+        /// The key of a torch file that holds the weights; `/` leads into inner dicts.
+        key: Option<String>,
     },
 }
 
 impl Location {
-    /// Reads `hf://owner/name[@revision][/path/to/file]`; anything without a scheme is a path.
+    /// Reads `hf://owner/name[@revision][/path/to/file][#key]`; anything without a scheme is a path with or without a key.
     ///
-    /// A revision with slashes is written with `%2F`, but for `refs/pr/3` and `refs/convert/parquet`.
+    /// A revision with slashes is written with `%2F`, but for `refs/pr/3` and `refs/convert/parquet`, and one with a `#`
+    /// with `%23`. A path that is there as it is written has no key.
     pub fn parse(spec: &str) -> Result<Location, HubError> {
         let bad = |reason: &str| HubError::BadSpec { spec: spec.to_owned(), reason: reason.to_owned() };
         let Some(path) = spec.strip_prefix("hf://") else {
@@ -52,9 +62,19 @@ impl Location {
                 _ if spec.is_empty() => Err(bad("it is empty")),
                 Some(("hf", _)) => Err(bad("it needs two slashes after `hf:`")),
                 Some((_, rest)) if rest.starts_with("//") => Err(bad("only hf:// is known")),
-                _ => Ok(Location::Local(settings::expand_home(spec))),
+                _ => {
+                    let (path, key) = split_local(spec);
+                    if key == Some("") {
+                        return Err(bad("the key after `#` is missing"));
+                    }
+                    Ok(Location::Local { path: expand_home(path), key: key.map(str::to_owned) })
+                }
             };
         };
+        let (path, key) = path.split_once('#').map_or((path, None), |(path, key)| (path, Some(key)));
+        if key == Some("") {
+            return Err(bad("the key after `#` is missing"));
+        }
         let (owner, rest) = path.split_once('/').ok_or_else(|| bad("the name after the owner is missing"))?;
         let (repository, file) = match rest.find(['/', '@']) {
             Some(at) => rest.split_at(at),
@@ -71,7 +91,7 @@ impl Location {
         let (revision, file) = match file.strip_prefix('@') {
             Some(file) => {
                 let (revision, file) = split_revision(file);
-                let revision = revision.replace("%2F", "/").replace("%2f", "/");
+                let revision = revision.replace("%2F", "/").replace("%2f", "/").replace("%23", "#");
                 if revision.is_empty() {
                     return Err(bad("the revision after `@` is missing"));
                 }
@@ -91,8 +111,28 @@ impl Location {
             name: repository.to_owned(),
             revision,
             file: (!file.is_empty()).then(|| file.to_owned()),
+            key: key.map(str::to_owned),
         })
     }
+
+    /// The key of a torch file that holds the weights.
+    fn key(&self) -> Option<&String> {
+        match self {
+            Location::Local { key, .. } | Location::Hub { key, .. } => key.as_ref(),
+        }
+    }
+}
+
+/// Cuts `last.ckpt#ema` before its key, unless a file or folder has that whole name.
+fn split_local(spec: &str) -> (&str, Option<&str>) {
+    let is_there = |path: &str| expand_home(path).exists();
+    let cut = |(at, _)| (&spec[..at], Some(&spec[at + 1..]));
+    if is_there(spec) {
+        return (spec, None);
+    }
+    let mut cuts = spec.rmatch_indices('#').map(cut);
+    let there = cuts.find(|(path, _)| is_there(path));
+    there.or_else(|| spec.match_indices('#').next().map(cut)).unwrap_or((spec, None))
 }
 
 /// Cuts `main/folder/file` after the revision, of which the Hub has two kinds with slashes.
@@ -121,17 +161,18 @@ impl FromStr for Location {
 impl fmt::Display for Location {
     fn fmt(&self, to: &mut fmt::Formatter) -> fmt::Result {
         match self {
-            Location::Local(path) => write!(to, "{}", path.display()),
-            Location::Hub { owner, name, revision, file } => {
+            Location::Local { path, .. } => write!(to, "{}", path.display())?,
+            Location::Hub { owner, name, revision, file, .. } => {
                 write!(to, "hf://{owner}/{name}")?;
                 match revision {
                     Some(revision) if revision.starts_with("refs/") => write!(to, "@{revision}")?,
-                    Some(revision) => write!(to, "@{}", revision.replace('/', "%2F"))?,
+                    Some(revision) => write!(to, "@{}", revision.replace('/', "%2F").replace('#', "%23"))?,
                     None => {}
                 }
-                file.iter().try_for_each(|file| write!(to, "/{file}"))
+                file.iter().try_for_each(|file| write!(to, "/{file}"))?;
             }
         }
+        self.key().iter().try_for_each(|key| write!(to, "#{key}"))
     }
 }
 
@@ -144,6 +185,8 @@ pub enum FileChoice {
     /// A CLIP model: the names of transformers and open_clip at the root, else the only weights. All configs and the
     /// tokenizer's files come with it, to lie beside the weights.
     Clip,
+    /// The tokenizer of a CLIP: `tokenizer.json`, else `vocab.json` with its `merges.txt`, else OpenAI's merges.
+    Tokenizer,
     /// The only weights.
     Any,
 }
@@ -151,8 +194,17 @@ pub enum FileChoice {
 /// Weights on this machine.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Fetched {
-    /// The file with the weights. What belongs to them lies beside it.
+    /// The file with the weights, or the index of the files that they are split over. What belongs to them lies beside
+    /// it.
     pub weights: PathBuf,
+    /// The key of a torch file that holds the weights; `/` leads into inner dicts.
+    pub key: Option<String>,
+}
+
+impl<P: AsRef<Path>> From<P> for Fetched {
+    fn from(path: P) -> Fetched {
+        Fetched { weights: path.as_ref().to_owned(), key: None }
+    }
 }
 
 /// Told about a download, so that a program can draw a bar.
@@ -182,17 +234,20 @@ pub fn fetch(
     progress: &dyn DownloadProgress,
 ) -> Result<Fetched, HubError> {
     match location {
-        Location::Local(path) => find_local(path, location, files),
-        Location::Hub { owner, name, revision, file } => {
+        Location::Local { path, key } => {
+            let weights = find_local(path, location, files)?;
+            Ok(Fetched { weights, key: key.clone() })
+        }
+        Location::Hub { owner, name, revision, file, key } => {
             let revision = revision.as_deref().unwrap_or("main");
             let cache = RepoCache::new(&settings.cache, owner, name);
-            let request = Request { location, cache, revision, file: file.as_deref(), files };
+            let request = Request { location, cache, revision, file: file.as_deref(), key, files };
             request.fetch(settings, progress)
         }
     }
 }
 
-fn find_local(path: &Path, location: &Location, files: FileChoice) -> Result<Fetched, HubError> {
+fn find_local(path: &Path, location: &Location, files: FileChoice) -> Result<PathBuf, HubError> {
     let unreadable = |source: io::Error| match source.kind() {
         io::ErrorKind::NotFound => HubError::NoSuchPath { path: path.to_path_buf() },
         _ => HubError::Unreadable { path: path.to_path_buf(), source },
@@ -200,21 +255,22 @@ fn find_local(path: &Path, location: &Location, files: FileChoice) -> Result<Fet
     if fs::metadata(path).map_err(unreadable)?.is_dir() {
         let listing = choose::list_folder(path).map_err(unreadable)?;
         let chosen = choose(&listing, None, files).map_err(|refused| explain(refused, location, &listing))?;
-        return Ok(chosen.below(path));
+        return Ok(path.join(chosen.weights));
     }
     // Not canonicalized: in the Hub's cache that would lead away from the files beside it.
-    Ok(Fetched { weights: path.to_path_buf() })
+    Ok(path.to_path_buf())
 }
 
 fn explain(refused: Refused, location: &Location, listing: &[String]) -> HubError {
     let place = location.to_string();
     let whole = |file: &str| match location {
-        Location::Local(path) => path.join(file).display().to_string(),
+        Location::Local { path, .. } => path.join(file).display().to_string(),
         Location::Hub { owner, name, revision, .. } => Location::Hub {
             owner: owner.clone(),
             name: name.clone(),
             revision: revision.clone(),
             file: Some(file.to_owned()),
+            key: None,
         }
         .to_string(),
     };
@@ -232,6 +288,7 @@ struct Request<'a> {
     cache: RepoCache,
     revision: &'a str,
     file: Option<&'a str>,
+    key: &'a Option<String>,
     files: FileChoice,
 }
 
@@ -269,7 +326,12 @@ impl Request<'_> {
             Refused::Several(_) => explain(refused, self.location, &listing),
             Refused::NoSuchFile | Refused::NoWeights => not_cached(),
         })?;
-        Ok(chosen.below(&snapshot))
+        let weights = snapshot.join(chosen.weights);
+        // What an index names and the repository has not is for its reader to say; what is not here is not cached.
+        if !weights::shards_of(&weights).iter().all(|shard| weights.with_file_name(shard).is_file()) {
+            return Err(not_cached());
+        }
+        Ok(Fetched { weights, key: self.key.clone() })
     }
 
     fn downloaded(&self, settings: &HubSettings, progress: &dyn DownloadProgress) -> Result<Fetched, HubError> {
@@ -279,8 +341,13 @@ impl Request<'_> {
             choose(&listing, self.file, self.files).map_err(|refused| explain(refused, self.location, &listing))?;
         // The small files first: they tell at once if the repository is not for everyone.
         beside.iter().try_for_each(|file| client.download(&commit, file, progress).map(drop))?;
+        let (folder, _) = choose::split(&weights);
         let weights = client.download(&commit, &weights, progress)?;
+        let shards = weights::shards_of(&weights).into_iter().map(|shard| format!("{folder}{shard}"));
+        for shard in shards.filter(|shard| listing.contains(shard)) {
+            client.download(&commit, &shard, progress)?;
+        }
         self.cache.remember(self.revision, &commit);
-        Ok(Fetched { weights })
+        Ok(Fetched { weights, key: self.key.clone() })
     }
 }

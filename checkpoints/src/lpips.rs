@@ -3,10 +3,10 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
-use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
+use crate::hub::Fetched;
 use crate::tensor::{HostTensor, is_float};
 use crate::weights::{WeightsError, WeightsFile};
 
@@ -97,24 +97,30 @@ fn linear_names(layer: usize) -> [String; 5] {
 
 /// Reads the convolutions of LPIPS: `features.N.weight`, `features.N.bias` by torchvision's numbers.
 ///
-/// `path` is a classifier of torchvision or timm, or something that has an LPIPS in it: the state dict of `lpips.LPIPS`, or
+/// `weights` is a classifier of torchvision or timm, or something that has an LPIPS in it: the state dict of `lpips.LPIPS`, or
 /// a checkpoint of taming, whose loss it is part of. Classifiers' heads and all else are left alone.
 ///
 /// # Errors
 /// One line when the file has not what it should have, or is of another network. [`WeightsError::Mismatch`] names all
 /// tensors that are missing or different, by the file's own names.
-pub fn load_lpips_backbone(network: LpipsNetwork, path: &Path) -> Result<BTreeMap<String, HostTensor>, WeightsError> {
-    convolutions(network, &WeightsFile::open(path)?)
+pub fn load_lpips_backbone(
+    network: LpipsNetwork,
+    weights: impl Into<Fetched>,
+) -> Result<BTreeMap<String, HostTensor>, WeightsError> {
+    convolutions(network, &WeightsFile::open_fetched(&weights.into())?)
 }
 
 /// Reads the linear layers of LPIPS: `lin0.weight` to `lin4.weight`, each `[1, channels, 1, 1]`.
 ///
-/// `path` is the small file of linear layers, or something that has an LPIPS in it.
+/// `weights` is the small file of linear layers, or something that has an LPIPS in it.
 ///
 /// # Errors
 /// As [`load_lpips_backbone`]; [`WeightsError::Unsupported`] where there are no linear layers at all.
-pub fn load_lpips_linear(network: LpipsNetwork, path: &Path) -> Result<BTreeMap<String, HostTensor>, WeightsError> {
-    linear_layers(network, &WeightsFile::open(path)?)
+pub fn load_lpips_linear(
+    network: LpipsNetwork,
+    weights: impl Into<Fetched>,
+) -> Result<BTreeMap<String, HostTensor>, WeightsError> {
+    linear_layers(network, &WeightsFile::open_fetched(&weights.into())?)
 }
 
 fn convolutions(network: LpipsNetwork, file: &WeightsFile) -> Result<BTreeMap<String, HostTensor>, WeightsError> {

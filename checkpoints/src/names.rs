@@ -353,10 +353,11 @@ pub struct ConfigFile {
 /// Gives canonical weights the names, shapes and configuration of a family.
 ///
 /// taming and diffusers know no length-1 codes: there the codebook is written with its codes scaled to length 1,
-/// which finds the same codes.
+/// which finds the same codes. Models without attention in the middle are latent-diffusion's, not taming's own, and so is
+/// the class that their configuration names.
 ///
 /// # Errors
-/// [`WeightsError::Architecture`] when the family cannot express the architecture, or a weight is missing or has
+/// [`WeightsError::Architecture`] when the family's programs would not load the same model without further arguments, or a weight is missing or has
 /// another shape than the architecture says.
 pub fn export_vqgan(
     weights: &BTreeMap<String, HostTensor>,
@@ -436,24 +437,42 @@ impl Export {
     }
 }
 
-/// What a family's code cannot build, however its weights are named.
+/// Refuses what a family's programs would not load as the same model, and says which other family's would.
 fn expressible(architecture: &Architecture, family: Family) -> Result<(), WeightsError> {
-    let cannot = |what: &str| Err(WeightsError::Architecture(format!("{family} cannot have {what}")));
-    let base = architecture.base_channels;
-    let levels = architecture.channels.len();
-    if family != Family::Diffusers && architecture.groups != 32 {
-        return cannot("other than 32 groups");
+    let Some(what) = obstacle(architecture, family) else {
+        return Ok(());
+    };
+    let others = [Family::Taming, Family::LlamaGen, Family::Diffusers];
+    let able = others.into_iter().filter(|family| obstacle(architecture, *family).is_none());
+    let able: Vec<String> = able.map(|family| family.to_string()).collect();
+    let able = if able.is_empty() { "no other format".to_owned() } else { able.join(" and ") };
+    Err(WeightsError::Architecture(format!("{family} cannot have {what}; {able} can")))
+}
+
+/// What of an architecture a family's code cannot build, however the weights are named, or builds otherwise unless told.
+fn obstacle(architecture: &Architecture, family: Family) -> Option<&'static str> {
+    let Architecture { base_channels, channels, groups, attention_levels, mid_attention, .. } = architecture;
+    match family {
+        Family::Taming | Family::LlamaGen if *groups != 32 => Some("other than 32 groups"),
+        Family::Taming | Family::LlamaGen if channels.iter().any(|c| c % base_channels != 0) => {
+            Some("channels that are no multiple of base_channels")
+        }
+        Family::Diffusers if channels.first() != Some(base_channels) => {
+            Some("a first level with other than base_channels")
+        }
+        // latent-diffusion's attn_type is that of all levels.
+        Family::Taming if !mid_attention && !attention_levels.is_empty() => {
+            Some("attention at a level and none in the middle")
+        }
+        Family::LlamaGen if *attention_levels != [channels.len() - 1] || !mid_attention => {
+            Some("attention anywhere but at the coarsest level and in the middle")
+        }
+        // Its programs build every model with codebook_l2_norm; their option cannot even turn it off.
+        Family::LlamaGen if !architecture.quantizer.l2_norm => {
+            Some("a codebook of codes that are not compared at length 1 (codebook_l2_norm = False)")
+        }
+        _ => None,
     }
-    if family != Family::Diffusers && architecture.channels.iter().any(|c| c % base != 0) {
-        return cannot("channels that are no multiple of base_channels");
-    }
-    if family == Family::Diffusers && architecture.channels.first() != Some(&base) {
-        return cannot("a first level with other than base_channels");
-    }
-    if family == Family::LlamaGen && (architecture.attention_levels != [levels - 1] || !architecture.mid_attention) {
-        return cannot("attention anywhere but at the coarsest level and in the middle");
-    }
-    Ok(())
 }
 
 fn unit_rows(codebook: &HostTensor) -> HostTensor {
@@ -479,7 +498,7 @@ fn diffusers_config(architecture: &Architecture) -> serde_json::Value {
     let down = kinds("DownEncoderBlock2D", "AttnDownEncoderBlock2D");
     let mut up = kinds("UpDecoderBlock2D", "AttnUpDecoderBlock2D");
     up.reverse();
-    json!({
+    let mut config = json!({
         "_class_name": "VQModel",
         "act_fn": "silu",
         "block_out_channels": architecture.channels,
@@ -497,7 +516,11 @@ fn diffusers_config(architecture: &Architecture) -> serde_json::Value {
         "scaling_factor": architecture.scaling_factor.unwrap_or(0.18215),
         "up_block_types": up,
         "vq_embed_dim": architecture.code_dim,
-    })
+    });
+    for (key, value) in &architecture.diffusers {
+        config[key] = value.clone();
+    }
+    config
 }
 
 fn llamagen_args(architecture: &Architecture) -> serde_json::Map<String, serde_json::Value> {
@@ -519,9 +542,15 @@ fn taming_config(architecture: &Architecture) -> String {
     let attended: Vec<usize> = attended.map(|level| resolution >> level).collect();
     let multiples = architecture.channels.iter();
     let multiples: Vec<usize> = multiples.map(|c| c / architecture.base_channels).collect();
+    // taming has attention in the middle of every model and ignores `attn_type`; the class of latent-diffusion is the
+    // same but for that.
+    let (target, attention) = match architecture.mid_attention {
+        true => ("taming.models.vqgan.VQModel", None),
+        false => ("ldm.models.autoencoder.VQModel", Some("      attn_type: none".to_owned())),
+    };
     let mut lines = vec![
         "model:".to_owned(),
-        "  target: taming.models.vqgan.VQModel".to_owned(),
+        format!("  target: {target}"),
         "  params:".to_owned(),
         format!("    embed_dim: {}", architecture.code_dim),
         format!("    n_embed: {}", architecture.codes),
@@ -537,10 +566,7 @@ fn taming_config(architecture: &Architecture) -> String {
         format!("      attn_resolutions: {attended:?}"),
         "      dropout: 0.0".to_owned(),
     ];
-    if !architecture.mid_attention {
-        // Understood by latent-diffusion, whose models alone are like that.
-        lines.push("      attn_type: none".to_owned());
-    }
+    lines.extend(attention);
     lines.push("    lossconfig:".to_owned());
     lines.push("      target: taming.modules.losses.DummyLoss".to_owned());
     lines.join("\n") + "\n"

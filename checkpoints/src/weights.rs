@@ -1,13 +1,14 @@
 //! Files of weights, whatever their format: recognised by content, read tensor by tensor.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
 use std::io::{Read, Seek};
-use std::path::{Path, PathBuf};
+use std::path::{Component, Path, PathBuf};
 
 use safetensors::Dtype;
 use serde_json::Value as Json;
 
+use crate::hub::{Fetched, INDEX};
 use crate::pickle::{Id, Pickle, Value};
 use crate::safetensors_file::{SafetensorsError, SafetensorsFile, is_safetensors};
 use crate::tensor::{HostTensor, ShapeError};
@@ -19,6 +20,8 @@ const STATE_DICTS: [&str; 3] = ["state_dict", "ema", "model"];
 /// FSDP, activation checkpointing and DeepSpeed. No module is called so by itself.
 const WRAPPERS: [&str; 5] =
     ["module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module", "_forward_module"];
+/// What is listed where nothing was found at the top of a file.
+const TOP: &str = "top-level keys";
 /// What diffusers and transformers call the weights in a model's folder.
 const FOLDER_FILES: [&str; 6] = [
     "diffusion_pytorch_model.safetensors",
@@ -35,8 +38,10 @@ const PIPELINE_FOLDERS: [&str; 3] = ["vqvae", "vqgan", "movq"];
 const MAX_ATTRIBUTES: usize = 1 << 20;
 /// Longest name of a parameter in a TorchScript program, in bytes.
 const MAX_NAME: usize = 256;
-/// Most bytes of a `config.json` or a hyperparameter tree that anyone reads.
+/// Most bytes of a `config.json` that anyone reads.
 const MAX_CONFIG: u64 = 1 << 20;
+/// Most bytes of the index of weights that are split over several files; it has every tensor's name.
+const MAX_INDEX: u64 = 64 << 20;
 
 /// Why weights cannot be read, written or used.
 #[derive(Debug, thiserror::Error)]
@@ -74,12 +79,15 @@ pub enum WeightsError {
         source: SafetensorsError,
     },
     /// The key that was asked for is not there or holds no tensors, or none of the usual ones does.
-    #[error("{}: {what}; the top-level keys are {}", path.display(), listed(keys))]
+    /// [`Location`](crate::hub::Location) says how to name one.
+    #[error("{}: {what}; the {level} are {}", path.display(), listed(keys))]
     Key {
         /// The file.
         path: PathBuf,
         /// What was looked for.
         what: String,
+        /// Which keys are listed: `top-level keys`, or `keys there`.
+        level: &'static str,
         /// What there is.
         keys: Vec<String>,
     },
@@ -129,6 +137,17 @@ pub enum WeightsError {
         /// All its elements.
         of: usize,
     },
+    /// A CLIP whose activation is written nowhere, where no other can be assumed.
+    #[error(
+        "{}: open_clip_config.json is not beside it, and its activation is written nowhere else: put that file there, or set \
+         clip.activation to \"gelu\" (what OpenCLIP trains with) or \"quick_gelu\" (OpenAI's, and models with quickgelu in \
+         their name)",
+        path.display()
+    )]
+    NoActivation {
+        /// The file.
+        path: PathBuf,
+    },
     /// An architecture that contradicts itself, or that a family cannot express.
     #[error("architecture: {0}")]
     Architecture(String),
@@ -171,13 +190,23 @@ pub struct WeightsFile {
 
 #[derive(Debug)]
 enum Source {
-    Torch { file: Box<TorchFile>, tensors: BTreeMap<String, TensorRef> },
+    Torch {
+        file: Box<TorchFile>,
+        tensors: BTreeMap<String, TensorRef>,
+        /// Whether these are all that was saved, not what lies under a key.
+        is_whole: bool,
+    },
     Safetensors(SafetensorsFile),
+    /// Several files, and which of them has which tensor.
+    Shards {
+        files: Vec<WeightsFile>,
+        tensors: BTreeMap<String, usize>,
+    },
 }
 
 impl WeightsFile {
-    /// Opens weights: a file of `torch.save`, a safetensors file, or a folder of diffusers or transformers (a whole
-    /// pipeline too, for its VQGAN).
+    /// Opens weights: a file of `torch.save`, a safetensors file, the index of several (`*.index.json`), or a folder of
+    /// diffusers or transformers (a whole pipeline too, for its VQGAN).
     ///
     /// Of a torch file, takes what is under `state_dict`, `ema` or `model`, else the dict of tensors itself; of a
     /// TorchScript program the parameters, named by the attributes that lead to them.
@@ -188,7 +217,8 @@ impl WeightsFile {
         Self::open_with(path, None)
     }
 
-    /// [`open`](Self::open), with the top-level key of a torch file that holds the weights.
+    /// [`open`](Self::open), with the key of a torch file that holds the weights: one at the top, or `state/generator` for
+    /// one in a dict below it.
     ///
     /// # Errors
     /// As for `open`; [`WeightsError::Key`] lists the keys that there are.
@@ -196,10 +226,19 @@ impl WeightsFile {
         let path = path.as_ref();
         let failed = |source| WeightsError::Io { path: path.to_owned(), source };
         if std::fs::metadata(path).map_err(failed)?.is_dir() {
-            let path = in_folder(path)?;
+            let folders: Vec<&str> = std::iter::once("").chain(PIPELINE_FOLDERS).collect();
+            let path = in_folder(path, &FOLDER_FILES, &folders)?;
             return Self::open_file(&path, key);
         }
         Self::open_file(path, key)
+    }
+
+    /// Opens what was found or downloaded.
+    ///
+    /// # Errors
+    /// As [`open_with`](Self::open_with).
+    pub fn open_fetched(fetched: &Fetched) -> Result<WeightsFile, WeightsError> {
+        Self::open_with(&fetched.weights, fetched.key.as_deref())
     }
 
     fn open_file(path: &Path, key: Option<&str>) -> Result<WeightsFile, WeightsError> {
@@ -219,10 +258,17 @@ impl WeightsFile {
                 return Err(WeightsError::Key {
                     path: path.to_owned(),
                     what: format!("a safetensors file has no top-level key {key}"),
+                    level: TOP,
                     keys: Vec::new(),
                 });
             }
             Source::Safetensors(file)
+        } else if is_index(path) {
+            if let Some(key) = key {
+                let what = format!("the index of several files has no key {key}");
+                return Err(WeightsError::Key { path: path.to_owned(), what, level: TOP, keys: Vec::new() });
+            }
+            Source::shards(path)?
         } else if is_legacy(&mut file).map_err(failed)? {
             let file = TorchFile::open_legacy(file).map_err(torch)?;
             Source::torch(path, file, key)?
@@ -245,7 +291,15 @@ impl WeightsFile {
     pub(crate) fn json_beside(&self, name: &str) -> Result<Option<Json>, WeightsError> {
         let path = self.path.with_file_name(name);
         // A folder or a pipe of that name is no configuration, and opening the latter waits for ever.
-        path.is_file().then(|| read_json(&path)).transpose()
+        path.is_file().then(|| read_config(&path)).transpose()
+    }
+
+    /// Whether a state dict is all that was saved, without a word about the training that it comes from.
+    pub(crate) fn is_state_dict(&self) -> bool {
+        match &self.source {
+            Source::Torch { is_whole, .. } => *is_whole,
+            Source::Safetensors(_) | Source::Shards { .. } => true,
+        }
     }
 
     /// Names of all tensors, sorted.
@@ -253,6 +307,7 @@ impl WeightsFile {
         let names: Vec<&str> = match &self.source {
             Source::Torch { tensors, .. } => tensors.keys().map(String::as_str).collect(),
             Source::Safetensors(file) => file.tensors().keys().map(String::as_str).collect(),
+            Source::Shards { tensors, .. } => tensors.keys().map(String::as_str).collect(),
         };
         names.into_iter()
     }
@@ -268,6 +323,7 @@ impl WeightsFile {
                 let info = file.tensors().get(name)?;
                 Some((info.dtype, &info.shape))
             }
+            Source::Shards { files, tensors } => files[*tensors.get(name)?].info(name),
         }
     }
 
@@ -321,7 +377,7 @@ impl WeightsFile {
         let path = || self.path.clone();
         let missing = || WeightsError::NoTensor { path: path(), name: name.to_owned() };
         match &self.source {
-            Source::Torch { file, tensors } => {
+            Source::Torch { file, tensors, .. } => {
                 let tensor = tensors.get(name).ok_or_else(missing)?;
                 file.read(tensor).map_err(|source| WeightsError::Torch { path: path(), source })
             }
@@ -329,6 +385,7 @@ impl WeightsFile {
                 let info = file.tensors().get(name).ok_or_else(missing)?;
                 file.read(info).map_err(|source| WeightsError::Safetensors { path: path(), source })
             }
+            Source::Shards { files, tensors } => files[*tensors.get(name).ok_or_else(missing)?].read(name),
         }
     }
 
@@ -352,21 +409,88 @@ impl WeightsFile {
 
 impl Source {
     fn torch(path: &Path, file: TorchFile, key: Option<&str>) -> Result<Source, WeightsError> {
-        let tensors = state_dict(path, &file, key)?;
+        let (tensors, is_whole) = state_dict(path, &file, key)?;
         let file = Box::new(file);
-        Ok(Source::Torch { file, tensors })
+        Ok(Source::Torch { file, tensors, is_whole })
+    }
+
+    /// The files that an index names, each with the tensors that it should have.
+    fn shards(path: &Path) -> Result<Source, WeightsError> {
+        let refuse = |what: String| Err(WeightsError::Unsupported { path: path.to_owned(), what });
+        let mut numbers: BTreeMap<String, usize> = BTreeMap::new();
+        let mut files = Vec::new();
+        let mut tensors = BTreeMap::new();
+        for (name, shard) in weight_map(path)? {
+            let number = match numbers.get(&shard) {
+                Some(number) => *number,
+                None => {
+                    let place = path.with_file_name(&shard);
+                    if !is_name(&shard) || is_index(&place) {
+                        return refuse(format!("{shard:?}, where {name} should be, is no file beside it"));
+                    }
+                    if !place.is_file() {
+                        return refuse(format!("{shard}, where {name} should be, is not beside it"));
+                    }
+                    files.push(WeightsFile::open_file(&place, None)?);
+                    numbers.insert(shard.clone(), files.len() - 1);
+                    files.len() - 1
+                }
+            };
+            if files[number].info(&name).is_none() {
+                return refuse(format!("{shard} has no tensor {name}, which should be there"));
+            }
+            tensors.insert(name, number);
+        }
+        if tensors.is_empty() {
+            return refuse("it names no tensors".to_owned());
+        }
+        Ok(Source::Shards { files, tensors })
     }
 }
 
-/// The tensors under `key`, or under the usual places.
-fn state_dict(path: &Path, file: &TorchFile, key: Option<&str>) -> Result<BTreeMap<String, TensorRef>, WeightsError> {
+/// Whether a file is called like the index of several.
+fn is_index(path: &Path) -> bool {
+    path.file_name().is_some_and(|name| name.to_string_lossy().ends_with(INDEX))
+}
+
+/// Whether joining it to a folder gives a file in that folder.
+fn is_name(shard: &str) -> bool {
+    !shard.contains(['/', '\\'])
+        && matches!(Path::new(shard).components().collect::<Vec<_>>()[..], [Component::Normal(_)])
+}
+
+/// What an index says: names of tensors, and the file of each.
+fn weight_map(path: &Path) -> Result<BTreeMap<String, String>, WeightsError> {
+    let index = read_json(path, MAX_INDEX)?;
+    let map = index.get("weight_map").and_then(Json::as_object);
+    let entries = map.map(|map| map.iter().map(|(name, file)| Some((name.clone(), file.as_str()?.to_owned()))));
+    entries.and_then(Iterator::collect).ok_or_else(|| WeightsError::Unsupported {
+        path: path.to_owned(),
+        what: "it has no weight_map, which says where each tensor is".to_owned(),
+    })
+}
+
+/// The files beside an index that it speaks of; none for anything that is no index. What is wrong with it is for
+/// [`WeightsFile::open`] to say.
+pub(crate) fn shards_of(path: &Path) -> BTreeSet<String> {
+    let map = if is_index(path) { weight_map(path).unwrap_or_default() } else { BTreeMap::new() };
+    map.into_values().filter(|shard| is_name(shard)).collect()
+}
+
+/// The tensors under `key`, or under the usual places; and whether these are the whole file.
+fn state_dict(
+    path: &Path,
+    file: &TorchFile,
+    key: Option<&str>,
+) -> Result<(BTreeMap<String, TensorRef>, bool), WeightsError> {
     let pickle = &file.pickle;
     if file.is_script {
         return match key {
-            None => script_tensors(path, file),
+            None => Ok((script_tensors(path, file)?, true)),
             Some(key) => Err(WeightsError::Key {
                 path: path.to_owned(),
                 what: format!("a TorchScript program has no top-level key {key}"),
+                level: TOP,
                 keys: Vec::new(),
             }),
         };
@@ -387,30 +511,39 @@ fn state_dict(path: &Path, file: &TorchFile, key: Option<&str>) -> Result<BTreeM
     };
     let no_key = |what| {
         let names = top.iter().map(|&(key, _)| key_name(pickle, key));
-        WeightsError::Key { path: path.to_owned(), what, keys: names.collect() }
+        WeightsError::Key { path: path.to_owned(), what, level: TOP, keys: names.collect() }
     };
     let under = |key| match find(pickle, &top, key).and_then(|id| pickle.entries(id)) {
         Some(entries) => tensors_of(path, file, &entries),
         None => Ok(BTreeMap::new()),
     };
     if let Some(key) = key {
-        let tensors = under(key)?;
+        let (found, is_top, around) = find_nested(pickle, top, key);
+        let tensors = found.as_ref().map(|entries| tensors_of(path, file, entries)).transpose()?.unwrap_or_default();
         if tensors.is_empty() {
-            return Err(no_key(format!("there are no tensors under the key {key}")));
+            let is_top = is_top && found.is_none();
+            let keys = found.unwrap_or(around).iter().map(|&(key, _)| key_name(pickle, key)).collect();
+            let what = format!("there are no tensors under the key {key}");
+            let level = if is_top { TOP } else { "keys there" };
+            return Err(WeightsError::Key { path: path.to_owned(), what, level, keys });
         }
-        return Ok(tensors);
+        return Ok((tensors, false));
     }
     for key in STATE_DICTS {
         let tensors = under(key)?;
         if !tensors.is_empty() {
-            return Ok(tensors);
+            return Ok((tensors, false));
         }
     }
     let tensors = tensors_of(path, file, &top)?;
     if tensors.is_empty() {
-        return Err(no_key(format!("there are no tensors at the top or under {}", STATE_DICTS.join(", "))));
+        return Err(no_key(format!(
+            "there are no tensors at the top or under {}, so name what holds them, as in {}#KEY or #KEY/INNER",
+            STATE_DICTS.join(", "),
+            path.file_name().unwrap_or_default().to_string_lossy()
+        )));
     }
-    Ok(tensors)
+    Ok((tensors, true))
 }
 
 fn tensors_of(
@@ -473,6 +606,25 @@ fn find(pickle: &Pickle, entries: &[(Id, Id)], key: &str) -> Option<Id> {
     Some(found.1)
 }
 
+type Entries = Vec<(Id, Id)>;
+
+/// The entries of the dict at a key, `/` leading into inner dicts; whether it is a key at the top; and the entries of the
+/// innermost dict on the way.
+fn find_nested(pickle: &Pickle, mut entries: Entries, mut key: &str) -> (Option<Entries>, bool, Entries) {
+    let mut is_top = true;
+    loop {
+        if let Some(found) = find(pickle, &entries, key) {
+            return (pickle.entries(found), is_top, entries);
+        }
+        let inner = |(at, _)| Some((pickle.entries(find(pickle, &entries, &key[..at])?)?, &key[at + 1..]));
+        let Some(inner) = key.match_indices('/').find_map(inner) else {
+            return (None, is_top, entries);
+        };
+        (entries, key) = inner;
+        is_top = false;
+    }
+}
+
 fn key_name(pickle: &Pickle, id: Id) -> String {
     match pickle.get(id) {
         Value::Text(text) => text.clone(),
@@ -524,37 +676,38 @@ impl Unwrapped<'_> {
     }
 }
 
-/// The weights in a model's folder.
-fn in_folder(folder: &Path) -> Result<PathBuf, WeightsError> {
-    let pipeline = PIPELINE_FOLDERS.iter().map(|name| folder.join(name));
-    let folders = std::iter::once(folder.to_owned()).chain(pipeline);
-    let mut candidates = folders.flat_map(|folder| FOLDER_FILES.map(|name| folder.join(name)).into_iter());
-    if let Some(found) = candidates.find(|path| path.is_file()) {
-        return Ok(found);
+/// The weights in a model's folder, or in one of its inner `folders`, by the `names` that they can have.
+pub(crate) fn in_folder(folder: &Path, names: &[&str], folders: &[&str]) -> Result<PathBuf, WeightsError> {
+    for inner in folders {
+        for name in names {
+            let paths = [name.to_string(), format!("{name}{INDEX}")].map(|name| folder.join(inner).join(name));
+            if let Some(path) = paths.into_iter().find(|path| path.is_file()) {
+                return Ok(path);
+            }
+        }
     }
-    let sharded = FOLDER_FILES.iter().any(|name| folder.join(format!("{name}.index.json")).is_file());
+    let inner: Vec<&str> = folders.iter().filter(|inner| !inner.is_empty()).copied().collect();
+    let inner = if inner.is_empty() { String::new() } else { format!(" or in its {}", inner.join(", ")) };
+    let names = names[..names.len().min(4)].join(", ");
     Err(WeightsError::NotWeights {
         path: folder.to_owned(),
-        what: if sharded {
-            "they are split over several files, which is not read".to_owned()
-        } else {
-            format!(
-                "there is no {} in it or in its {}; name the file itself if it is called otherwise",
-                FOLDER_FILES[..4].join(", "),
-                PIPELINE_FOLDERS.join(", ")
-            )
-        },
+        what: format!("there is no {names} in it{inner}; name the file itself if it is called otherwise"),
     })
 }
 
-/// Reads a small JSON file.
-pub(crate) fn read_json(path: &Path) -> Result<Json, WeightsError> {
+/// Reads a configuration of diffusers or transformers.
+pub(crate) fn read_config(path: &Path) -> Result<Json, WeightsError> {
+    read_json(path, MAX_CONFIG)
+}
+
+/// Reads a JSON file of at most so many bytes.
+fn read_json(path: &Path, most: u64) -> Result<Json, WeightsError> {
     let failed = |source| WeightsError::Io { path: path.to_owned(), source };
     let mut bytes = Vec::new();
     let file = File::open(path).map_err(failed)?;
-    file.take(MAX_CONFIG + 1).read_to_end(&mut bytes).map_err(failed)?;
-    if bytes.len() as u64 > MAX_CONFIG {
-        let what = format!("it has more than {} MiB, which no configuration has", MAX_CONFIG >> 20);
+    file.take(most + 1).read_to_end(&mut bytes).map_err(failed)?;
+    if bytes.len() as u64 > most {
+        let what = format!("it has more than {} MiB, which no such file has", most >> 20);
         return Err(failed(std::io::Error::new(std::io::ErrorKind::InvalidData, what)));
     }
     serde_json::from_slice(&bytes).map_err(|error| failed(error.into()))

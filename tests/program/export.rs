@@ -3,7 +3,7 @@
 use checkpoints::WeightsFile;
 use serde_json::Value;
 
-use crate::command::{fixture, run, small};
+use crate::command::{command, finished, fixture, run, small};
 
 #[test]
 fn a_run_reconstructs_pictures() {
@@ -48,6 +48,90 @@ fn an_export_has_what_the_pretrained_model_had() {
         }
         assert!(compared > 50, "{format}: {compared}");
     }
+}
+
+/// What is written is read again, as a folder and as the file in it, whatever lies beside it.
+#[test]
+fn every_export_is_a_pretrained_model() {
+    let folder = small();
+    let json = |arguments: &[&str]| -> Value {
+        serde_json::from_str(&run(folder.path(), &[arguments, &["--json"]].concat()).success().stdout).unwrap()
+    };
+    for (model, formats) in [
+        ("taming/model.ckpt", &["taming", "diffusers"][..]),
+        ("llamagen/model.pt", &["taming", "llamagen", "diffusers"]),
+        ("diffusers/attention", &["diffusers"]),
+        ("diffusers/middle", &["diffusers"]),
+        ("diffusers/lookup", &["diffusers"]),
+    ] {
+        let source = fixture(model).display().to_string();
+        for format in formats {
+            let first = ["export", "--checkpoint", &source, "--format", format, "--output", format];
+            let file = json(&first)["weights"].as_str().unwrap().to_owned();
+            for checkpoint in [*format, &file] {
+                let again = json(&["export", "--checkpoint", checkpoint, "--output", "again"]);
+                assert_eq!(again["format"].as_str().unwrap().to_lowercase(), **format, "{model}");
+                let open = |path: &str| WeightsFile::open(folder.path().join(path)).unwrap();
+                let (a, b) = (open(&file), open(again["weights"].as_str().unwrap()));
+                assert!(a.names().eq(b.names()));
+                for name in a.names() {
+                    let (a, b) = (a.read(name).unwrap(), b.read(name).unwrap());
+                    assert_eq!((a.shape.clone(), a.to_f32()), (b.shape.clone(), b.to_f32()), "{model}: {name}");
+                }
+            }
+            std::fs::remove_dir_all(folder.path().join("again")).unwrap();
+            std::fs::remove_dir_all(folder.path().join(format)).unwrap();
+        }
+    }
+    // As the model of a run.
+    let source = fixture("taming/model.ckpt").display().to_string();
+    let exported = json(&["export", "--checkpoint", &source, "--format", "taming", "--output", "taming"]);
+    for pretrained in ["taming", exported["weights"].as_str().unwrap()] {
+        let text = format!(
+            "[run]\nsteps = 1\ndevice = \"cpu\"\n\n[batch]\neffective = 1\nmicro = 1\n\n[model]\npretrained = {pretrained:?}\n\n[data]\nsource = \"shapes\"\nimages = 8\nresolution = 32\nvalidation = 1\n\n[losses.perceptual]\nweight = 0\n"
+        );
+        std::fs::write(folder.path().join("tuned.toml"), text).unwrap();
+        run(folder.path(), &["--config", "tuned.toml"]).success();
+        std::fs::remove_dir_all(folder.path().join("runs")).unwrap();
+    }
+}
+
+/// The layout of taming-transformers' own runs.
+#[test]
+fn a_log_folder_of_taming_is_a_pretrained_model() {
+    let folder = small();
+    let logs = folder.path().join("logs/2021-04-03T19-39-50_project");
+    for inner in ["checkpoints/trainstep_checkpoints", "configs"] {
+        std::fs::create_dir_all(logs.join(inner)).unwrap();
+    }
+    let config = logs.join("configs/2021-04-03T19-39-50-project.yaml");
+    std::fs::write(config, "model:\n  target: taming.models.vqgan.VQModel\n").unwrap();
+    std::fs::copy(fixture("taming/model.ckpt"), logs.join("checkpoints/last.ckpt")).unwrap();
+    let export = |checkpoint: &str| run(folder.path(), &["export", "--checkpoint", checkpoint, "--output", "out"]);
+    let name = "logs/2021-04-03T19-39-50_project";
+    export(name).success();
+    for other in ["checkpoints/epoch=000012.ckpt", "checkpoints/trainstep_checkpoints/step=1.ckpt"] {
+        std::fs::write(logs.join(other), "not to be read").unwrap();
+    }
+    export(name).success();
+    // The same file with its key named.
+    export(&format!("{name}#state_dict")).success();
+    export(&format!("{name}/checkpoints/last.ckpt#state_dict")).success();
+    let error = export(&format!("{name}/checkpoints/last.ckpt#ema")).error(1);
+    assert!(error.contains("state_dict"), "{error}");
+    std::fs::remove_file(logs.join("checkpoints/last.ckpt")).unwrap();
+    let error = export(name).error(1);
+    assert!(error.contains("epoch=000012.ckpt"), "{error}");
+}
+
+#[test]
+fn an_address_without_a_scheme_is_wrong_usage() {
+    let folder = small();
+    let arguments = ["export", "--checkpoint", "hf://owner/name", "--output", "out"];
+    let mut export = command(folder.path(), &arguments);
+    export.env_remove("HF_HUB_OFFLINE").env("HF_ENDPOINT", "hf-mirror.example");
+    let error = finished(export.output().unwrap()).error(2);
+    assert!(error.contains("HF_ENDPOINT"), "{error}");
 }
 
 #[test]

@@ -37,8 +37,8 @@ impl Adversary {
         let settings = &config.discriminator;
         let weights = match &settings.pretrained {
             Some(spec) => {
-                let path = fetch(KEY, spec, FileChoice::Vqgan)?;
-                load_discriminator(&path).map_err(|source| LossError::Weights { key: KEY, source })?
+                let fetched = fetch(KEY, spec, FileChoice::Vqgan)?;
+                load_discriminator(fetched).map_err(|source| LossError::Weights { key: KEY, source })?
             }
             None => {
                 let architecture =

@@ -44,6 +44,13 @@ pub enum PretrainedError {
     Architecture(Problem),
 }
 
+impl PretrainedError {
+    /// Whether what was asked for is to blame, and not what was found.
+    pub fn is_wrong_usage(&self) -> bool {
+        matches!(self, Self::Architecture(_)) || matches!(self, Self::Hub(error) if error.is_wrong_usage())
+    }
+}
+
 /// A model's weights, from wherever they came.
 pub struct Initial {
     /// What it is built like.
@@ -73,16 +80,18 @@ pub fn initial(config: &Config) -> Result<Initial, PretrainedError> {
 /// If they cannot be fetched, read, or made a model of.
 pub fn pretrained(spec: &str) -> Result<Initial, PretrainedError> {
     let location = Location::parse(spec)?;
-    if let Location::Local(path) = &location {
+    if let Location::Local { path, key } = &location {
         if !path.exists() {
             return Err(PretrainedError::Missing(path.clone()));
         }
-        if let Some(checkpoint) = checkpoint_of(path)? {
+        if key.is_none()
+            && let Some(checkpoint) = checkpoint_of(path)?
+        {
             return of_checkpoint(&checkpoint);
         }
     }
     let fetched = hub::fetch(&location, FileChoice::Vqgan, &HubSettings::from_env(), &DownloadBar::default())?;
-    let file = WeightsFile::open(&fetched.weights)?;
+    let file = WeightsFile::open_fetched(&fetched)?;
     let architecture = Architecture::infer(&file, None)?;
     let weights = load_vqgan(&file, &architecture)?;
     let mut description = format!("{} from {spec}", describe(&architecture));
@@ -93,7 +102,7 @@ pub fn pretrained(spec: &str) -> Result<Initial, PretrainedError> {
 /// The newest whole checkpoint if `path` is a run's folder, `path` itself if it is a checkpoint, else nothing.
 fn checkpoint_of(path: &Path) -> Result<Option<PathBuf>, PretrainedError> {
     let checkpoints = path.join("checkpoints");
-    if checkpoints.is_dir() {
+    if is_run(path, &checkpoints) {
         let newest = RunStore::read(&checkpoints).newest_usable(run_state::check)?;
         for (path, reason) in &newest.passed_over {
             note!("passed over {}: {reason}", path.display());
@@ -110,6 +119,19 @@ fn checkpoint_of(path: &Path) -> Result<Option<PathBuf>, PretrainedError> {
         }
         false => Ok(None),
     }
+}
+
+/// Whether a folder is a run of this program's. taming's logs have `checkpoints/`, too, with files of weights in it.
+fn is_run(path: &Path, checkpoints: &Path) -> bool {
+    let holds_weights = || {
+        let files = std::fs::read_dir(checkpoints).into_iter().flatten().flatten().map(|entry| entry.path());
+        let is_weights = |file: &PathBuf| {
+            file.extension()
+                .is_some_and(|ending| ["ckpt", "pt", "pth", "safetensors"].iter().any(|known| ending == *known))
+        };
+        files.filter(is_weights).any(|file| file.is_file())
+    };
+    checkpoints.is_dir() && (path.join("config.toml").is_file() || !holds_weights())
 }
 
 fn of_checkpoint(path: &Path) -> Result<Initial, PretrainedError> {

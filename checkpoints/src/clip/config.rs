@@ -29,7 +29,7 @@ pub(super) enum Source {
 }
 
 impl Source {
-    /// The configuration that belongs to weights with these names; `None` for OpenAI's, which have none.
+    /// The configuration that belongs to weights with these names; of OpenAI's names there may be none.
     pub fn beside(file: &WeightsFile, naming: Naming) -> Result<Option<Source>, WeightsError> {
         let weights = file.path();
         let refuse = |what: &str| Err(WeightsError::Unsupported { path: weights.to_owned(), what: what.to_owned() });
@@ -39,13 +39,7 @@ impl Source {
                 Some(config) => Ok(Some(Source::Transformers(config, read("preprocessor_config.json")?))),
                 None => refuse("config.json is not beside it; how many heads it has is written nowhere else"),
             },
-            Naming::Original => match read("open_clip_config.json")? {
-                Some(config) => Ok(Some(Source::OpenClip(config))),
-                None if weights.file_name().is_some_and(|name| name.to_string_lossy().starts_with("open_clip")) => {
-                    refuse("open_clip_config.json is not beside it; its activation is written nowhere else")
-                }
-                None => Ok(None),
-            },
+            Naming::Original => Ok(read("open_clip_config.json")?.map(Source::OpenClip)),
         }
     }
 

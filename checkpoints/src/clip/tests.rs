@@ -158,6 +158,65 @@ fn wrappers_and_buffers_are_left_out() {
 }
 
 #[test]
+fn a_checkpoint_of_openclips_training_asks_for_its_activation() {
+    let expected = load_clip(fixture("openai/state-dict.pt")).unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    let place = |name: &str, key: &str, prefix: &str| {
+        let all = tensors("openai/state-dict.pt").into_iter();
+        let all = all.map(|(name, tensor)| (format!("{prefix}{name}"), tensor)).collect();
+        let path = folder.path().join(name);
+        write_torch(File::create(&path).unwrap(), key, &all, None).unwrap();
+        path
+    };
+    let safetensors = |name: &str, prefix: &str| {
+        let all = tensors("openai/state-dict.pt").into_iter();
+        let path = folder.path().join(name);
+        let all = all.map(|(name, tensor)| (format!("{prefix}{name}"), tensor)).collect();
+        write_safetensors(&path, &all, None).unwrap();
+        path
+    };
+    for path in [
+        place("epoch_32.pt", "state_dict", "module."),
+        place("epoch_1.pt", "state_dict", ""),
+        place("latest.pt", "model", "_orig_mod."),
+        safetensors("wrapped.safetensors", "module."),
+        safetensors("open_clip_model.safetensors", ""),
+    ] {
+        let error = load_clip(&path).unwrap_err();
+        assert!(matches!(&error, WeightsError::NoActivation { .. }), "{error}");
+        assert!(matches!(load_clip_images(&path), Err(WeightsError::NoActivation { .. })));
+        for activation in [Activation::Gelu, Activation::QuickGelu] {
+            let clip = read_clip(&path, Some(activation), true).unwrap();
+            assert_eq!(clip.weights, expected.weights);
+            let architecture = ClipArchitecture { activation, ..expected.architecture.clone() };
+            assert_eq!(clip.architecture, architecture);
+        }
+    }
+    // OpenAI's own: a program, or nothing but a state dict.
+    for path in [fixture("openai/script.pt"), fixture("openai/state-dict.pt"), safetensors("ViT-B-32.safetensors", "")]
+    {
+        assert_eq!(load_clip(&path).unwrap().architecture.activation, Activation::QuickGelu);
+        let told = read_clip(&path, Some(Activation::Gelu), false).unwrap();
+        assert_eq!(told.architecture.activation, Activation::Gelu);
+    }
+}
+
+#[test]
+fn the_heads_of_wide_openclip_models_are_not_guessed() {
+    let wide = [("visual.conv1.weight", &[1280, 3, 4, 4][..]), ("visual.class_embedding", &[1280])];
+    let mut tensors: BTreeMap<String, HostTensor> = BTreeMap::new();
+    for (name, shape) in SIZES.into_iter().chain(wide) {
+        let values = vec![0.5; shape.iter().product()];
+        tensors.insert(format!("module.{name}"), HostTensor::from_f32(shape, &values));
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("epoch_1.pt");
+    write_torch(File::create(&path).unwrap(), "state_dict", &tensors, None).unwrap();
+    let error = read_clip(&path, Some(Activation::Gelu), false).unwrap_err().to_string();
+    assert!(error.contains("open_clip_config.json") && error.contains("1280"), "{error}");
+}
+
+#[test]
 fn weights_that_are_not_finite_are_named() {
     let name = "text_model.final_layer_norm.bias";
     let broken = |all: &mut BTreeMap<String, HostTensor>| {
@@ -406,8 +465,8 @@ fn other_models_are_named() {
     let folder = tempfile::tempdir().unwrap();
     assert!(fails(&folder).contains("there is no model.safetensors, open_clip_model.safetensors, pytorch_model.bin"));
     std::fs::write(folder.path().join("pytorch_model.bin.index.json"), "{}").unwrap();
-    assert!(fails(&folder).contains("split over several files"));
-    assert!(load_clip(&folder.path().join("absent.pt")).unwrap_err().to_string().contains("absent.pt"));
+    assert!(fails(&folder).contains("weight_map"));
+    assert!(load_clip(folder.path().join("absent.pt")).unwrap_err().to_string().contains("absent.pt"));
 }
 
 /// The tensors that tell the sizes of an OpenAI model, three blocks deep.

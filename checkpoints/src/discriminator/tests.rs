@@ -1,4 +1,5 @@
 use std::fs::File;
+use std::path::Path;
 
 use super::*;
 use crate::fixtures::{Shapes, place, published};

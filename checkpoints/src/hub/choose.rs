@@ -5,7 +5,7 @@ use std::fs;
 use std::io;
 use std::path::Path;
 
-use super::{Fetched, FileChoice};
+use super::FileChoice;
 use crate::{architecture, clip};
 
 /// Paths inside the repository or folder.
@@ -14,12 +14,6 @@ pub(super) struct Chosen {
     pub(super) weights: String,
     /// What else belongs to the weights and lies beside them.
     pub(super) beside: Vec<String>,
-}
-
-impl Chosen {
-    pub(super) fn below(&self, folder: &Path) -> Fetched {
-        Fetched { weights: folder.join(&self.weights) }
-    }
 }
 
 #[derive(Debug, PartialEq, Eq)]
@@ -33,7 +27,7 @@ impl FileChoice {
     fn folders(self) -> &'static [&'static str] {
         match self {
             FileChoice::Vqgan => &["", "vqvae/", "vqgan/", "movq/"],
-            FileChoice::Clip | FileChoice::Any => &[""],
+            FileChoice::Clip | FileChoice::Tokenizer | FileChoice::Any => &[""],
         }
     }
 
@@ -42,8 +36,17 @@ impl FileChoice {
         match self {
             FileChoice::Vqgan => &["diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.bin"],
             FileChoice::Clip => &clip::WEIGHTS,
+            FileChoice::Tokenizer => &clip::TOKENIZERS,
             FileChoice::Any => &[],
         }
+    }
+
+    /// Puts first what is called like the weights that are looked for.
+    fn likely_first(self, mut weights: Vec<String>) -> Vec<String> {
+        const TOKENIZERS: [&str; 5] = ["vq", "tokenizer", "autoencoder", "first_stage", "movq"];
+        let is_likely = |file: &String| TOKENIZERS.iter().any(|word| file.to_ascii_lowercase().contains(word));
+        weights.sort_by_key(|file| self == FileChoice::Vqgan && !is_likely(file));
+        weights
     }
 
     /// The small files beside the weights without which they are of little use.
@@ -51,10 +54,14 @@ impl FileChoice {
         match self {
             FileChoice::Vqgan => &[architecture::CONFIG],
             FileChoice::Clip => &clip::BESIDE,
+            FileChoice::Tokenizer => &clip::TOKENIZERS,
             FileChoice::Any => &[],
         }
     }
 }
+
+/// Of the file that tells which of several has which tensor.
+pub(crate) const INDEX: &str = ".index.json";
 
 /// Endings of weights; those of one row are alike, and an earlier row is preferred.
 const ENDINGS: [&[&str]; 4] = [&["safetensors"], &["ckpt"], &["pt", "pth"], &["bin"]];
@@ -68,7 +75,7 @@ pub(super) fn choose(listing: &[String], asked: Option<&str>, files: FileChoice)
     let chosen = |weights: String| {
         let (folder, _) = split(&weights);
         let beside = files.beside().iter().map(|name| format!("{folder}{name}"));
-        let beside = beside.filter(|file| has(file)).collect();
+        let beside = beside.filter(|file| has(file) && *file != weights).collect();
         Ok(Chosen { weights, beside })
     };
     let folder = match asked {
@@ -82,10 +89,16 @@ pub(super) fn choose(listing: &[String], asked: Option<&str>, files: FileChoice)
     for inner in files.folders() {
         for name in files.names() {
             let path = format!("{folder}{inner}{name}");
-            if has(&path) {
+            let index = format!("{path}{INDEX}");
+            // A vocabulary is of no use without its merges.
+            let is_whole = *name != "vocab.json" || has(&format!("{folder}{inner}merges.txt"));
+            if let Some(path) = [path, index].into_iter().find(|path| has(path) && is_whole) {
                 return chosen(path);
             }
         }
+    }
+    if files == FileChoice::Tokenizer {
+        return Err(Refused::NoWeights);
     }
     let weights = weights_in(listing, &folder);
     for endings in ENDINGS {
@@ -93,7 +106,19 @@ pub(super) fn choose(listing: &[String], asked: Option<&str>, files: FileChoice)
         match alike[..] {
             [] => {}
             [only] => return chosen(only.clone()),
-            _ => return Err(Refused::Several(weights)),
+            _ => {
+                // Lightning's link to the newest of its checkpoints; the index of weights that are split over files.
+                let is_index = |file: &&String| {
+                    let whole = file.strip_suffix(INDEX).filter(|whole| whole.starts_with(&folder));
+                    whole.is_some_and(|whole| ends(whole, endings))
+                };
+                let last = alike.iter().copied().filter(|file| split(file).1 == "last.ckpt");
+                let mut obvious = last.chain(listing.iter().filter(is_index));
+                if let (Some(only), None) = (obvious.next(), obvious.next()) {
+                    return chosen(only.clone());
+                }
+                return Err(Refused::Several(files.likely_first(weights)));
+            }
         }
     }
     Err(Refused::NoWeights)
@@ -135,7 +160,7 @@ pub(super) fn list_folder(root: &Path) -> io::Result<Vec<String>> {
 }
 
 /// The folder with its slash, and the name.
-fn split(path: &str) -> (&str, &str) {
+pub(super) fn split(path: &str) -> (&str, &str) {
     path.split_at(path.rfind('/').map_or(0, |slash| slash + 1))
 }
 

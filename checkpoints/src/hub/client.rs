@@ -25,6 +25,7 @@ impl Client {
         let Location::Hub { owner, name, .. } = location else {
             return Err(HubError::BadSpec { spec: location.to_string(), reason: "it is not on the Hub".to_owned() });
         };
+        settings.check_endpoint()?;
         let mut builder = HFClient::builder()
             .endpoint(&settings.endpoint)
             .cache_dir(&settings.cache)

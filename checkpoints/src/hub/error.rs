@@ -17,6 +17,12 @@ pub enum HubError {
         /// What is wrong with it.
         reason: String,
     },
+    /// `HF_ENDPOINT` is no address.
+    #[error("HF_ENDPOINT is {endpoint:?}, which is no address: write it with https://, or unset it")]
+    BadEndpoint {
+        /// What was set.
+        endpoint: String,
+    },
     /// Nothing there on this machine.
     #[error("{} does not exist; for a repository on the Hugging Face Hub write hf://owner/name", .path.display())]
     NoSuchPath {
@@ -177,6 +183,11 @@ pub enum HubError {
 }
 
 impl HubError {
+    /// Whether what was written is to blame, and not what was found.
+    pub fn is_wrong_usage(&self) -> bool {
+        matches!(self, HubError::BadSpec { .. } | HubError::BadEndpoint { .. })
+    }
+
     /// Whether a copy in the cache is the better answer.
     pub(super) fn is_about_the_network(&self) -> bool {
         matches!(

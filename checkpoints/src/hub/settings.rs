@@ -4,6 +4,8 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use super::HubError;
+
 /// How the Hub is reached, and where its files are kept.
 #[derive(Clone, PartialEq, Eq)]
 pub struct HubSettings {
@@ -53,6 +55,15 @@ impl HubSettings {
             cache: path("HF_HUB_CACHE").or_else(|| path("HUGGINGFACE_HUB_CACHE")).unwrap_or_else(|| home.join("hub")),
         }
     }
+
+    /// Whether the Hub's address is one, which only matters where it is needed.
+    pub(super) fn check_endpoint(&self) -> Result<(), HubError> {
+        let host = ["https://", "http://"].iter().find_map(|scheme| self.endpoint.strip_prefix(scheme));
+        match host {
+            Some(host) if !host.is_empty() && !host.contains(char::is_whitespace) => Ok(()),
+            _ => Err(HubError::BadEndpoint { endpoint: self.endpoint.clone() }),
+        }
+    }
 }
 
 impl std::fmt::Debug for HubSettings {
@@ -78,8 +89,9 @@ fn is_yes(value: &str) -> bool {
     ["1", "on", "yes", "true"].iter().any(|yes| value.eq_ignore_ascii_case(yes))
 }
 
-/// `~/x` is what people write; no shell has seen a path from a configuration file.
-pub(super) fn expand_home(path: &str) -> PathBuf {
+/// A path with the home folder in place of a leading `~/`: people write it, and no shell has seen a path from a
+/// configuration file.
+pub fn expand_home(path: &str) -> PathBuf {
     let rest = path.strip_prefix("~/").or_else(|| (path == "~").then_some(""));
     match (rest, std::env::home_dir()) {
         (Some(rest), Some(home)) => home.join(rest),

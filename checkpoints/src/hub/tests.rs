@@ -230,6 +230,14 @@ fn specs_are_read_and_written() {
         name: "ldm-4.x_y".into(),
         revision: revision.map(str::to_owned),
         file: file.map(str::to_owned),
+        key: None,
+    };
+    let local = |path: &str, key: Option<&str>| Location::Local { path: path.into(), key: key.map(str::to_owned) };
+    let keyed = |location: Location, asked: &str| match location {
+        Location::Hub { owner, name, revision, file, .. } => {
+            Location::Hub { owner, name, revision, file, key: Some(asked.to_owned()) }
+        }
+        Location::Local { path, .. } => Location::Local { path, key: Some(asked.to_owned()) },
     };
     for (spec, location) in [
         ("hf://CompVis/ldm-4.x_y", hub(None, None)),
@@ -240,15 +248,21 @@ fn specs_are_read_and_written() {
         ("hf://CompVis/ldm-4.x_y@refs/pr/12", hub(Some("refs/pr/12"), None)),
         ("hf://CompVis/ldm-4.x_y@refs/pr/12/a.bin", hub(Some("refs/pr/12"), Some("a.bin"))),
         ("hf://CompVis/ldm-4.x_y@fix%2Fit/a.bin", hub(Some("fix/it"), Some("a.bin"))),
-        ("weights/last.ckpt", Location::Local("weights/last.ckpt".into())),
-        ("C:\\weights", Location::Local("C:\\weights".into())),
+        ("hf://CompVis/ldm-4.x_y#ema", keyed(hub(None, None), "ema")),
+        ("hf://CompVis/ldm-4.x_y/a.ckpt#state/generator", keyed(hub(None, Some("a.ckpt")), "state/generator")),
+        ("hf://CompVis/ldm-4.x_y@fix%231/a.bin#ema", keyed(hub(Some("fix#1"), Some("a.bin")), "ema")),
+        ("weights/last.ckpt", local("weights/last.ckpt", None)),
+        ("weights/last.ckpt#params_ema", local("weights/last.ckpt", Some("params_ema"))),
+        ("last.ckpt#state/generator", local("last.ckpt", Some("state/generator"))),
+        ("C:\\weights", local("C:\\weights", None)),
     ] {
         assert_eq!(Location::parse(spec).unwrap(), location, "{spec}");
         assert_eq!(location.to_string(), spec);
         assert_eq!(spec.parse::<Location>().unwrap(), location);
     }
     assert_eq!(Location::parse("hf://CompVis/ldm-4.x_y/vqvae/").unwrap(), hub(None, Some("vqvae")));
-    assert_ne!(Location::parse("~/w.ckpt").unwrap(), Location::Local("~/w.ckpt".into()));
+    assert_ne!(Location::parse("~/w.ckpt#ema").unwrap(), local("~/w.ckpt", Some("ema")));
+    assert_eq!(expand_home("~user/w.ckpt"), PathBuf::from("~user/w.ckpt"));
 }
 
 #[test]
@@ -271,6 +285,8 @@ fn wrong_specs_say_what_is_wrong() {
         ("hf://ow ner/name", "\"ow ner\" cannot be the owner"),
         ("hf://owner/name/../../x", "\"../../x\" cannot be a file"),
         ("hf://owner/name/a//b", "\"a//b\" cannot be a file"),
+        ("hf://owner/name/a.ckpt#", "the key after `#` is missing"),
+        ("a.ckpt#", "the key after `#` is missing"),
     ] {
         let line = Location::parse(spec).unwrap_err().to_string();
         assert!(line.contains(reason) && line.contains("write a path, hf://owner/name"), "{line}");
@@ -512,10 +528,10 @@ fn local_files_and_folders_are_found() {
         fs::write(path, "x").unwrap();
     }
     let find = |path: &str| {
-        fetch(&Location::Local(root.join(path)), FileChoice::Vqgan, &HubSettings::from_env(), &())
+        fetch(&Location::Local { path: root.join(path), key: None }, FileChoice::Vqgan, &HubSettings::from_env(), &())
             .map_err(|error| error.to_string())
     };
-    let found = |weights: &str| Ok(Fetched { weights: root.join(weights) });
+    let found = |weights: &str| Ok(Fetched::from(root.join(weights)));
     assert_eq!(find("one"), found("one/a.safetensors"));
     assert_eq!(find("one/a.safetensors"), found("one/a.safetensors"));
     assert_eq!(find("logs/run"), found("logs/run/checkpoints/last.ckpt"));
@@ -597,4 +613,168 @@ fn settings_come_from_the_usual_variables() {
     assert_eq!(settings(&[("HF_HOME", home), ("HF_HUB_DISABLE_IMPLICIT_TOKEN", "1")]).token, None);
     assert!(!settings(&[("HF_HUB_OFFLINE", "0")]).offline);
     assert!(settings(&[("XDG_CACHE_HOME", home)]).cache.ends_with("huggingface/hub"));
+}
+
+#[test]
+fn an_endpoint_is_an_address() {
+    let mut setup = setup(&DIFFUSERS);
+    let (endpoint, fetched) = (setup.settings.endpoint.clone(), setup.fetch("hf://taming/vqgan").unwrap());
+    for wrong in
+        ["hf-mirror.example", "localhost:8080", "//hf-mirror.example", "https:", "https:/x", "ftp://x", "https://a b"]
+    {
+        setup.settings.endpoint = wrong.to_owned();
+        let error = setup.fetch("hf://taming/vqgan").unwrap_err();
+        assert!(matches!(&error, HubError::BadEndpoint { .. }) && error.is_wrong_usage(), "{wrong}: {error}");
+        assert!(error.to_string().contains("HF_ENDPOINT") && !error.to_string().contains('\n'), "{error}");
+    }
+    // What needs no Hub is found without.
+    assert_eq!(setup.fetch(fetched.weights.to_str().unwrap()).unwrap(), fetched);
+    setup.settings.endpoint = endpoint;
+    assert_eq!(setup.fetch("hf://taming/vqgan").unwrap(), fetched);
+}
+
+#[test]
+fn all_shards_are_downloaded() {
+    let index =
+        r#"{"weight_map": {"a": "model-1-of-2.safetensors", "b": "model-2-of-2.safetensors", "c": "../x.bin"}}"#;
+    let name = "vqvae/diffusion_pytorch_model.safetensors.index.json";
+    let shards = ["vqvae/model-1-of-2.safetensors", "vqvae/model-2-of-2.safetensors"];
+    let files =
+        [("vqvae/config.json", "{}"), (name, index), (shards[0], "one"), (shards[1], "two"), ("unet/model.bin", "x")];
+    let setup = setup(&files);
+    let fetched = setup.fetch("hf://taming/vqgan").unwrap();
+    assert!(fetched.weights.ends_with(name));
+    let snapshot = fetched.weights.parent().unwrap().parent().unwrap().to_owned();
+    let mut expected = files.map(|(name, _)| name).to_vec();
+    expected.retain(|name| name.starts_with("vqvae"));
+    assert_eq!(choose::list_folder(&snapshot).unwrap(), expected);
+    // One that is gone again is fetched again, and missed where there is no network.
+    fs::remove_file(snapshot.join(shards[1])).unwrap();
+    let spec = format!("hf://taming/vqgan@{COMMIT}/vqvae");
+    assert_eq!(setup.fetch(&spec).unwrap(), fetched);
+    assert!(snapshot.join(shards[1]).is_file());
+    let setup = setup.offline();
+    assert_eq!(setup.fetch(&spec).unwrap(), fetched);
+    fs::remove_file(snapshot.join(shards[0])).unwrap();
+    assert!(matches!(setup.fetch(&spec), Err(HubError::NotCached { .. })));
+}
+
+#[test]
+fn a_key_is_no_part_of_the_file() {
+    let setup = setup(&[("c.ckpt", "two")]);
+    for spec in ["hf://taming/vqgan/c.ckpt#state/generator", "hf://taming/vqgan#state/generator"] {
+        let fetched = setup.fetch(spec).unwrap();
+        assert_eq!((text(&fetched.weights).as_str(), fetched.key.as_deref()), ("two", Some("state/generator")));
+    }
+}
+
+/// Everything that is fetched: the weights, then what belongs to them.
+fn fetched(listing: &[&str], asked: Option<&str>, files: FileChoice) -> Vec<String> {
+    let listing: Vec<String> = listing.iter().map(|file| (*file).to_owned()).collect();
+    let chosen = choose(&listing, asked, files).unwrap();
+    [vec![chosen.weights], chosen.beside].concat()
+}
+
+#[test]
+fn of_published_repositories_only_what_is_needed_is_fetched() {
+    let timm = [".gitattributes", "README.md", "config.json", "model.safetensors", "pytorch_model.bin"];
+    assert_eq!(fetched(&timm, None, FileChoice::Any), ["model.safetensors"]);
+
+    let many: Vec<String> = (0..300).map(|number| format!("weights-{number:03}.pth")).collect();
+    let mut iqa: Vec<&str> = many.iter().map(String::as_str).collect();
+    iqa.extend(["README.md", "LPIPS_v0.1_vgg-a78928a0.pth"]);
+    let named = Some("LPIPS_v0.1_vgg-a78928a0.pth");
+    assert_eq!(fetched(&iqa, named, FileChoice::Any), ["LPIPS_v0.1_vgg-a78928a0.pth"]);
+
+    let amused = [
+        "README.md",
+        "model_index.json",
+        "scheduler/scheduler_config.json",
+        "text_encoder/config.json",
+        "text_encoder/model.fp16.safetensors",
+        "text_encoder/model.safetensors",
+        "tokenizer/merges.txt",
+        "tokenizer/vocab.json",
+        "transformer/config.json",
+        "transformer/diffusion_pytorch_model.fp16.safetensors",
+        "transformer/diffusion_pytorch_model.safetensors",
+        "vqvae/config.json",
+        "vqvae/diffusion_pytorch_model.fp16.safetensors",
+        "vqvae/diffusion_pytorch_model.safetensors",
+    ];
+    let vqvae = ["vqvae/diffusion_pytorch_model.safetensors", "vqvae/config.json"];
+    assert_eq!(fetched(&amused, None, FileChoice::Vqgan), vqvae);
+    assert_eq!(fetched(&amused, Some("vqvae"), FileChoice::Vqgan), vqvae);
+    assert_eq!(
+        fetched(&amused, Some("tokenizer"), FileChoice::Tokenizer),
+        ["tokenizer/vocab.json", "tokenizer/merges.txt"]
+    );
+
+    let llamagen = [
+        "README.md",
+        "c2i_3B_384.pt",
+        "c2i_B_256.pt",
+        "c2i_XL_384.pt",
+        "t2i_XL_stage1_256.pt",
+        "vq_ds16_c2i.pt",
+        "vq_ds16_t2i.pt",
+        "vq_ds8_c2i.pt",
+    ];
+    let Err(Refused::Several(files)) = chosen(&llamagen, None, FileChoice::Vqgan) else { panic!("one was chosen") };
+    assert_eq!(files[..3], ["vq_ds16_c2i.pt", "vq_ds16_t2i.pt", "vq_ds8_c2i.pt"]);
+    assert_eq!(files.len(), 7);
+    assert_eq!(fetched(&llamagen, Some("vq_ds16_c2i.pt"), FileChoice::Vqgan), ["vq_ds16_c2i.pt"]);
+
+    let clip = [
+        ".gitattributes",
+        "README.md",
+        "config.json",
+        "flax_model.msgpack",
+        "merges.txt",
+        "preprocessor_config.json",
+        "pytorch_model.bin",
+        "special_tokens_map.json",
+        "tf_model.h5",
+        "tokenizer.json",
+        "tokenizer_config.json",
+        "vocab.json",
+    ];
+    let beside = ["config.json", "preprocessor_config.json", "tokenizer.json", "vocab.json", "merges.txt"];
+    assert_eq!(fetched(&clip, None, FileChoice::Clip), [&["pytorch_model.bin"][..], &beside].concat());
+    let newer = [&clip[..], &["model.safetensors"]].concat();
+    assert_eq!(fetched(&newer, None, FileChoice::Clip), [&["model.safetensors"][..], &beside].concat());
+}
+
+#[test]
+fn tokenizers_are_chosen_as_such() {
+    let whole = ["config.json", "merges.txt", "model.safetensors", "tokenizer.json", "vocab.json"];
+    assert_eq!(fetched(&whole, None, FileChoice::Tokenizer), ["tokenizer.json", "vocab.json", "merges.txt"]);
+    assert_eq!(fetched(&whole, Some("vocab.json"), FileChoice::Tokenizer)[0], "vocab.json");
+    let folder = ["clip/merges.txt", "clip/vocab.json", "model.safetensors"];
+    assert_eq!(fetched(&folder, Some("clip"), FileChoice::Tokenizer), ["clip/vocab.json", "clip/merges.txt"]);
+    let openai = ["ViT-B-32.pt", "bpe_simple_vocab_16e6.txt.gz"];
+    assert_eq!(fetched(&openai, None, FileChoice::Tokenizer), ["bpe_simple_vocab_16e6.txt.gz"]);
+    // A vocabulary alone says nothing, and weights are no tokenizer.
+    for none in [&["model.safetensors", "vocab.json"][..], &["pytorch_model.bin"]] {
+        assert_eq!(chosen(none, None, FileChoice::Tokenizer).unwrap_err(), Refused::NoWeights);
+    }
+}
+
+#[test]
+fn of_a_trainings_checkpoints_the_last_is_taken() {
+    let logs = [
+        "checkpoints/epoch=000012.ckpt",
+        "checkpoints/last.ckpt",
+        "checkpoints/trainstep_checkpoints/step=1.ckpt",
+        "configs/2021-04-03T19-39-50-project.yaml",
+        "configs/model.yaml",
+        "testtube/version_0/metrics.csv",
+    ];
+    assert_eq!(fetched(&logs, None, FileChoice::Vqgan), ["checkpoints/last.ckpt"]);
+    let two = ["a/checkpoints/last.ckpt", "b/checkpoints/last.ckpt", "b/checkpoints/epoch=1.ckpt"];
+    assert!(matches!(chosen(&two, None, FileChoice::Vqgan), Err(Refused::Several(_))));
+    assert_eq!(fetched(&two, Some("b"), FileChoice::Vqgan), ["b/checkpoints/last.ckpt"]);
+    // Weights that are split over files are those of their index, under any name.
+    let sharded = ["vq-00001-of-00002.safetensors", "vq-00002-of-00002.safetensors", "vq.safetensors.index.json"];
+    assert_eq!(fetched(&sharded, None, FileChoice::Any), ["vq.safetensors.index.json"]);
 }

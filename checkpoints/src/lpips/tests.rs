@@ -1,3 +1,5 @@
+use std::path::Path;
+
 use safetensors::Dtype;
 
 use super::*;

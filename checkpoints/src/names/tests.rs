@@ -30,6 +30,7 @@ fn llamagen_vq_16() -> Architecture {
         quantizer: Quantizer::of(Family::LlamaGen),
         lookup_from_codebook: false,
         scaling_factor: None,
+        diffusers: serde_json::Map::new(),
     }
 }
 
@@ -206,6 +207,7 @@ fn every_export_loads_as_a_file_and_as_a_folder() {
         tiny(),
         Architecture { quantizer: plain.clone(), ..tiny() },
         Architecture { quantizer: plain.clone(), attention_levels: vec![], mid_attention: false, ..tiny() },
+        Architecture { attention_levels: vec![0], mid_attention: false, ..tiny() },
         Architecture {
             quantizer: plain,
             groups: 8,
@@ -299,11 +301,58 @@ fn what_lies_beside_weights_changes_nothing() {
 #[test]
 fn arguments_of_the_quantizer_survive_an_export_to_llamagen() {
     let mut architecture = tiny();
-    architecture.quantizer = Quantizer { l2_norm: false, legacy_beta: false, beta: 0.5, entropy_ratio: 0.1 };
+    architecture.quantizer = Quantizer { l2_norm: true, legacy_beta: false, beta: 0.5, entropy_ratio: 0.1 };
     let folder = tempfile::tempdir().unwrap();
     let export = export_vqgan(&random(&architecture), &architecture, Family::LlamaGen).unwrap();
     let file = WeightsFile::open(export.write(folder.path()).unwrap()).unwrap();
     assert_eq!(Architecture::infer(&file, None).unwrap(), architecture);
+}
+
+#[test]
+fn tamings_configuration_names_the_class_that_heeds_it() {
+    let with = |attention_levels: Vec<usize>, mid_attention: bool| {
+        let architecture = Architecture { attention_levels, mid_attention, ..tiny() };
+        let export = export_vqgan(&random(&architecture), &architecture, Family::Taming).unwrap();
+        export.config.unwrap().text
+    };
+    for levels in [vec![], vec![2]] {
+        let text = with(levels, true);
+        assert!(text.contains("  target: taming.models.vqgan.VQModel\n") && !text.contains("attn_type"), "{text}");
+    }
+    let text = with(vec![], false);
+    assert!(text.contains("  target: ldm.models.autoencoder.VQModel\n"), "{text}");
+    assert!(text.contains("\n      attn_type: none\n") && text.contains("attn_resolutions: []"), "{text}");
+}
+
+#[test]
+fn diffusers_own_settings_survive() {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/fixtures/diffusers");
+    let config = |path: &Path| -> serde_json::Map<String, serde_json::Value> {
+        serde_json::from_slice(&std::fs::read(path.join("config.json")).unwrap()).unwrap()
+    };
+    for name in ["attention", "lookup", "middle"] {
+        let (architecture, weights) = load(&folder.join(name)).unwrap();
+        // As a run's checkpoint keeps it.
+        let kept: Architecture = serde_json::from_str(&serde_json::to_string(&architecture).unwrap()).unwrap();
+        let written = tempfile::tempdir().unwrap();
+        export_vqgan(&weights, &kept, Family::Diffusers).unwrap().write(written.path()).unwrap();
+        let mut expected = config(&folder.join(name));
+        expected.remove("_diffusers_version");
+        // Where nothing is said, codes are as long as latents have channels.
+        if expected["vq_embed_dim"].is_null() {
+            expected["vq_embed_dim"] = expected["latent_channels"].clone();
+        }
+        let found = config(written.path());
+        for (key, value) in &expected {
+            assert_eq!(found.get(key), Some(value), "{name}: {key}");
+        }
+    }
+    // What a checkpoint of before has.
+    let mut old = serde_json::to_value(tiny()).unwrap();
+    assert!(old.as_object_mut().unwrap().remove("diffusers").is_none());
+    assert_eq!(serde_json::from_value::<Architecture>(old).unwrap(), tiny());
+    let export = export_vqgan(&random(&tiny()), &tiny(), Family::Diffusers).unwrap();
+    assert!(export.config.unwrap().text.contains("\"sample_size\": 256"));
 }
 
 #[test]
@@ -316,6 +365,17 @@ fn what_a_family_cannot_express_is_refused() {
     assert!(refused(&plain, Family::LlamaGen).contains("coarsest level"));
     let few = Architecture { groups: 8, ..tiny() };
     assert!(refused(&few, Family::Taming).contains("32 groups"));
+    assert!(refused(&few, Family::Taming).ends_with("; diffusers can"));
+    // LlamaGen's programs would compare codes at length 1.
+    let euclidean = Architecture { quantizer: Quantizer::of(Family::Taming), ..tiny() };
+    let error = refused(&euclidean, Family::LlamaGen);
+    assert!(error.contains("codebook_l2_norm") && error.ends_with("; taming and diffusers can"), "{error}");
+    // taming would put attention with random weights into the middle, and latent-diffusion leave all of it out.
+    let half = Architecture { mid_attention: false, ..tiny() };
+    let error = refused(&half, Family::Taming);
+    assert!(error.contains("none in the middle") && error.ends_with("; diffusers can"), "{error}");
+    let none = Architecture { groups: 8, channels: vec![64, 64, 64], ..tiny() };
+    assert!(refused(&none, Family::Diffusers).ends_with("no other format can"));
     let wide = Architecture { channels: vec![64, 64, 64], ..tiny() };
     assert!(refused(&wide, Family::Diffusers).contains("base_channels"));
     let error = export_vqgan(&BTreeMap::new(), &tiny(), Family::Taming).unwrap_err();

@@ -137,10 +137,146 @@ fn a_folder_without_weights_says_what_is_looked_for() {
     let folder = tempfile::tempdir().unwrap();
     let error = WeightsFile::open(folder.path()).unwrap_err().to_string();
     assert!(error.contains("diffusion_pytorch_model.safetensors"), "{error}");
-    let name = folder.path().join("diffusion_pytorch_model.safetensors.index.json");
-    std::fs::write(name, "{}").unwrap();
-    let error = WeightsFile::open(folder.path()).unwrap_err().to_string();
-    assert!(error.contains("split over several files"), "{error}");
+}
+
+/// Tensors in two files with their index, as transformers and diffusers write them.
+fn sharded(folder: &Path, name: &str, shards: [&str; 2]) -> BTreeMap<String, HostTensor> {
+    let tensor = |(index, name): (usize, &str)| (name.to_owned(), HostTensor::from_f32([2], &[index as f32, 0.5]));
+    let tensors: BTreeMap<_, _> = ["a.weight", "b.weight", "c.bias"].into_iter().enumerate().map(tensor).collect();
+    let place = |name: &str| shards[usize::from(name > "b")];
+    for shard in shards {
+        let some = tensors.iter().filter(|(name, _)| place(name) == shard);
+        let some = some.map(|(name, tensor)| (name.clone(), tensor.clone())).collect();
+        let path = folder.join(shard);
+        match shard.ends_with("bin") {
+            true => crate::torch_file::write_torch(File::create(path).unwrap(), "state_dict", &some, None).unwrap(),
+            false => drop(crate::write_safetensors(&path, &some, None).unwrap()),
+        }
+    }
+    let map: serde_json::Map<_, _> = tensors.keys().map(|name| (name.clone(), place(name).into())).collect();
+    let index = serde_json::json!({"metadata": {"total_size": 24}, "weight_map": map});
+    std::fs::write(folder.join(format!("{name}.index.json")), index.to_string()).unwrap();
+    tensors
+}
+
+#[test]
+fn weights_in_several_files_are_read_through_their_index() {
+    for (name, shards) in [
+        ("model.safetensors", ["model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"]),
+        ("diffusion_pytorch_model.safetensors", ["d-00001-of-00002.safetensors", "d-00002-of-00002.safetensors"]),
+        ("pytorch_model.bin", ["pytorch_model-00001-of-00002.bin", "pytorch_model-00002-of-00002.bin"]),
+    ] {
+        let folder = tempfile::tempdir().unwrap();
+        let tensors = sharded(folder.path(), name, shards);
+        let index = folder.path().join(format!("{name}.index.json"));
+        for path in [folder.path(), &index] {
+            let file = WeightsFile::open(path).unwrap();
+            assert_eq!(file.names().collect::<Vec<_>>(), ["a.weight", "b.weight", "c.bias"]);
+            for (name, tensor) in &tensors {
+                assert_eq!(&file.read(name).unwrap(), tensor);
+                assert_eq!(file.info(name), Some((Dtype::F32, &[2][..])));
+            }
+            assert!(matches!(file.read("d"), Err(WeightsError::NoTensor { .. })));
+        }
+        let fails = |change: &dyn Fn(String) -> String, named: &[&str]| {
+            let whole = std::fs::read_to_string(&index).unwrap();
+            std::fs::write(&index, change(whole.clone())).unwrap();
+            let error = WeightsFile::open(folder.path()).unwrap_err().to_string();
+            assert!(named.iter().all(|name| error.contains(name)) && !error.contains('\n'), "{error}");
+            std::fs::write(&index, whole).unwrap();
+        };
+        fails(&|text| text.replace("c.bias", "d.bias"), &[shards[1], "d.bias"]);
+        fails(&|text| text.replace(shards[0], "absent.bin"), &["absent.bin"]);
+        for outside in ["../absent.bin", "/etc/hostname", "inner/absent.bin", "..", ""] {
+            fails(&|text| text.replace(shards[0], outside), &[outside, "a.weight"]);
+        }
+        fails(&|text| text.replace(shards[0], &format!("{name}.index.json")), &[name]);
+        fails(&|text| text.replace("weight_map", "map"), &["weight_map"]);
+        fails(&|_| "{".to_owned(), &["index.json"]);
+        std::fs::remove_file(folder.path().join(shards[1])).unwrap();
+        fails(&|text| text, &[shards[1]]);
+        std::fs::write(folder.path().join(shards[1]), "cut off").unwrap();
+        fails(&|text| text, &[shards[1]]);
+    }
+}
+
+/// `torch.save` of dicts in dicts: `{"params_ema": {...}, "state": {"generator": {...}, "step": 7}, "epoch": 3}`.
+fn nested() -> Vec<u8> {
+    let text = |text: &str| [&b"X"[..], &(text.len() as u32).to_le_bytes(), text.as_bytes()].concat();
+    let tensor = |value: u8| {
+        // torch._utils._rebuild_tensor_v2(storage, offset 0, size (1,), stride (1,), False, OrderedDict())
+        let storage =
+            [b"(".as_slice(), &text("storage"), b"ctorch\nFloatStorage\n", &text(&value.to_string())].concat();
+        let storage = [&storage[..], &text("cpu"), b"K\x01tQ"].concat();
+        [b"ctorch._utils\n_rebuild_tensor_v2\n(", &storage[..], b"K\x00K\x01\x85K\x01\x85\x89}tR"].concat()
+    };
+    let dict = |entries: &[(&str, Vec<u8>)]| {
+        let entries: Vec<u8> = entries.iter().flat_map(|(key, value)| [text(key), value.clone()].concat()).collect();
+        [b"}(", &entries[..], b"u"].concat()
+    };
+    let state = dict(&[("generator", dict(&[("weight", tensor(1))])), ("step", b"K\x07".to_vec())]);
+    let top = dict(&[("params_ema", dict(&[("weight", tensor(0))])), ("state", state), ("epoch", b"K\x03".to_vec())]);
+    let pickle = [b"\x80\x02", &top[..], b"."].concat();
+    let mut archive = zip::ZipWriter::new(std::io::Cursor::new(Vec::new()));
+    let values = [2f32.to_le_bytes(), 3f32.to_le_bytes()];
+    for (name, bytes) in [("m/data.pkl", &pickle[..]), ("m/data/0", &values[0]), ("m/data/1", &values[1])] {
+        let plain = zip::write::SimpleFileOptions::default().compression_method(zip::CompressionMethod::Stored);
+        archive.start_file(name, plain).unwrap();
+        std::io::Write::write_all(&mut archive, bytes).unwrap();
+    }
+    archive.finish().unwrap().into_inner()
+}
+
+#[test]
+fn inner_keys_are_asked_for_by_name() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("gan.pth");
+    std::fs::write(&path, nested()).unwrap();
+    let open = |key: Option<&str>| WeightsFile::open_with(&path, key);
+    let weight = |key: &str| values(&open(Some(key)).unwrap(), "weight").2;
+    assert_eq!(weight("params_ema"), [2.]);
+    assert_eq!(weight("state/generator"), [3.]);
+    for (key, there) in [
+        (None, &["params_ema", "state", "epoch"][..]),
+        (Some("generator"), &["params_ema", "state", "epoch"]),
+        (Some("state"), &["generator", "step"]),
+        (Some("state/ema"), &["generator", "step"]),
+        (Some("state/step"), &["generator", "step"]),
+        (Some("epoch"), &["params_ema", "state", "epoch"]),
+    ] {
+        let error = open(key).unwrap_err();
+        let WeightsError::Key { keys, .. } = &error else { panic!("{error}") };
+        assert_eq!(keys, there, "{key:?}");
+        assert!(key.is_some() || error.to_string().contains("gan.pth#"), "{error}");
+    }
+    // As a location, for every kind of weights; a file that has such a name itself is that file.
+    let spec = format!("{}#state/generator", path.display());
+    let location = crate::hub::Location::parse(&spec).unwrap();
+    assert_eq!(location.to_string(), spec);
+    let settings = crate::hub::HubSettings::from_env();
+    let find = |spec: &str| {
+        let location = crate::hub::Location::parse(spec).unwrap();
+        crate::hub::fetch(&location, crate::hub::FileChoice::Any, &settings, &()).unwrap()
+    };
+    let fetched = find(&spec);
+    assert_eq!(values(&WeightsFile::open_fetched(&fetched).unwrap(), "weight").2, [3.]);
+    let inner = folder.path().join("gan.pth#state");
+    std::fs::create_dir(&inner).unwrap();
+    crate::write_safetensors(
+        &inner.join("generator"),
+        &BTreeMap::from([("x".into(), HostTensor::from_f32([1], &[5.]))]),
+        None,
+    )
+    .unwrap();
+    assert_eq!(find(&spec), Fetched { weights: inner.join("generator"), key: None });
+    std::fs::copy(&path, folder.path().join("a#b.pth")).unwrap();
+    let both = find(&format!("{}#params_ema", folder.path().join("a#b.pth").display()));
+    assert_eq!(values(&WeightsFile::open_fetched(&both).unwrap(), "weight").2, [2.]);
+    // The loaders of other networks ask for the key that is named, too.
+    let error = crate::load_discriminator(fetched.clone()).unwrap_err().to_string();
+    assert!(error.contains("it has weight, ..."), "{error}");
+    let error = crate::load_lpips_linear(crate::LpipsNetwork::AlexNet, fetched).unwrap_err().to_string();
+    assert!(error.contains("no linear layers"), "{error}");
 }
 
 /// Opens and reads whatever can be read; only that it ends without a panic matters.

@@ -121,6 +121,9 @@ impl CommandError {
             Self::Train(TrainError::Device(DeviceError::NotBuiltIn { .. })) => WRONG_USAGE,
             Self::Train(TrainError::Freezing(_) | TrainError::NoTerminal(_)) => WRONG_USAGE,
             Self::Train(TrainError::Loss(error)) if error.is_wrong_usage() => WRONG_USAGE,
+            Self::Train(TrainError::Pretrained(error)) | Self::Checkpoint(error) if error.is_wrong_usage() => {
+                WRONG_USAGE
+            }
             Self::Sweep(SweepError::Config(_) | SweepError::NoRows | SweepError::Baseline { .. }) => WRONG_USAGE,
             Self::Sweep(SweepError::Random(error)) if error.is_wrong_usage() => WRONG_USAGE,
             Self::Check(CheckError::Config(_)) => WRONG_USAGE,

@@ -1,5 +1,6 @@
 //! `[discriminator]` and `[clip]`: the networks that losses need beside the model.
 
+use checkpoints::Activation;
 use serde::{Deserialize, Serialize};
 
 use crate::models::discriminator::DiscriminatorNorm;
@@ -51,7 +52,11 @@ pub struct ClipConfig {
     /// nothing is said.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub pretrained: Option<String>,
-    /// A tokenizer, likewise; that beside the model where nothing is said.
+    /// `quick_gelu` or `gelu`, in place of what the model's configuration says; needed for a checkpoint of an OpenCLIP
+    /// training, which has none.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub activation: Option<Activation>,
+    /// A tokenizer, likewise, or a folder with one; that beside the model where nothing is said.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub tokenizer: Option<String>,
     /// Whether the whole picture is one of the views.
@@ -80,6 +85,7 @@ impl Default for ClipConfig {
     fn default() -> Self {
         Self {
             pretrained: None,
+            activation: None,
             tokenizer: None,
             whole: true,
             cutouts: 8,

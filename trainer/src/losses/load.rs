@@ -3,11 +3,8 @@
 use std::path::PathBuf;
 
 use burn::tensor::{DType, Device, Tensor};
-use checkpoints::hub::{self, FileChoice, HubError, HubSettings, Location};
-use checkpoints::{
-    Clip, ClipArchitecture, Quantizer, WeightsError, load_clip, load_clip_images, load_lpips_backbone,
-    load_lpips_linear,
-};
+use checkpoints::hub::{self, Fetched, FileChoice, HubError, HubSettings, Location};
+use checkpoints::{Clip, ClipArchitecture, Quantizer, WeightsError, load_lpips_backbone, load_lpips_linear, read_clip};
 
 use super::clip::text::{Prompt, PromptError};
 use super::clip::{CaptionEncoder, ClipGuidance, ContrastiveTargets, TextTarget, Views, direction};
@@ -71,21 +68,24 @@ pub enum LossError {
 impl LossError {
     /// Whether the configuration alone is to blame.
     pub fn is_wrong_usage(&self) -> bool {
-        matches!(self, Self::Setting(_) | Self::NoTokenizer(_))
+        match self {
+            Self::Hub { source, .. } => source.is_wrong_usage(),
+            Self::Weights { source, .. } => matches!(source, WeightsError::NoActivation { .. }),
+            _ => matches!(self, Self::Setting(_) | Self::NoTokenizer(_)),
+        }
     }
 }
 
 /// Fetches what `spec` names, if it is not on this machine already.
-pub(crate) fn fetch(key: &'static str, spec: &str, files: FileChoice) -> Result<PathBuf, LossError> {
+pub(crate) fn fetch(key: &'static str, spec: &str, files: FileChoice) -> Result<Fetched, LossError> {
     let hub = |source| LossError::Hub { key, source };
     let location = Location::parse(spec).map_err(hub)?;
-    if let Location::Local(path) = &location
+    if let Location::Local { path, .. } = &location
         && !path.exists()
     {
         return Err(LossError::NoFile { key, path: path.clone() });
     }
-    let fetched = hub::fetch(&location, files, &HubSettings::from_env(), &DownloadBar::default()).map_err(hub)?;
-    Ok(fetched.weights)
+    hub::fetch(&location, files, &HubSettings::from_env(), &DownloadBar::default()).map_err(hub)
 }
 
 impl Losses {
@@ -161,10 +161,10 @@ fn lpips_weights(loss: &PerceptualConfig) -> Result<StateDict, LossError> {
     let unnamed = || Problem { key: BACKBONE, message: "is not set, and alexnet has no default".into() };
     let backbone = loss.backbone_location().ok_or_else(|| LossError::Setting(unnamed()))?;
     let backbone = fetch(BACKBONE, backbone, FileChoice::Any)?;
-    let mut weights = load_lpips_backbone(loss.network, &backbone).map_err(wrong(BACKBONE))?;
+    let mut weights = load_lpips_backbone(loss.network, backbone.clone()).map_err(wrong(BACKBONE))?;
     // A whole LPIPS given as the backbone has its linear layers with it: nothing else has to be fetched.
     if loss.backbone.is_some() && loss.linear.is_none() {
-        match load_lpips_linear(loss.network, &backbone) {
+        match load_lpips_linear(loss.network, backbone) {
             Err(WeightsError::Unsupported { .. }) => {}
             own => {
                 weights.extend(own.map_err(wrong(BACKBONE))?);
@@ -173,7 +173,7 @@ fn lpips_weights(loss: &PerceptualConfig) -> Result<StateDict, LossError> {
         }
     }
     let linear = fetch(LINEAR, loss.linear_location(), FileChoice::Any)?;
-    weights.extend(load_lpips_linear(loss.network, &linear).map_err(wrong(LINEAR))?);
+    weights.extend(load_lpips_linear(loss.network, linear).map_err(wrong(LINEAR))?);
     Ok(weights)
 }
 
@@ -216,9 +216,10 @@ fn clip_networks(config: &Config, device: &Device) -> Result<ClipNetworks, LossE
     let LossesConfig { clip_text, clip_direction, .. } = &config.losses;
     let dtype = frozen_dtype(config);
     let needs_texts = config.losses.needs_captions() || clip_text.weight != 0.0 || clip_direction.weight != 0.0;
-    let path = fetch(CLIP, config.clip.location(), FileChoice::Clip)?;
-    let read = if needs_texts { load_clip(&path) } else { load_clip_images(&path) };
-    let mut clip = read.map_err(|source| LossError::Weights { key: CLIP, source })?;
+    let fetched = fetch(CLIP, config.clip.location(), FileChoice::Clip)?;
+    let path = fetched.weights.clone();
+    let mut clip = read_clip(fetched, config.clip.activation, needs_texts)
+        .map_err(|source| LossError::Weights { key: CLIP, source })?;
     let texts = needs_texts.then(|| caption_encoder(&config.clip, &clip, path, device, dtype)).transpose()?;
     // The text tower is as large as the other one, and is on the device now.
     clip.weights.retain(|name, _| !name.starts_with("text_"));
@@ -239,7 +240,7 @@ fn caption_encoder(
     dtype: DType,
 ) -> Result<CaptionEncoder, LossError> {
     let tokenizer = match (&settings.tokenizer, &clip.tokenizer) {
-        (Some(spec), _) => fetch("clip.tokenizer", spec, FileChoice::Any)?,
+        (Some(spec), _) => fetch("clip.tokenizer", spec, FileChoice::Tokenizer)?.weights,
         (None, Some(beside)) => beside.clone(),
         (None, None) => return Err(LossError::NoTokenizer(path)),
     };

@@ -33,6 +33,7 @@ pub fn by_name(name: &str) -> Option<Architecture> {
         quantizer: Quantizer::of(Family::Taming),
         lookup_from_codebook: false,
         scaling_factor: None,
+        diffusers: serde_json::Map::new(),
     };
     let llamagen = |channels: &[usize]| Architecture {
         family: Family::LlamaGen,

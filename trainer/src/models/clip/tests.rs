@@ -332,6 +332,31 @@ fn captions_become_the_tokens_of_transformers_from_every_file() {
     }
 }
 
+/// CLIP's real vocabulary has tokens that a `tokenizer.json` has for keys.
+#[test]
+fn a_vocabulary_may_have_any_word_for_a_token() {
+    let architecture = clip(Activation::QuickGelu).architecture;
+    let folder = tempfile::tempdir().unwrap();
+    let text = std::fs::read_to_string(fixture("open_clip/vocab.json")).unwrap();
+    let mut vocabulary: serde_json::Map<String, serde_json::Value> = serde_json::from_str(&text).unwrap();
+    let words = ["model", "version", "added_tokens", "normalizer"];
+    for (word, id) in words.into_iter().zip(architecture.vocabulary..) {
+        vocabulary.insert(word.to_owned(), id.into());
+    }
+    let larger = ClipArchitecture { vocabulary: architecture.vocabulary + words.len(), ..architecture };
+    std::fs::write(folder.path().join("vocab.json"), serde_json::to_vec(&vocabulary).unwrap()).unwrap();
+    std::fs::copy(fixture("open_clip/merges.txt"), folder.path().join("merges.txt")).unwrap();
+    for path in [folder.path().to_owned(), folder.path().join("vocab.json")] {
+        let tokenizer = ClipTokenizer::open(&path, &larger).unwrap();
+        for caption in captions() {
+            assert_eq!(tokenizer.encode(&caption.text).unwrap().ids, caption.ids, "{}", caption.text);
+        }
+    }
+    std::fs::remove_file(folder.path().join("merges.txt")).unwrap();
+    let error = ClipTokenizer::open(&folder.path().join("vocab.json"), &larger).unwrap_err().to_string();
+    assert!(error.contains("merges.txt: No such file"), "{error}");
+}
+
 #[test]
 fn what_is_not_the_models_tokenizer_is_refused_in_one_line() {
     let architecture = clip(Activation::QuickGelu).architecture;

@@ -132,7 +132,8 @@ fn description(path: &Path, end_of_text: u32) -> Result<Vec<u8>, TokenizerError>
         return merges_only(&bytes, end_of_text).map_err(unsuitable);
     }
     let json: Map<String, Value> = serde_json::from_slice(&bytes).map_err(|error| unsuitable(error.to_string()))?;
-    if json.contains_key("model") {
+    // In CLIP's vocabulary, "model" is a token.
+    if json.contains_key("model") && !json.contains_key(START) {
         return Ok(bytes);
     }
     let beside = path.with_file_name("merges.txt");
