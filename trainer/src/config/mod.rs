@@ -12,6 +12,7 @@ mod sweep;
 
 use std::path::PathBuf;
 
+use checkpoints::hub::expand_home;
 use serde::{Deserialize, Serialize};
 
 pub use check::Problem;
@@ -68,6 +69,15 @@ pub struct Config {
 }
 
 impl Config {
+    /// Puts the user's folder for `~` at the beginning of its paths; places of weights are expanded where they are read.
+    fn expand_home(&mut self) {
+        for path in [&mut self.data.path, &mut self.sweep.baseline].into_iter().flatten() {
+            if let Some(text) = path.to_str() {
+                *path = expand_home(text);
+            }
+        }
+    }
+
     /// The discriminator's optimizer: `[discriminator.optimizer]`, and `[optimizer]` where that says nothing.
     pub fn discriminator_optimizer(&self) -> OptimizerConfig {
         self.discriminator.optimizer.over(&self.optimizer)

@@ -157,6 +157,7 @@ pub fn load(name: &str, overrides: &[Override]) -> Result<Loaded, ConfigError> {
         let stem = Path::new(&file).file_stem().map(|stem| stem.to_string_lossy().into_owned());
         config.run.name = stem.unwrap_or_else(|| "run".into());
     }
+    config.expand_home();
     let loaded = Loaded { config, file, text, overrides: overrides.to_vec() };
     loaded.config.check().map_err(|problem| loaded.locate(problem))?;
     Ok(loaded)
@@ -311,6 +312,18 @@ pub(super) mod tests {
         assert_eq!(error, "--set batch.micro=0: `batch.micro` is 0, must be at least 1");
         let error = load_text("", &["batch.mikro=1"]).unwrap_err();
         assert!(error.starts_with("--set batch.mikro=1: unknown key `mikro`, did you mean `micro`?"), "{error}");
+    }
+
+    #[test]
+    fn a_tilde_is_the_users_folder_in_every_path() {
+        let home = std::env::home_dir().unwrap();
+        let sets = ["data.source=folder", "data.path=~/images", "sweep.baseline=~/sweep.json"];
+        let config = load_text("", &sets).unwrap();
+        assert_eq!(config.data.path, Some(home.join("images")));
+        assert_eq!(config.sweep.baseline, Some(home.join("sweep.json")));
+        // A folder may be called so.
+        let config = load_text("[data]\nsource = \"folder\"\npath = \"a/~/b\"\n", &[]).unwrap();
+        assert_eq!(config.data.path, Some("a/~/b".into()));
     }
 
     #[test]
