@@ -27,7 +27,7 @@ pub(crate) const BESIDE: [&str; 6] =
     ["config.json", "open_clip_config.json", "preprocessor_config.json", "tokenizer.json", "vocab.json", "merges.txt"];
 
 /// What a tokenizer is called in a model's folder, best first; `vocab.json` has its `merges.txt` beside it.
-pub(crate) const TOKENIZERS: [&str; 5] =
+pub const CLIP_TOKENIZERS: [&str; 5] =
     ["tokenizer.json", "vocab.json", "bpe_simple_vocab_16e6.txt.gz", "bpe_simple_vocab_16e6.txt", "merges.txt"];
 
 /// What a CLIP with a vision transformer is built like.

@@ -23,6 +23,7 @@ pub(crate) use choose::INDEX;
 use choose::{Chosen, Refused, choose};
 use client::Client;
 pub use error::HubError;
+pub(crate) use error::enumerate;
 pub use settings::{HubSettings, expand_home};
 
 /// What `pretrained = "…"` says.
@@ -278,6 +279,7 @@ fn explain(refused: Refused, location: &Location, listing: &[String]) -> HubErro
     match refused {
         Refused::NoSuchFile => HubError::NoSuchFile { place, candidates: candidates(&choose::weights_in(listing, "")) },
         Refused::NoWeights => HubError::NoWeights { place, found: error::enumerate(listing.iter().cloned()) },
+        Refused::NoTokenizer => HubError::NoTokenizer { place, found: error::enumerate(listing.iter().cloned()) },
         Refused::Several(files) => HubError::Several { place, candidates: candidates(&files) },
     }
 }
@@ -324,7 +326,7 @@ impl Request<'_> {
         let listing = choose::list_folder(&snapshot).map_err(|_| not_cached())?;
         let chosen = choose(&listing, self.file, self.files).map_err(|refused| match refused {
             Refused::Several(_) => explain(refused, self.location, &listing),
-            Refused::NoSuchFile | Refused::NoWeights => not_cached(),
+            Refused::NoSuchFile | Refused::NoWeights | Refused::NoTokenizer => not_cached(),
         })?;
         let weights = snapshot.join(chosen.weights);
         // What an index names and the repository has not is for its reader to say; what is not here is not cached.

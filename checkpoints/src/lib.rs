@@ -17,7 +17,7 @@ mod torch_file;
 mod weights;
 
 pub use architecture::{Architecture, Family, Quantizer};
-pub use clip::{Activation, Clip, ClipArchitecture, Tower, load_clip, load_clip_images, read_clip};
+pub use clip::{Activation, CLIP_TOKENIZERS, Clip, ClipArchitecture, Tower, load_clip, load_clip_images, read_clip};
 pub use discriminator::load_discriminator;
 pub use lpips::{Convolution, LpipsNetwork, load_lpips_backbone, load_lpips_linear};
 pub use names::{ConfigFile, Export, export_vqgan, family_name, load_vqgan, vqgan_notes};

@@ -9,6 +9,7 @@ use std::path::Path;
 use serde_json::json;
 
 use crate::architecture::{Architecture, Family, MOVQ};
+use crate::hub::enumerate;
 use crate::safetensors_file::{write_safetensors, write_whole};
 use crate::tensor::{HostTensor, is_float};
 use crate::torch_file::write_torch;
@@ -163,7 +164,7 @@ impl<'a> ModelNames<'a> {
             return Err(refuse(format!(
                 "its quantizer is not a VQGAN's, which has no {}: SimVQ, LFQ, FSQ, residual quantizers and others that \
                  compute something else are not built here",
-                enumerate(&foreign)
+                enumerate(foreign.iter().map(|name| (*name).to_owned()))
             )));
         }
         if !names.contains_key(CODEBOOK) {
@@ -226,11 +227,11 @@ impl<'a> Placed<'a> {
             _ if models.contains_key("") => "",
             0 | 1 => models.keys().next().map_or("", String::as_str),
             _ => {
-                let prefixes: Vec<&str> = models.keys().map(String::as_str).collect();
+                let prefixes = enumerate(models.keys().cloned());
                 let what = "it holds several models, whose names begin with";
                 return Err(WeightsError::Unsupported {
                     path: file.path().to_owned(),
-                    what: format!("{what} {}; save the state dict of one alone", enumerate(&prefixes)),
+                    what: format!("{what} {prefixes}; save the state dict of one alone"),
                 });
             }
         };
@@ -357,8 +358,8 @@ pub struct ConfigFile {
 /// the class that their configuration names.
 ///
 /// # Errors
-/// [`WeightsError::Architecture`] when the family's programs would not load the same model without further arguments, or a weight is missing or has
-/// another shape than the architecture says.
+/// [`WeightsError::Architecture`] when the family's programs would not load the same model without further arguments, or a
+/// weight is missing or has another shape than the architecture says.
 pub fn export_vqgan(
     weights: &BTreeMap<String, HostTensor>,
     architecture: &Architecture,
@@ -570,15 +571,6 @@ fn taming_config(architecture: &Architecture) -> String {
     lines.push("    lossconfig:".to_owned());
     lines.push("      target: taming.modules.losses.DummyLoss".to_owned());
     lines.join("\n") + "\n"
-}
-
-/// The first few names, so that the line stays a line.
-fn enumerate(names: &[&str]) -> String {
-    const SHOWN: usize = 4;
-    match names.len() {
-        0..=SHOWN => names.join(", "),
-        more => format!("{} and {} more", names[..SHOWN].join(", "), more - SHOWN),
-    }
 }
 
 #[cfg(test)]

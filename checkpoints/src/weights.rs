@@ -225,7 +225,12 @@ impl WeightsFile {
     pub fn open_with(path: impl AsRef<Path>, key: Option<&str>) -> Result<WeightsFile, WeightsError> {
         let path = path.as_ref();
         let failed = |source| WeightsError::Io { path: path.to_owned(), source };
-        if std::fs::metadata(path).map_err(failed)?.is_dir() {
+        let kind = std::fs::metadata(path).map_err(failed)?;
+        if !kind.is_dir() && !kind.is_file() {
+            // Opening a pipe waits for somebody to write into it.
+            return Err(WeightsError::NotWeights { path: path.to_owned(), what: "it is no regular file".to_owned() });
+        }
+        if kind.is_dir() {
             let folders: Vec<&str> = std::iter::once("").chain(PIPELINE_FOLDERS).collect();
             let path = in_folder(path, &FOLDER_FILES, &folders)?;
             return Self::open_file(&path, key);

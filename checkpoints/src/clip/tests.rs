@@ -87,20 +87,20 @@ fn with_wide_heads() -> ClipArchitecture {
 
 #[test]
 fn every_format_gives_the_same_weights() {
-    let clip = load_clip(&fixture("transformers")).unwrap();
+    let clip = load_clip(fixture("transformers")).unwrap();
     assert_eq!(clip.architecture, architecture());
     assert_eq!(clip.tokenizer, Some(fixture("transformers/tokenizer.json")));
     assert_eq!(clip.weights, tensors("transformers/model.safetensors"));
     assert_eq!(clip.weights.len(), architecture().parameters().len());
 
-    let other = load_clip(&fixture("open_clip/open_clip_model.safetensors")).unwrap();
+    let other = load_clip(fixture("open_clip/open_clip_model.safetensors")).unwrap();
     let (mean, deviation) = ([0.5, 0.4, 0.3], [0.25, 0.26, 0.27]);
     assert_eq!(other.architecture, ClipArchitecture { mean, deviation, ..architecture() });
     assert_eq!(other.tokenizer, Some(fixture("open_clip/vocab.json")));
     assert_eq!(other.weights, clip.weights);
 
     for name in ["openai/state-dict.pt", "openai/script.pt"] {
-        let other = load_clip(&fixture(name)).unwrap();
+        let other = load_clip(fixture(name)).unwrap();
         assert_eq!(other.architecture, with_wide_heads(), "{name}");
         assert_eq!(other.tokenizer, None);
         assert_eq!(other.weights, clip.weights, "{name}");
@@ -110,8 +110,8 @@ fn every_format_gives_the_same_weights() {
 #[test]
 fn the_text_tower_can_be_left_unread_and_is_still_checked() {
     for name in ["transformers", "open_clip", "openai/state-dict.pt"] {
-        let mut whole = load_clip(&fixture(name)).unwrap();
-        let images = load_clip_images(&fixture(name)).unwrap();
+        let mut whole = load_clip(fixture(name)).unwrap();
+        let images = load_clip_images(fixture(name)).unwrap();
         let all = whole.weights.len();
         whole.weights.retain(|name, _| !name.starts_with("text_"));
         assert!(whole.weights.len() < all && whole.weights.contains_key("logit_scale"), "{name}");
@@ -124,7 +124,7 @@ fn the_text_tower_can_be_left_unread_and_is_still_checked() {
 
 #[test]
 fn wrappers_and_buffers_are_left_out() {
-    let expected = load_clip(&fixture("transformers")).unwrap();
+    let expected = load_clip(fixture("transformers")).unwrap();
     let ids = HostTensor { dtype: Dtype::I64, shape: vec![1], bytes: vec![0; 8] };
 
     let folder = tempfile::tempdir().unwrap();

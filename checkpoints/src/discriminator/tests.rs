@@ -79,7 +79,7 @@ fn a_top_level_key_holds_llamagens() {
 
     // The fixtures' checkpoints have a piece of one each, where the real ones have the whole.
     let fixtures = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/fixtures");
-    let error = load_discriminator(&fixtures.join("llamagen/model.pt")).unwrap_err().to_string();
+    let error = load_discriminator(fixtures.join("llamagen/model.pt")).unwrap_err().to_string();
     assert!(error.ends_with("model.pt: its layers are numbered 0, which is no PatchGAN"), "{error}");
 
     write_torch(File::create(&path).unwrap(), "discriminator", &numbered(&published("stylegan.txt")), None).unwrap();

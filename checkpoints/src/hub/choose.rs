@@ -20,6 +20,7 @@ pub(super) struct Chosen {
 pub(super) enum Refused {
     NoSuchFile,
     NoWeights,
+    NoTokenizer,
     Several(Vec<String>),
 }
 
@@ -36,7 +37,7 @@ impl FileChoice {
         match self {
             FileChoice::Vqgan => &["diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.bin"],
             FileChoice::Clip => &clip::WEIGHTS,
-            FileChoice::Tokenizer => &clip::TOKENIZERS,
+            FileChoice::Tokenizer => &clip::CLIP_TOKENIZERS,
             FileChoice::Any => &[],
         }
     }
@@ -54,7 +55,7 @@ impl FileChoice {
         match self {
             FileChoice::Vqgan => &[architecture::CONFIG],
             FileChoice::Clip => &clip::BESIDE,
-            FileChoice::Tokenizer => &clip::TOKENIZERS,
+            FileChoice::Tokenizer => &clip::CLIP_TOKENIZERS,
             FileChoice::Any => &[],
         }
     }
@@ -98,7 +99,7 @@ pub(super) fn choose(listing: &[String], asked: Option<&str>, files: FileChoice)
         }
     }
     if files == FileChoice::Tokenizer {
-        return Err(Refused::NoWeights);
+        return Err(Refused::NoTokenizer);
     }
     let weights = weights_in(listing, &folder);
     for endings in ENDINGS {

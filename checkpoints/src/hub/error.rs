@@ -53,6 +53,14 @@ pub enum HubError {
         /// What it has instead.
         found: String,
     },
+    /// The folder or repository has no tokenizer of a CLIP.
+    #[error("{place} has no tokenizer (tokenizer.json, or vocab.json with merges.txt); it has {found}")]
+    NoTokenizer {
+        /// The location.
+        place: String,
+        /// What it has instead.
+        found: String,
+    },
     /// The folder or repository has several, and none is the obvious one.
     #[error("{place} has several weight files, so name one: {candidates}")]
     Several {
@@ -202,7 +210,7 @@ impl HubError {
 }
 
 /// The first few of a list, so that the line stays a line.
-pub(super) fn enumerate(items: impl ExactSizeIterator<Item = String>) -> String {
+pub(crate) fn enumerate(items: impl ExactSizeIterator<Item = String>) -> String {
     const SHOWN: usize = 8;
     let count = items.len();
     let shown: Vec<String> = items.take(SHOWN).collect();

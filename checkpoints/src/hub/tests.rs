@@ -756,7 +756,7 @@ fn tokenizers_are_chosen_as_such() {
     assert_eq!(fetched(&openai, None, FileChoice::Tokenizer), ["bpe_simple_vocab_16e6.txt.gz"]);
     // A vocabulary alone says nothing, and weights are no tokenizer.
     for none in [&["model.safetensors", "vocab.json"][..], &["pytorch_model.bin"]] {
-        assert_eq!(chosen(none, None, FileChoice::Tokenizer).unwrap_err(), Refused::NoWeights);
+        assert_eq!(chosen(none, None, FileChoice::Tokenizer).unwrap_err(), Refused::NoTokenizer);
     }
 }
 

@@ -201,3 +201,14 @@ fn wrappers_are_seen_through_and_weights_that_are_not_finite_are_named() {
         assert!(matches!(&error, WeightsError::NotFinite { count: 192, .. }), "{error}");
     }
 }
+
+#[test]
+fn a_configuration_beside_a_classifier_changes_nothing() {
+    let network = LpipsNetwork::AlexNet;
+    let folder = tempfile::tempdir().unwrap();
+    let path = place(folder.path(), "model.safetensors", &published("lpips-alexnet.txt"));
+    for config in [r#"{"architecture": "vgg16", "num_classes": 1000, "act_fn": "relu"}"#, "no json", ""] {
+        std::fs::write(folder.path().join("config.json"), config).unwrap();
+        load_lpips(network, &path, None).unwrap();
+    }
+}

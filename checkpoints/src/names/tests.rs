@@ -423,7 +423,8 @@ fn wrappers_are_taken_off_wherever_they_stand() {
     let architecture = Architecture { family: Family::Taming, quantizer: Quantizer::of(Family::Taming), ..tiny() };
     let weights = random(&architecture);
     let inner = |name: &str, part: &str, wrapper: &str| name.replacen(part, &format!("{part}{wrapper}."), 1);
-    let forms: [(&str, &dyn Fn(&str) -> String); 8] = [
+    type Rename<'a> = &'a dyn Fn(&str) -> String;
+    let forms: [(&str, Rename); 8] = [
         ("first_stage_model.", &|name| format!("first_stage_model._orig_mod.{name}")),
         ("model.", &|name| format!("module.model.{name}")),
         ("vqgan.", &|name| format!("_forward_module.model.vqgan.{name}")),

@@ -133,6 +133,14 @@ fn safetensors_are_read_as_they_were_written() {
 }
 
 #[test]
+fn a_device_is_no_file_of_weights() {
+    for path in ["/dev/zero", "/dev/null"].map(Path::new) {
+        let error = WeightsFile::open(path).map(drop);
+        assert!(!path.exists() || matches!(error, Err(WeightsError::NotWeights { .. })));
+    }
+}
+
+#[test]
 fn a_folder_without_weights_says_what_is_looked_for() {
     let folder = tempfile::tempdir().unwrap();
     let error = WeightsFile::open(folder.path()).unwrap_err().to_string();

@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 #[derive(Debug, Clone, PartialEq, Deserialize, Serialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct ModelConfig {
-    /// `hf://owner/name[@revision][/file]` or a local path. Without it the weights are random.
+    /// `hf://owner/name[@revision][/file][#key]` or a local path with or without `#key`. Without it the weights are random.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub pretrained: Option<String>,
     /// What learns: globs over parameter names such as `encoder.down.0.block.0.conv1.weight`. A `*` also stands for

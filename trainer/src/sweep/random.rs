@@ -369,9 +369,9 @@ mod tests {
         assert_eq!(random.model.train, config.model.train);
         let path = |spec: &Option<String>| PathBuf::from(spec.clone().unwrap());
         let perceptual = &random.losses.perceptual;
-        load_lpips_backbone(perceptual.network, &path(&perceptual.backbone)).unwrap();
-        load_lpips_linear(perceptual.network, &path(&perceptual.linear)).unwrap();
-        let clip = load_clip(&path(&random.clip.pretrained)).unwrap();
+        load_lpips_backbone(perceptual.network, path(&perceptual.backbone)).unwrap();
+        load_lpips_linear(perceptual.network, path(&perceptual.linear)).unwrap();
+        let clip = load_clip(path(&random.clip.pretrained)).unwrap();
         assert_eq!(clip.architecture.vision.width, 768);
         let tokenizer = ClipTokenizer::open(&clip.tokenizer.unwrap(), &clip.architecture).unwrap();
         let tokens = tokenizer.encode("a red circle").unwrap();

@@ -104,7 +104,7 @@ fn fixture() -> std::path::PathBuf {
 
 /// All four CLIP losses on the small CLIP of the fixtures.
 fn guidance(device: &Device, dtype: DType, at_once: usize) -> ClipGuidance {
-    let clip = load_clip(&fixture()).unwrap();
+    let clip = load_clip(fixture()).unwrap();
     let plain = device.clone().without_autodiff();
     let encoder = ImageEncoder::read(&WeightReader::frozen(&clip.weights, device, dtype), &clip.architecture).unwrap();
     let text = TextEncoder::read(&WeightReader::frozen(&clip.weights, &plain, dtype), &clip.architecture).unwrap();

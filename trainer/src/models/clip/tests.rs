@@ -22,7 +22,7 @@ fn fixture(name: &str) -> PathBuf {
 
 /// The fixture's CLIP with another activation.
 fn clip(activation: Activation) -> Clip {
-    let mut clip = load_clip(&fixture("transformers")).unwrap();
+    let mut clip = load_clip(fixture("transformers")).unwrap();
     clip.architecture.activation = activation;
     clip
 }

@@ -8,7 +8,7 @@ use std::fs::File;
 use std::io::Read;
 use std::path::{Path, PathBuf};
 
-use checkpoints::ClipArchitecture;
+use checkpoints::{CLIP_TOKENIZERS, ClipArchitecture};
 use serde_json::{Map, Value, json};
 use tokenizers::Tokenizer;
 
@@ -16,9 +16,6 @@ const START: &str = "<|startoftext|>";
 const END: &str = "<|endoftext|>";
 /// Words of a caption, as transformers 5 finds them.
 const WORDS: &str = r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+";
-/// What a tokenizer is called in a model's folder, best first.
-const FILES: [&str; 5] =
-    ["tokenizer.json", "vocab.json", "bpe_simple_vocab_16e6.txt.gz", "bpe_simple_vocab_16e6.txt", "merges.txt"];
 /// Most bytes of a tokenizer's file, unpacked, that anyone reads; the files of CLIP have 3 MB.
 const MAX_FILE: u64 = 64 << 20;
 
@@ -117,10 +114,10 @@ impl ClipTokenizer {
 }
 
 fn in_folder(folder: &Path) -> Result<PathBuf, TokenizerError> {
-    let found = FILES.iter().map(|name| folder.join(name)).find(|path| path.is_file());
+    let found = CLIP_TOKENIZERS.iter().map(|name| folder.join(name)).find(|path| path.is_file());
     found.ok_or_else(|| TokenizerError::Unsuitable {
         path: folder.to_owned(),
-        what: format!("the folder has none of {}", FILES.join(", ")),
+        what: format!("the folder has none of {}", CLIP_TOKENIZERS.join(", ")),
     })
 }
 
