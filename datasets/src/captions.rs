@@ -1,123 +1,235 @@
-//! Captions of a folder's images: in text files beside them, or in one file at the root.
+//! Captions of a folder's images: in text files beside them, or in files of metadata.
 
-use std::collections::HashMap;
-use std::fs::{self, File};
-use std::io::{ErrorKind, Read};
-use std::path::{Path, PathBuf};
+mod coco;
+mod metadata;
 
-use serde_json::Value as Json;
+use std::cmp::Ordering;
+use std::collections::{BTreeSet, HashMap, HashSet};
+use std::ffi::OsStr;
+use std::path::{Component, Path, PathBuf};
 
-use crate::DataError;
+use self::metadata::{Entry, Kind, Unread, parse};
+use crate::decode::MAX_BYTES;
+use crate::text::{cut, decode_text, lines, shortened};
+use crate::{DataError, ImageProblem, files};
 
 /// Most bytes of a text file that is a caption.
 const MAX_TEXT: u64 = 1 << 16;
+
+/// How alike two names have to be for one to be a hint at the other; 1 is the same.
+const ALIKE: f64 = 0.5;
+
+/// Bytes of a name that is compared with others.
+const LONGEST: usize = 1000;
+
+/// Files of metadata that a message names.
+const NAMED: usize = 3;
 
 /// Where the captions of a folder's images are.
 #[derive(Debug, Default)]
 pub(crate) struct Captions {
     /// Path of an image without its extension -> the text file beside it.
     beside: HashMap<PathBuf, PathBuf>,
-    /// Path of an image -> what the file at the root says.
-    told: HashMap<PathBuf, Vec<String>>,
+    /// Index of an image -> what metadata say, which may be nothing.
+    told: HashMap<usize, Vec<String>>,
+    /// Files of metadata that were read.
+    read: Vec<MetadataFile>,
+    /// Files of metadata that were not, and why.
+    unread: Vec<(PathBuf, String)>,
 }
 
-impl Captions {
-    /// Reads `metadata.jsonl` and `captions.json` at a folder's root, where they are.
+#[derive(Debug)]
+struct MetadataFile {
+    path: PathBuf,
+    /// Names in it that no image has.
+    strangers: Vec<String>,
+    /// Names in it that several images have.
+    ambiguous: HashSet<String>,
+}
+
+/// Finds files that may have captions while a folder is listed.
+#[derive(Debug, Default)]
+pub(crate) struct Search {
+    beside: HashMap<PathBuf, PathBuf>,
+    /// In the order in which they are read.
+    metadata: BTreeSet<(Kind, PathBuf)>,
+}
+
+impl Search {
+    /// Remembers a file if it can have captions.
+    pub fn see(&mut self, root: &Path, file: &Path) {
+        if file.extension().is_some_and(|extension| extension.eq_ignore_ascii_case("txt")) {
+            self.beside.insert(file.with_extension(""), file.to_owned());
+        } else if let Some(kind) = Kind::of(root, file) {
+            self.metadata.insert((kind, file.to_owned()));
+        }
+    }
+
+    /// Reads the files of metadata that were found. `images` has the index of each image, by all of its names.
     ///
     /// # Errors
     /// One of them is broken.
-    pub fn at(root: &Path) -> Result<Self, DataError> {
-        let mut captions = Self::default();
-        captions.read(root, "metadata.jsonl", Self::add_lines)?;
-        captions.read(root, "captions.json", Self::add_document)?;
+    pub fn read(self, root: &Path, images: &HashMap<&Path, usize>) -> Result<Captions, DataError> {
+        let mut captions = Captions { beside: self.beside, ..Captions::default() };
+        let mut by_file_name = None;
+        for (kind, path) in self.metadata {
+            let result = match files::read(&path, MAX_BYTES) {
+                Err(_) if path.is_symlink() && !path.exists() => {
+                    Err(Unread::NotUsed("it is a link that leads nowhere".to_owned()))
+                }
+                Err(ImageProblem::Unreadable(reason)) => Err(Unread::Broken(reason)),
+                Err(problem) => Err(Unread::Broken(format!("the file {problem}"))),
+                Ok(bytes) => match decode_text(&bytes) {
+                    Some(text) => parse(kind, path.parent() == Some(root), &text),
+                    None => Err(Unread::Broken("it is not UTF-8 or UTF-16".to_owned())),
+                },
+            };
+            match result {
+                Ok(entries) => {
+                    let by_file_name = match kind {
+                        Kind::Coco => Some(&*by_file_name.get_or_insert_with(|| index_by_file_name(images))),
+                        _ => None,
+                    };
+                    captions.add(root, path, entries, images, by_file_name);
+                }
+                Err(Unread::NotUsed(reason)) => captions.unread.push((path, shortened(&reason, 200))),
+                Err(Unread::Broken(reason)) => {
+                    return Err(DataError::Captions { path, reason: shortened(&reason, 300) });
+                }
+            }
+        }
         Ok(captions)
     }
+}
 
-    /// Remembers a file if it can be the caption of an image beside it.
-    pub fn see(&mut self, file: &Path) {
-        if file.extension().is_some_and(|extension| extension.eq_ignore_ascii_case("txt")) {
-            self.beside.insert(file.with_extension(""), file.to_owned());
-        }
+/// Image by the last part of its path; `None` where several have it.
+fn index_by_file_name<'a>(images: &HashMap<&'a Path, usize>) -> HashMap<&'a OsStr, Option<usize>> {
+    let mut found = HashMap::new();
+    for (path, index) in images {
+        let Some(name) = path.file_name() else { continue };
+        let known = found.entry(name).or_insert(Some(*index));
+        *known = known.filter(|known| known == index);
     }
+    found
+}
 
-    /// The captions of an image; none where there is no text.
-    pub fn of(&self, image: &Path) -> Vec<String> {
-        // Nothing is looked for on the disk that was not seen there before.
-        let beside = if self.beside.is_empty() { None } else { self.beside.get(&image.with_extension("")) };
-        let captions = beside.and_then(|file| read_text(file)).map(|text| lines(&text)).unwrap_or_default();
-        match captions.is_empty() {
-            true => self.told.get(image).cloned().unwrap_or_default(),
-            false => captions,
-        }
-    }
-
-    fn read(
+impl Captions {
+    fn add(
         &mut self,
         root: &Path,
-        name: &str,
-        add: impl FnOnce(&mut Self, &Path, &str) -> Result<(), String>,
-    ) -> Result<(), DataError> {
-        let path = root.join(name);
-        let result = match fs::read(&path) {
-            Ok(bytes) => String::from_utf8(bytes).map_err(|_| "it is not UTF-8".to_owned()),
-            Err(error) if error.kind() == ErrorKind::NotFound => return Ok(()),
-            Err(error) => Err(error.to_string()),
+        path: PathBuf,
+        entries: Vec<Entry>,
+        images: &HashMap<&Path, usize>,
+        by_file_name: Option<&HashMap<&OsStr, Option<usize>>>,
+    ) {
+        let folder = path.parent().unwrap_or(root).to_owned();
+        // The annotations of COCO lie in a folder beside those of the images.
+        let places = [Some(&*folder), folder.parent().filter(|_| by_file_name.is_some())];
+        let mut file = MetadataFile { path, strangers: Vec::new(), ambiguous: HashSet::new() };
+        for Entry { file_name, captions } in entries {
+            let mut found = places.into_iter().flatten().find_map(|place| find(images, place, &file_name));
+            if let (None, Some(by_file_name)) = (found, by_file_name) {
+                let last = file_name.rsplit(['/', '\\']).next().unwrap_or(&file_name);
+                match by_file_name.get(OsStr::new(last)) {
+                    Some(Some(index)) => found = Some(*index),
+                    Some(None) => _ = file.ambiguous.insert(last.to_owned()),
+                    None => {}
+                }
+            }
+            match found {
+                Some(index) => self.told.entry(index).or_default().extend(captions),
+                None => file.strangers.push(file_name),
+            }
+        }
+        self.read.push(file);
+    }
+
+    /// The captions of the image at `index`, which has these names; none where there is no text.
+    pub fn of<'a>(&self, index: usize, names: impl IntoIterator<Item = &'a Path>) -> Vec<String> {
+        // Nothing is looked for on the disk that was not seen there before.
+        let beside = names.into_iter().filter_map(|name| self.text_beside(name)?.ok());
+        let mut beside = beside.filter(|captions| !captions.is_empty());
+        beside.next().unwrap_or_else(|| self.told.get(&index).cloned().unwrap_or_default())
+    }
+
+    /// The captions in the text file beside an image, or why there are none; nothing without such a file.
+    fn text_beside(&self, image: &Path) -> Option<Result<Vec<String>, String>> {
+        let file = if self.beside.is_empty() { None } else { self.beside.get(&image.with_extension("")) }?;
+        let name = file.file_name().unwrap_or_default().display();
+        Some(match files::read(file, MAX_TEXT).map(|bytes| decode_text(&bytes)) {
+            Ok(Some(text)) => match lines(&text) {
+                lines if lines.is_empty() => Err(format!("{name} is empty")),
+                lines => Ok(lines),
+            },
+            Ok(None) => Err(format!("{name} is not UTF-8 or UTF-16")),
+            Err(problem) => Err(format!("{name}: {problem}")),
+        })
+    }
+
+    /// Why [`of`](Self::of) finds nothing.
+    pub fn why_none<'a>(&self, root: &Path, index: usize, names: impl IntoIterator<Item = &'a Path>) -> String {
+        let names: Vec<&Path> = names.into_iter().collect();
+        let Some(image) = names.first() else { return String::new() };
+        let beside = names.iter().find_map(|name| self.text_beside(name)?.err());
+        let beside = beside.unwrap_or_else(|| {
+            format!("there is no {}", image.with_extension("txt").file_name().unwrap_or_default().display())
+        });
+        let below = |path: &Path| path.strip_prefix(root).unwrap_or(path).display().to_string();
+        let mut reasons = vec![beside];
+        let list = |files: Vec<String>| match files.len() {
+            several if several > NAMED => format!("{} and {} more", files[..NAMED].join(", "), several - NAMED),
+            _ => files.join(", "),
         };
-        result.and_then(|text| add(self, root, &text)).map_err(|reason| DataError::Captions { path, reason })
-    }
-
-    fn add_lines(&mut self, root: &Path, text: &str) -> Result<(), String> {
-        for (number, line) in text.lines().enumerate().filter(|(_, line)| !line.trim().is_empty()) {
-            let entry = serde_json::from_str(line).map_err(|error| error.to_string());
-            let added = entry.and_then(|entry| self.add_entry(root, &entry));
-            added.map_err(|reason| format!("line {}: {reason}", number + 1))?;
+        let read = list(self.read.iter().map(|file| below(&file.path)).collect());
+        if self.told.contains_key(&index) {
+            reasons.push(format!("its entry in {read} has no text"));
+        } else if self.read.is_empty() && self.unread.is_empty() {
+            reasons.push("there is no file of metadata".to_owned());
+        } else if !self.read.is_empty() {
+            let hint = self.hint(image).map(|hint| format!("; {hint}")).unwrap_or_default();
+            reasons.push(format!("{read} has no entry for it{hint}"));
         }
-        Ok(())
-    }
-
-    fn add_document(&mut self, root: &Path, text: &str) -> Result<(), String> {
-        match serde_json::from_str(text).map_err(|error| error.to_string())? {
-            Json::Array(entries) => entries.iter().enumerate().try_for_each(|(index, entry)| {
-                self.add_entry(root, entry).map_err(|reason| format!("entry {}: {reason}", index + 1))
-            }),
-            Json::Object(map) => map.iter().try_for_each(|(name, told)| self.add(root, name, told)),
-            _ => Err("a list of entries or a map of file names to captions is needed".to_owned()),
+        if !self.unread.is_empty() {
+            let unread = self.unread.iter().map(|(path, reason)| format!("{} was not used: {reason}", below(path)));
+            reasons.push(list(unread.collect()));
         }
+        reasons.join("; ")
     }
 
-    fn add_entry(&mut self, root: &Path, entry: &Json) -> Result<(), String> {
-        match entry.get("file_name").and_then(Json::as_str) {
-            Some(name) => self.add(root, name, entry.get("text").unwrap_or(&Json::Null)),
-            None => Err("an entry needs file_name, a text".to_owned()),
+    /// What metadata say of names like that of `image`.
+    fn hint(&self, image: &Path) -> Option<String> {
+        let last = image.file_name()?.to_string_lossy();
+        if self.read.iter().any(|file| file.ambiguous.contains(&*last)) {
+            return Some("the name is there, but several images have it".to_owned());
         }
-    }
-
-    fn add(&mut self, root: &Path, name: &str, told: &Json) -> Result<(), String> {
-        let texts = match told {
-            Json::Null => Some(Vec::new()),
-            Json::String(text) => Some(vec![text.as_str()]),
-            Json::Array(texts) => texts.iter().map(Json::as_str).collect(),
-            _ => None,
+        // Of several that are called the same, that in the folder with the most alike name.
+        let place = image.to_string_lossy();
+        let alike = |name: &String| {
+            let last_of_name = name.rsplit(['/', '\\']).next().unwrap_or(name);
+            (strsim::normalized_levenshtein(last_of_name, &last), strsim::normalized_levenshtein(name, &place))
         };
-        let texts =
-            texts.ok_or_else(|| format!("the text of {name} is {told}; a text or a list of texts is needed"))?;
-        let texts = texts.into_iter().map(str::trim).filter(|text| !text.is_empty()).map(str::to_owned);
-        self.told.entry(root.join(name)).or_default().extend(texts);
-        Ok(())
+        let names = self.read.iter().flat_map(|file| &file.strangers).filter(|name| name.len() < LONGEST);
+        let names = names.map(|name| (alike(name), name));
+        let ((alike, _), name) = names.max_by(|(a, _), (b, _)| a.partial_cmp(b).unwrap_or(Ordering::Equal))?;
+        (alike >= ALIKE).then(|| format!("the nearest name there is {}", cut(name)))
     }
 }
 
-/// The text of a small UTF-8 file.
-fn read_text(path: &Path) -> Option<String> {
-    let mut bytes = Vec::new();
-    File::open(path).ok()?.take(MAX_TEXT + 1).read_to_end(&mut bytes).ok()?;
-    if bytes.len() as u64 > MAX_TEXT {
-        return None;
-    }
-    String::from_utf8(bytes).ok()
+/// The image that `name` means in a file in `folder`. Both kinds of slashes part folders, unless a file is called so.
+fn find(images: &HashMap<&Path, usize>, folder: &Path, name: &str) -> Option<usize> {
+    let image = |name: &str| images.get(&*join(folder, Path::new(name))).copied();
+    image(name).or_else(|| image(&name.replace('\\', "/")))
 }
 
-fn lines(text: &str) -> Vec<String> {
-    let text = text.strip_prefix('\u{feff}').unwrap_or(text);
-    text.lines().map(str::trim).filter(|line| !line.is_empty()).map(str::to_owned).collect()
+/// `folder/name` without `.` and `..` in the name.
+fn join(folder: &Path, name: &Path) -> PathBuf {
+    let mut path = folder.to_owned();
+    for component in name.components() {
+        match component {
+            Component::CurDir => {}
+            Component::ParentDir => _ = path.pop(),
+            other => path.push(other),
+        }
+    }
+    path
 }

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use rand::RngExt;
 
 use crate::bad::BadImages;
-use crate::{Batch, DataError, ImageError, Purpose, SampleKey, Sampler, Source, Transform};
+use crate::{Batch, DataError, ImageError, ImageProblem, Purpose, SampleKey, Sampler, Source, Transform};
 
 /// One image, ready for the model.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -36,8 +36,12 @@ pub trait SampleStream: Send + Sync {
     /// Width and height of every sample, in pixels.
     fn resolution(&self) -> u32;
 
-    /// Loads the sample at `draw`, the same each time, whatever happened before.
-    fn attempt(&self, draw: u64) -> Attempt;
+    /// The name of the image at `index` of the source.
+    fn name(&self, index: usize) -> String;
+
+    /// Loads the sample at `draw`, the same each time, whatever happened before. `reading` is told the index of each image
+    /// before it is read.
+    fn attempt(&self, draw: u64, reading: &dyn Fn(usize)) -> Attempt;
 
     /// Records the bad images of an attempt that is handed out. `None` is a sample to be left out.
     ///
@@ -97,8 +101,8 @@ impl TrainingSet {
         self.sampler.epoch(draw)
     }
 
-    /// The name of the first image that has no caption; no image is read for it.
-    pub fn first_without_caption(&self) -> Option<String> {
+    /// The first image that has no caption, with the reason; no image is read for it.
+    pub fn first_without_caption(&self) -> Option<ImageError> {
         without_caption(&*self.source, &self.indices)
     }
 
@@ -107,7 +111,7 @@ impl TrainingSet {
     /// # Errors
     /// There are more than `max_bad` bad images, or no usable one at all.
     pub fn sample(&self, draw: u64) -> Result<Sample, DataError> {
-        let attempt = self.attempt(draw);
+        let attempt = self.attempt(draw, &|_| ());
         self.deliver_sample(attempt)
     }
 
@@ -131,7 +135,11 @@ impl SampleStream for TrainingSet {
         self.transform.resolution
     }
 
-    fn attempt(&self, draw: u64) -> Attempt {
+    fn name(&self, index: usize) -> String {
+        self.source.name(index)
+    }
+
+    fn attempt(&self, draw: u64, reading: &dyn Fn(usize)) -> Attempt {
         let key = SampleKey { seed: self.seed, draw };
         let mut substitutes = key.rng(Purpose::Substitute);
         let mut position = self.sampler.position(draw);
@@ -139,6 +147,7 @@ impl SampleStream for TrainingSet {
         let mut bad = Vec::new();
         loop {
             let index = self.indices[position];
+            reading(index);
             match load(&*self.source, index, &self.transform, key) {
                 Ok(sample) => {
                     let sample = Some(sample);
@@ -200,8 +209,8 @@ impl ValidationSet {
         self.indices.is_empty()
     }
 
-    /// The name of the first image that has no caption; no image is read for it.
-    pub fn first_without_caption(&self) -> Option<String> {
+    /// The first image that has no caption, with the reason; no image is read for it.
+    pub fn first_without_caption(&self) -> Option<ImageError> {
         without_caption(&*self.source, &self.indices)
     }
 
@@ -213,7 +222,7 @@ impl ValidationSet {
     pub fn batch(&self, positions: Range<usize>) -> Result<Batch, DataError> {
         let mut batch = Batch::empty(self.resolution());
         for position in positions.start..positions.end.min(self.len()) {
-            if let Some(sample) = self.deliver(self.attempt(position as u64))? {
+            if let Some(sample) = self.deliver(self.attempt(position as u64, &|_| ()))? {
                 batch.push(sample);
             }
         }
@@ -231,11 +240,16 @@ impl SampleStream for ValidationSet {
         self.transform.resolution
     }
 
-    fn attempt(&self, draw: u64) -> Attempt {
+    fn name(&self, index: usize) -> String {
+        self.source.name(index)
+    }
+
+    fn attempt(&self, draw: u64, reading: &dyn Fn(usize)) -> Attempt {
         let position = usize::try_from(draw).ok();
         let Some(index) = position.and_then(|position| self.indices.get(position)) else {
             return Attempt { sample: None, bad: Vec::new() };
         };
+        reading(*index);
         // A centre crop without mirroring takes nothing from the seed; of several captions, each image keeps one.
         match load(&*self.source, *index, &self.transform, SampleKey { seed: 0, draw }) {
             Ok(sample) => Attempt { sample: Some(sample), bad: Vec::new() },
@@ -263,10 +277,10 @@ fn caption(source: &dyn Source, index: usize, key: SampleKey) -> Option<String> 
     }
 }
 
-/// The name of the first image without a caption.
-fn without_caption(source: &dyn Source, indices: &[usize]) -> Option<String> {
+/// The first image without a caption.
+fn without_caption(source: &dyn Source, indices: &[usize]) -> Option<ImageError> {
     let index = indices.iter().find(|index| source.captions(**index).is_empty())?;
-    Some(source.name(*index))
+    Some(ImageProblem::NoCaption(source.why_no_captions(*index)).named(source.name(*index)))
 }
 
 fn check_indices(source: &dyn Source, indices: &[usize]) -> Result<(), DataError> {
@@ -283,7 +297,7 @@ pub(crate) mod tests {
     use image::{Rgb, RgbImage};
 
     use super::*;
-    use crate::{ImageProblem, Picture};
+    use crate::Picture;
 
     /// Pictures of one colour that tells the index; those in `bad` are broken or tiny in turn.
     pub(crate) struct Plain {
@@ -308,7 +322,7 @@ pub(crate) mod tests {
                 (true, _) => 1,
                 (false, _) => 8,
             };
-            Ok(Picture { image: RgbImage::from_pixel(side, side, Rgb([index as u8; 3])) })
+            Ok(RgbImage::from_pixel(side, side, Rgb([index as u8; 3])).into())
         }
 
         fn captions(&self, index: usize) -> Vec<String> {
@@ -354,7 +368,7 @@ pub(crate) mod tests {
         }
 
         fn load(&self, _: usize) -> Result<Picture, ImageError> {
-            Ok(Picture { image: RgbImage::new(8, 8) })
+            Ok(RgbImage::new(8, 8).into())
         }
 
         fn captions(&self, index: usize) -> Vec<String> {
@@ -383,10 +397,11 @@ pub(crate) mod tests {
         let one = set(1, vec![1]);
         assert!((0..9).all(|draw| one.sample(draw).unwrap().caption.as_deref() == Some("1.0")));
         assert_eq!(set(1, vec![0]).sample(0).unwrap().caption, None);
-        assert_eq!(set(1, vec![3, 1, 0, 4]).first_without_caption().as_deref(), Some("told 0"));
+        let name = |error: Option<ImageError>| error.map(|error| error.name);
+        assert_eq!(name(set(1, vec![3, 1, 0, 4]).first_without_caption()).as_deref(), Some("told 0"));
         assert_eq!(set(1, vec![3, 1, 4]).first_without_caption(), None);
         let validation = |indices| ValidationSet::new(Arc::new(Told), indices, 8, 0).unwrap();
-        assert_eq!(validation(vec![4, 4, 0]).first_without_caption().as_deref(), Some("told 0"));
+        assert_eq!(name(validation(vec![4, 4, 0]).first_without_caption()).as_deref(), Some("told 0"));
         assert_eq!(validation(vec![4]).batch(0..1), validation(vec![4]).batch(0..1));
     }
 

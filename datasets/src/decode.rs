@@ -2,45 +2,110 @@
 
 use std::io::Cursor;
 
-use image::{DynamicImage, ImageDecoder, ImageFormat, ImageReader, Limits, RgbImage};
+use image::metadata::Orientation;
+use image::{ColorType, DynamicImage, ImageDecoder, ImageFormat, ImageReader, Limits, RgbImage};
 
 use crate::ImageProblem;
+use crate::text::shortened;
 
-/// The most bytes a file or its decoded pixels may have: room for 170 megapixels at 8 bit, and a stop for the
-/// few bytes that claim to be more than that.
+/// The most bytes a file, its decoded pixels, or its pixels as 8 bit RGB may have: room for 170 megapixels, and a stop for
+/// the few bytes that claim to be more than that.
 pub(crate) const MAX_BYTES: u64 = 512 << 20;
 
-/// Decodes a JPEG, PNG, WebP or BMP file, told apart by its first bytes rather than by its name.
+/// Decodes a JPEG, PNG, WebP, GIF, TIFF or BMP file, told apart by its first bytes rather than by its name.
 ///
 /// Any colour type becomes 8 bit sRGB: 16 bit is rounded, grey and palette are spread out, CMYK is converted, and what is
-/// transparent lies on white. The picture is turned upright as its EXIF data say. Colour profiles are not applied.
+/// transparent lies on white. The image is turned upright as its EXIF data say. Colour profiles are not applied. Of several
+/// images in a file, the first is taken.
 ///
 /// # Errors
-/// The bytes are empty, cut off, of no known format, broken, or would take more than 512 MiB of memory.
+/// The bytes are empty, cut off, of no known format, broken, or have more than 512 MiB of pixels, as they are in the file or
+/// as 8 bit RGB.
 pub fn decode(bytes: &[u8]) -> Result<RgbImage, ImageProblem> {
-    if bytes.is_empty() {
-        return Err(ImageProblem::Empty);
+    Encoded::begin(bytes)?.finish()
+}
+
+/// An image of which the header has been read.
+pub(crate) struct Encoded<'a> {
+    decoder: Box<dyn ImageDecoder + 'a>,
+    orientation: Orientation,
+    /// What the decoder takes beside the pixels that it gives, in bytes.
+    scratch: u64,
+}
+
+impl<'a> Encoded<'a> {
+    /// Reads the header.
+    ///
+    /// # Errors
+    /// As for [`decode`].
+    pub fn begin(bytes: &'a [u8]) -> Result<Self, ImageProblem> {
+        if bytes.is_empty() {
+            return Err(ImageProblem::Empty);
+        }
+        let mut reader = ImageReader::new(Cursor::new(bytes))
+            .with_guessed_format()
+            .map_err(|error| ImageProblem::Unreadable(error.to_string()))?;
+        let format = reader.format().filter(ImageFormat::reading_enabled);
+        let format = format.ok_or(ImageProblem::UnknownFormat)?;
+        let jpeg = (format == ImageFormat::Jpeg).then(|| JpegFrame::of(bytes));
+        // The JPEG decoder paints what is missing grey and reports success.
+        if jpeg.as_ref().is_some_and(|frame| !frame.has_end) {
+            return Err(ImageProblem::Truncated);
+        }
+        let mut limits = Limits::default();
+        limits.max_alloc = Some(MAX_BYTES);
+        reader.limits(limits);
+        let mut decoder = reader.into_decoder().map_err(problem)?;
+        let (pixels, total) = (pixels(&decoder), decoder.total_bytes());
+        let size = total.max(pixels.saturating_mul(3));
+        if size > MAX_BYTES {
+            return Err(ImageProblem::TooLarge { size, limit: MAX_BYTES });
+        }
+        let orientation = decoder.orientation().map_err(problem)?;
+        let scratch = match format {
+            // The file once more; where a component comes in several scans, 16 bit coefficients of all.
+            ImageFormat::Jpeg => {
+                bytes.len() as u64 + if jpeg.is_some_and(|frame| frame.in_one_scan) { 0 } else { 8 * pixels }
+            }
+            // A canvas, a frame, and the frame with transparency.
+            ImageFormat::WebP => 12 * pixels,
+            // A frame that does not fill the canvas.
+            ImageFormat::Gif => 4 * pixels,
+            // All pixels before they are converted, of which those of CMYK have four channels; a strip or tile as it is in the file.
+            ImageFormat::Tiff => total + total / 3 + bytes.len() as u64,
+            _ => 0,
+        };
+        Ok(Self { decoder: Box::new(decoder), orientation, scratch })
     }
-    let mut reader = ImageReader::new(Cursor::new(bytes))
-        .with_guessed_format()
-        .map_err(|error| ImageProblem::Unreadable(error.to_string()))?;
-    let format = reader.format().filter(ImageFormat::reading_enabled);
-    let format = format.ok_or(ImageProblem::UnknownFormat)?;
-    // The JPEG decoder paints what is missing grey and reports success.
-    if format == ImageFormat::Jpeg && !jpeg_has_end(bytes) {
-        return Err(ImageProblem::Truncated);
+
+    /// The most that [`finish`](Self::finish) takes at a time, beside the bytes that are decoded; in bytes.
+    pub fn memory(&self) -> u64 {
+        let (pixels, total) = (pixels(&self.decoder), self.decoder.total_bytes());
+        let flat = 3 * pixels;
+        let flattening = match self.decoder.color_type() {
+            ColorType::Rgb8 => 0,
+            ColorType::Rgba8 => total + flat,
+            color if color.has_alpha() => 4 * pixels + total.max(flat),
+            _ => total + flat,
+        };
+        let turning = if self.orientation == Orientation::NoTransforms { 0 } else { 2 * flat };
+        (total + self.scratch).max(flattening).max(turning)
     }
-    let mut limits = Limits::default();
-    limits.max_alloc = Some(MAX_BYTES);
-    reader.limits(limits);
-    let mut decoder = reader.into_decoder().map_err(problem)?;
-    if decoder.total_bytes() > MAX_BYTES {
-        return Err(ImageProblem::TooLarge { size: decoder.total_bytes(), limit: MAX_BYTES });
+
+    /// Decodes it.
+    ///
+    /// # Errors
+    /// As for [`decode`].
+    pub fn finish(self) -> Result<RgbImage, ImageProblem> {
+        let mut picture = DynamicImage::ImageRgb8(flatten(DynamicImage::from_decoder(self.decoder).map_err(problem)?));
+        picture.apply_orientation(self.orientation);
+        Ok(picture.into_rgb8())
     }
-    let orientation = decoder.orientation().map_err(problem)?;
-    let mut picture = DynamicImage::from_decoder(decoder).map_err(problem)?;
-    picture.apply_orientation(orientation);
-    Ok(flatten(picture))
+}
+
+fn pixels(decoder: &impl ImageDecoder) -> u64 {
+    let (width, height) = decoder.dimensions();
+    u64::from(width) * u64::from(height)
 }
 
 /// Lays a picture on white.
@@ -57,27 +122,41 @@ fn flatten(picture: DynamicImage) -> RgbImage {
     flat
 }
 
-/// Whether an end marker follows the start of the first scan. In a scan's data 0xFF is always followed by 0 or by a restart
-/// marker, and a thumbnail's own end marker lies before the scan, so nothing else is taken for it.
-fn jpeg_has_end(bytes: &[u8]) -> bool {
-    const START_OF_SCAN: u8 = 0xDA;
-    const WITHOUT_LENGTH: std::ops::RangeInclusive<u8> = 0xD0..=0xD8;
-    let mut rest = bytes;
-    loop {
-        match *rest {
-            [0xFF, 0xFF, ..] => rest = &rest[1..],
-            [0xFF, marker, ..] if WITHOUT_LENGTH.contains(&marker) || marker == 0x01 => rest = &rest[2..],
-            [0xFF, START_OF_SCAN, ..] => {
-                return rest.windows(2).rev().any(|pair| pair == [0xFF, 0xD9]);
+/// What a JPEG's segments say.
+struct JpegFrame {
+    /// Whether an end marker follows the start of the first scan. In a scan's data 0xFF is always followed by 0 or by a restart
+    /// marker, and a thumbnail's own end marker lies before the scan, so nothing else is taken for it.
+    has_end: bool,
+    /// Whether the first scan is the only one: it is not progressive and has all components.
+    in_one_scan: bool,
+}
+
+impl JpegFrame {
+    fn of(bytes: &[u8]) -> Self {
+        const START_OF_SCAN: u8 = 0xDA;
+        const PROGRESSIVE: u8 = 0xC2;
+        const WITHOUT_LENGTH: std::ops::RangeInclusive<u8> = 0xD0..=0xD8;
+        let (mut rest, mut in_one_scan, mut components) = (bytes, true, None);
+        loop {
+            match *rest {
+                [0xFF, 0xFF, ..] => rest = &rest[1..],
+                [0xFF, marker, ..] if WITHOUT_LENGTH.contains(&marker) || marker == 0x01 => rest = &rest[2..],
+                [0xFF, START_OF_SCAN, ..] => {
+                    in_one_scan &= components == rest.get(4);
+                    return Self { has_end: rest.windows(2).rev().any(|pair| pair == [0xFF, 0xD9]), in_one_scan };
+                }
+                [0xFF, marker, high, low, ..] => {
+                    if (0xC0..=PROGRESSIVE).contains(&marker) {
+                        (in_one_scan, components) = (marker != PROGRESSIVE, rest.get(9));
+                    }
+                    let Some(next) = rest.get(2 + usize::from(u16::from_be_bytes([high, low]))..) else {
+                        return Self { has_end: false, in_one_scan };
+                    };
+                    rest = next;
+                }
+                // Not a row of segments: the decoder has the better words for it.
+                _ => return Self { has_end: !rest.is_empty(), in_one_scan },
             }
-            [0xFF, _, high, low, ..] => {
-                let Some(next) = rest.get(2 + usize::from(u16::from_be_bytes([high, low]))..) else {
-                    return false;
-                };
-                rest = next;
-            }
-            // Not a row of segments: the decoder has the better words for it.
-            _ => return !rest.is_empty(),
         }
     }
 }
@@ -87,7 +166,7 @@ fn problem(error: image::ImageError) -> ImageProblem {
         image::ImageError::IoError(error) if error.kind() == std::io::ErrorKind::UnexpectedEof => {
             ImageProblem::Truncated
         }
-        error => ImageProblem::Broken(error.to_string().replace('\n', " ")),
+        error => ImageProblem::Broken(shortened(&error.to_string(), 200)),
     }
 }
 
@@ -131,7 +210,8 @@ pub(crate) mod tests {
     #[test]
     fn every_format_gives_its_pixels() {
         let picture = quadrants(32, 16);
-        for format in [ImageFormat::Bmp, ImageFormat::Png, ImageFormat::WebP] {
+        use ImageFormat::{Bmp, Gif, Png, Tiff, WebP};
+        for format in [Bmp, Gif, Png, Tiff, WebP] {
             assert_eq!(decode(&encode(picture.clone(), format)).unwrap(), picture, "{format:?}");
         }
         let jpeg = decode(&encode(picture.clone(), ImageFormat::Jpeg)).unwrap();
@@ -148,8 +228,10 @@ pub(crate) mod tests {
             assert_eq!(decoded.get_pixel(8, 8).0, [77; 3], "{format:?}");
         }
         let deep: ImageBuffer<Rgb<u16>, _> = ImageBuffer::from_pixel(9, 9, Rgb([0, 0x8080, 0xFFFF]));
-        let decoded = decode(&encode(deep, ImageFormat::Png)).unwrap();
-        assert_eq!(decoded.get_pixel(0, 0).0, [0, 128, 255]);
+        for format in [ImageFormat::Png, ImageFormat::Tiff] {
+            let decoded = decode(&encode(deep.clone(), format)).unwrap();
+            assert_eq!(decoded.get_pixel(0, 0).0, [0, 128, 255], "{format:?}");
+        }
         let deep_grey: ImageBuffer<Luma<u16>, _> = ImageBuffer::from_pixel(9, 9, Luma([0x4040]));
         let decoded = decode(&encode(deep_grey, ImageFormat::Png)).unwrap();
         assert_eq!(decoded.get_pixel(0, 0).0, [64; 3]);
@@ -162,7 +244,7 @@ pub(crate) mod tests {
             1 => Rgba([10, 20, 30, 255]),
             _ => Rgba([0, 100, 255, 128]),
         });
-        for format in [ImageFormat::Png, ImageFormat::WebP] {
+        for format in [ImageFormat::Png, ImageFormat::WebP, ImageFormat::Tiff] {
             let decoded = decode(&encode(glass.clone(), format)).unwrap();
             assert_eq!(decoded.get_pixel(0, 0).0, [255; 3]);
             assert_eq!(decoded.get_pixel(1, 0).0, [10, 20, 30]);
@@ -171,25 +253,111 @@ pub(crate) mod tests {
         let deep: ImageBuffer<LumaA<u16>, _> = ImageBuffer::from_pixel(9, 9, LumaA([0, 0]));
         let decoded = decode(&encode(deep, ImageFormat::Png)).unwrap();
         assert_eq!(decoded.get_pixel(0, 0).0, [255; 3]);
+        // A GIF's pixels are there or not.
+        let cut_out: ImageBuffer<Rgba<u8>, _> =
+            ImageBuffer::from_fn(9, 9, |x, _| Rgba([10, 20, 30, [0, 255][x as usize % 2]]));
+        let decoded = decode(&encode(cut_out, ImageFormat::Gif)).unwrap();
+        assert_eq!([0, 1].map(|x| decoded.get_pixel(x, 0).0), [[255; 3], [10, 20, 30]]);
+    }
+
+    #[test]
+    fn of_an_animation_the_first_frame_is_taken() {
+        let mut gif = Vec::new();
+        let mut encoder = image::codecs::gif::GifEncoder::new(&mut gif);
+        let [first, second] =
+            [quadrants(16, 16), RgbImage::new(16, 16)].map(|frame| DynamicImage::from(frame).into_rgba8());
+        encoder.encode_frames([first, second].map(image::Frame::new)).unwrap();
+        drop(encoder);
+        assert_eq!(decode(&gif).unwrap(), quadrants(16, 16));
+    }
+
+    /// A TIFF of one strip that is not compressed: small-endian, with as many tags as it takes.
+    pub(crate) fn tiff(
+        [width, height]: [u32; 2],
+        tags: &[(u16, u16)],
+        samples: u16,
+        bits: u16,
+        strip: &[u8],
+    ) -> Vec<u8> {
+        let mut entries = vec![
+            (0x100, 4, width),
+            (0x101, 4, height),
+            (0x103, 3, 1),
+            (0x111, 4, 0),
+            (0x115, 3, u32::from(samples)),
+            (0x116, 4, height),
+            (0x117, 4, strip.len() as u32),
+        ];
+        entries.extend(tags.iter().map(|(tag, value)| (*tag, 3, u32::from(*value))));
+        entries.sort_unstable();
+        let after = 8 + 2 + 12 * (entries.len() as u32 + 1) + 4;
+        let mut tiff = b"II\x2a\0\x08\0\0\0".to_vec();
+        tiff.extend((entries.len() as u16 + 1).to_le_bytes());
+        let mut entry = |tag: u16, kind: u16, count: u32, value: u32| {
+            tiff.extend(tag.to_le_bytes());
+            tiff.extend(kind.to_le_bytes());
+            tiff.extend(count.to_le_bytes());
+            tiff.extend(value.to_le_bytes());
+        };
+        for (tag, kind, value) in entries {
+            if tag == 0x103 {
+                // The bits of each sample come before the compression; more than two do not fit into the entry.
+                match samples {
+                    1 => entry(0x102, 3, 1, u32::from(bits)),
+                    _ => entry(0x102, 3, u32::from(samples), after),
+                }
+            }
+            entry(tag, kind, 1, if tag == 0x111 { after + 2 * u32::from(samples) } else { value });
+        }
+        tiff.extend([0; 4]);
+        tiff.extend((0..samples).flat_map(|_| bits.to_le_bytes()));
+        tiff.extend(strip);
+        tiff
+    }
+
+    #[test]
+    fn tiffs_of_printers_and_scanners_are_read() {
+        let (cmyk, white_is_zero, black_is_zero, rgb) = ((0x106, 5), (0x106, 0), (0x106, 1), (0x106, 2));
+        let ink = tiff([2, 1], &[cmyk], 4, 8, &[0, 255, 0, 0, 0, 0, 0, 255]);
+        assert_eq!(decode(&ink).unwrap().into_raw(), [255, 0, 255, 0, 0, 0]);
+        let ink: Vec<u8> = [0u16, 0xFFFF, 0, 0].into_iter().flat_map(u16::to_le_bytes).collect();
+        assert_eq!(decode(&tiff([1, 1], &[cmyk], 4, 16, &ink)).unwrap().into_raw(), [255, 0, 255]);
+        // A scanned page: ten pixels of a bit each.
+        let page = decode(&tiff([10, 1], &[black_is_zero], 1, 1, &[0b1010_0000, 0b0100_0000])).unwrap();
+        let levels: Vec<u8> = page.pixels().map(|pixel| pixel.0[0]).collect();
+        assert_eq!(levels, [255, 0, 255, 0, 0, 0, 0, 0, 0, 255]);
+        let page = decode(&tiff([3, 1], &[white_is_zero], 1, 8, &[0, 200, 255])).unwrap();
+        assert_eq!(page.into_raw(), [255, 255, 255, 55, 55, 55, 0, 0, 0]);
+        let deep: Vec<u8> = [0u16, 0x8080, 0xFFFF].into_iter().flat_map(u16::to_le_bytes).collect();
+        assert_eq!(decode(&tiff([1, 1], &[rgb], 3, 16, &deep)).unwrap().into_raw(), [0, 128, 255]);
+        for orientation in 1..=8 {
+            let upright = decode(&tiff([2, 1], &[rgb, (0x112, orientation)], 3, 8, &[9, 9, 9, 0, 0, 0])).unwrap();
+            let turned = if orientation < 5 { (2, 1) } else { (1, 2) };
+            assert_eq!(upright.dimensions(), turned, "orientation {orientation}");
+            let first = u8::from([1, 4, 5, 6].contains(&orientation)) * 9;
+            assert_eq!(upright.get_pixel(0, 0).0, [first; 3], "orientation {orientation}");
+        }
+    }
+
+    /// A chunk of a PNG.
+    fn chunk(name: &[u8; 4], data: &[u8]) -> Vec<u8> {
+        let mut bytes = (data.len() as u32).to_be_bytes().to_vec();
+        bytes.extend(name);
+        bytes.extend(data);
+        let mut crc = !0u32;
+        for byte in name.iter().chain(data) {
+            crc ^= u32::from(*byte);
+            for _ in 0..8 {
+                crc = (crc >> 1) ^ (0xEDB8_8320 * (crc & 1));
+            }
+        }
+        bytes.extend((!crc).to_be_bytes());
+        bytes
     }
 
     #[test]
     fn palettes_are_resolved() {
         // A 2x1 PNG with two palette entries, the second one transparent, put together by hand.
-        let chunk = |name: &[u8; 4], data: &[u8]| {
-            let mut bytes = (data.len() as u32).to_be_bytes().to_vec();
-            bytes.extend(name);
-            bytes.extend(data);
-            let mut crc = !0u32;
-            for byte in name.iter().chain(data) {
-                crc ^= u32::from(*byte);
-                for _ in 0..8 {
-                    crc = (crc >> 1) ^ (0xEDB8_8320 * (crc & 1));
-                }
-            }
-            bytes.extend((!crc).to_be_bytes());
-            bytes
-        };
         let mut png = b"\x89PNG\r\n\x1a\n".to_vec();
         png.extend(chunk(b"IHDR", &[0, 0, 0, 2, 0, 0, 0, 1, 8, 3, 0, 0, 0]));
         png.extend(chunk(b"PLTE", &[200, 10, 20, 5, 5, 5]));
@@ -285,7 +453,8 @@ pub(crate) mod tests {
     fn cut_off_files_are_found_at_any_length() {
         let noise =
             RgbImage::from_fn(48, 48, |x, y| Rgb([(x * 97 + y * 31) as u8, (x * y) as u8, (x * 7 + y * 113) as u8]));
-        for format in [ImageFormat::Bmp, ImageFormat::Jpeg, ImageFormat::Png, ImageFormat::WebP] {
+        use ImageFormat::{Bmp, Gif, Jpeg, Png, Tiff, WebP};
+        for format in [Bmp, Gif, Jpeg, Png, Tiff, WebP] {
             let bytes = encode(noise.clone(), format);
             assert!(decode(&bytes).is_ok());
             for share in [1, 10, 50, 90, 99] {
@@ -313,7 +482,9 @@ pub(crate) mod tests {
     fn what_is_no_picture_says_so() {
         assert_eq!(decode(b""), Err(ImageProblem::Empty));
         assert_eq!(decode(b"<html>404</html>"), Err(ImageProblem::UnknownFormat));
-        assert_eq!(decode(b"GIF89a\x01\0\x01\0"), Err(ImageProblem::UnknownFormat));
+        assert_eq!(decode(b"8BPS\0\x01\0\0"), Err(ImageProblem::UnknownFormat));
+        assert!(decode(b"GIF89a\x01\0\x01\0").is_err());
+        assert!(decode(b"II\x2a\0\x08\0\0\0").is_err());
         assert!(decode(b"\xFF\xD8\xFFgarbage").is_err());
     }
 
@@ -334,5 +505,96 @@ pub(crate) mod tests {
         png.extend([0, 0, 0xFF, 0xFF, 0, 0, 0xFF, 0xFF, 8, 6, 0, 0, 0]);
         png.extend([0; 4]);
         assert!(decode(&png).is_err());
+    }
+
+    #[test]
+    fn pixels_are_bounded_as_rgb_and_not_as_the_file_has_them() {
+        let too_large = |bytes: &[u8], name: &str| {
+            let problem = decode(bytes).err();
+            assert!(matches!(problem, Some(ImageProblem::TooLarge { limit: MAX_BYTES, .. })), "{name}: {problem:?}");
+        };
+        let png = |side: u32, bits: u8, colour: u8| {
+            let mut png = b"\x89PNG\r\n\x1a\n".to_vec();
+            let side = side.to_be_bytes();
+            png.extend(chunk(b"IHDR", &[&side[..], &side, &[bits, colour, 0, 0, 0]].concat()));
+            png.extend(chunk(b"PLTE", &[200, 10, 20, 5, 5, 5]));
+            png.extend(chunk(b"IDAT", &[0x78, 1, 1, 3, 0, 0xFC, 0xFF, 0, 0, 1, 0, 4, 0, 2]));
+            png.extend(chunk(b"IEND", &[]));
+            png
+        };
+        // 441 megapixels, of which each is a bit, a byte, or an index.
+        for (bits, colour) in [(1, 0), (2, 0), (8, 0), (1, 3), (8, 3)] {
+            too_large(&png(21_000, bits, colour), &format!("PNG of {bits} bits, colour type {colour}"));
+        }
+        assert!(!matches!(decode(&png(13_000, 1, 0)), Err(ImageProblem::TooLarge { .. })));
+
+        let mut gif = b"GIF89a".to_vec();
+        gif.extend([21_000u16, 21_000].map(u16::to_le_bytes).concat());
+        gif.extend([0x80, 0, 0, 0, 0, 0, 255, 255, 255]);
+        gif.extend([0x2C, 0, 0, 0, 0, 1, 0, 1, 0, 0, 2, 2, 0x44, 1, 0, 0x3B]);
+        too_large(&gif, "GIF");
+        too_large(&tiff([21_000, 21_000], &[(0x106, 1)], 1, 1, &[0; 64]), "TIFF of a bit");
+        too_large(&tiff([21_000, 21_000], &[(0x106, 1)], 1, 8, &[0; 64]), "grey TIFF");
+
+        // An animation of one frame that is a pixel, on a canvas of 256 megapixels.
+        let frame = encode(DynamicImage::new_rgb8(1, 1), ImageFormat::WebP);
+        let frame = &frame[12..];
+        let mut body = b"WEBPVP8X\x0a\0\0\0\x02\0\0\0\xff\x3f\0\xff\x3f\0ANIM\x06\0\0\0\0\0\0\0\0\0ANMF".to_vec();
+        body.extend((16 + frame.len() as u32).to_le_bytes());
+        body.extend([0; 16]);
+        body.extend(frame);
+        let webp = [&b"RIFF"[..], &(body.len() as u32).to_le_bytes(), &body].concat();
+        too_large(&webp, "animated WebP");
+    }
+
+    #[global_allocator]
+    static HOST: peak_alloc::PeakAlloc = peak_alloc::PeakAlloc;
+
+    /// What other tests may hold meanwhile, in bytes.
+    pub(crate) const OTHERS: u64 = 32 << 20;
+
+    /// Held by tests that measure.
+    pub(crate) static ALONE: std::sync::Mutex<()> = std::sync::Mutex::new(());
+
+    /// The most bytes that `work` takes at a time.
+    pub(crate) fn peak_of(work: impl FnOnce()) -> u64 {
+        let before = HOST.current_usage();
+        HOST.reset_peak_usage();
+        work();
+        HOST.peak_usage().saturating_sub(before) as u64
+    }
+
+    #[test]
+    fn no_more_memory_is_taken_than_was_said() {
+        let _alone = ALONE.lock();
+        let side = 5000;
+        let rgb = RgbImage::from_fn(side, side, |x, y| Rgb([(x * y) as u8, x as u8, y as u8]));
+        let photograph = |orientation| {
+            let mut jpeg = Vec::new();
+            let mut encoder = JpegEncoder::new_with_quality(&mut jpeg, 50);
+            encoder.set_exif_metadata(exif(orientation)).unwrap();
+            encoder.encode_image(&rgb).unwrap();
+            jpeg
+        };
+        let plain = |format| encode(rgb.clone(), format);
+        let grey = || DynamicImage::from(rgb.clone()).into_luma8();
+        let ink = vec![9; 4 * (side * side) as usize];
+        for (name, bytes) in [
+            ("JPEG", photograph(1)),
+            ("JPEG, turned", photograph(6)),
+            ("PNG", plain(ImageFormat::Png)),
+            ("grey PNG", encode(grey(), ImageFormat::Png)),
+            ("PNG, 16 bit", encode(DynamicImage::from(rgb.clone()).into_rgba16(), ImageFormat::Png)),
+            ("BMP", plain(ImageFormat::Bmp)),
+            ("TIFF", plain(ImageFormat::Tiff)),
+            ("TIFF, CMYK", tiff([side, side], &[(0x106, 5)], 4, 8, &ink)),
+            ("WebP", encode(DynamicImage::from(rgb.clone()).into_rgba8(), ImageFormat::WebP)),
+        ] {
+            let encoded = Encoded::begin(&bytes).unwrap();
+            let said = encoded.memory();
+            let taken = peak_of(|| drop(encoded.finish().unwrap()));
+            assert!(taken <= said + OTHERS, "{name} took {taken} bytes, not {said}");
+            assert!(taken >= said / 3, "{name} took {taken} bytes, and {said} were kept for it");
+        }
     }
 }

@@ -21,6 +21,9 @@ pub enum ImageProblem {
     /// The file or the network did not give its bytes.
     #[error("cannot be read: {0}")]
     Unreadable(String),
+    /// The path leads to something that is not read, since it might be without end or never answer.
+    #[error("is {0}, not a file")]
+    NotAFile(&'static str),
     /// There are no bytes.
     #[error("the file is empty")]
     Empty,
@@ -28,15 +31,15 @@ pub enum ImageProblem {
     #[error("the file is cut off before the end of the picture")]
     Truncated,
     /// The first bytes belong to no format that is read here.
-    #[error("not a JPEG, PNG, WebP or BMP picture")]
+    #[error("not a JPEG, PNG, WebP, GIF, TIFF or BMP image")]
     UnknownFormat,
     /// The decoder gave up.
     #[error("broken picture: {0}")]
     Broken(String),
-    /// Decoding would take more memory than any sensible picture needs.
-    #[error("too large to decode: {size} bytes, and the limit is {limit}")]
+    /// The file or its pixels would take more memory than any sensible image needs.
+    #[error("is too large: {size} bytes, and the limit is {limit}")]
     TooLarge {
-        /// Bytes of the file or of the decoded picture, whichever is over the limit.
+        /// Bytes of the file, of its pixels, or of its pixels as 8 bit RGB, whichever is over the limit.
         size: u64,
         /// The most that is accepted, in bytes.
         limit: u64,
@@ -51,6 +54,9 @@ pub enum ImageProblem {
         /// The least accepted length of the shorter side, in pixels.
         min_side: u32,
     },
+    /// A loss needs a caption, and there is none.
+    #[error("has no caption: {0}")]
+    NoCaption(String),
 }
 
 impl ImageProblem {
@@ -77,10 +83,7 @@ pub enum DataError {
         path: PathBuf,
     },
     /// The folder and its subfolders hold no pictures.
-    #[error(
-        "no images in {} or its subfolders (looked for {extensions}; saw {other_files} other files)",
-        .path.display()
-    )]
+    #[error("no images in {} or its subfolders (looked for {extensions}; saw {other_files} other files{kinds})", .path.display())]
     NoImages {
         /// The path as it was asked for.
         path: PathBuf,
@@ -88,6 +91,8 @@ pub enum DataError {
         extensions: String,
         /// How many files of other kinds there are.
         other_files: usize,
+        /// `: 1200 heic, 3 json`, the most frequent of their extensions; nothing if there are no other files.
+        kinds: String,
     },
     /// A subfolder cannot be listed.
     #[error("cannot list {}: {reason}", .path.display())]
@@ -97,7 +102,7 @@ pub enum DataError {
         /// The operating system's words.
         reason: String,
     },
-    /// The file of captions at a folder's root is broken.
+    /// A file with the captions of a folder's images is broken.
     #[error("captions in {} cannot be read: {reason}", .path.display())]
     Captions {
         /// The file.
@@ -166,6 +171,9 @@ pub enum DataError {
         /// The last one tried.
         last: ImageError,
     },
+    /// Whoever waited for samples was asked to stop. Nothing is lost: the next call goes on.
+    #[error("reading images was interrupted")]
+    Interrupted,
     /// Loading a sample ended in a panic, which is a defect of the source or of a decoder.
     #[error("loading sample {draw} failed inside the program: {message}")]
     Panicked {

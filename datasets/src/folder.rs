@@ -1,82 +1,196 @@
 //! A folder of images and all its subfolders, with captions if it has any.
 
+use std::collections::{BTreeMap, HashMap};
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
-use walkdir::WalkDir;
+use walkdir::{DirEntry, WalkDir};
 
-use crate::captions::Captions;
-use crate::decode::MAX_BYTES;
-use crate::{DataError, ImageError, ImageProblem, Picture, Source, decode};
+use crate::budget::Budget;
+use crate::captions::{Captions, Search};
+use crate::decode::{Encoded, MAX_BYTES};
+use crate::identity::Identities;
+use crate::text::shortened;
+use crate::{DataError, ImageError, ImageProblem, Picture, Source, files};
 
-/// The file name extensions that count as a picture, in any case.
-pub const EXTENSIONS: [&str; 5] = ["jpg", "jpeg", "png", "webp", "bmp"];
+/// The file name extensions that count as an image, in any case.
+pub const EXTENSIONS: [&str; 8] = ["jpg", "jpeg", "png", "webp", "gif", "tif", "tiff", "bmp"];
+
+/// Extensions of images that are not read.
+const NOT_READ: [&str; 27] = [
+    "arw", "avif", "cr2", "cr3", "dng", "exr", "hdr", "heic", "heif", "hif", "j2k", "jfif", "jp2", "jpe", "jxl", "nef",
+    "orf", "pbm", "pgm", "ppm", "psd", "qoi", "raf", "rw2", "svg", "tga", "xcf",
+];
+
+/// Kinds of files that a message counts one by one.
+const KINDS: usize = 5;
+
+/// What all images that are decoded at a time may take together, in bytes: room for a dozen of 24 megapixels.
+const DECODING: u64 = 1 << 30;
+
+/// Whether files with captions are of use.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum CaptionFiles {
+    /// They are found, and files of metadata are read at once.
+    Read,
+    /// None is opened, and no image has a caption.
+    Ignore,
+}
 
 /// The images of a folder, sorted by path, so that an index means the same file on every machine.
 ///
-/// Hidden files and folders are passed over. Links are followed, but not round in circles.
+/// Hidden files and folders are passed over. Links are followed, but not round in circles. A file counts once, by the first of
+/// its names, however many links lead to it: otherwise an image could be trained on and validated on. Only regular files are
+/// read; a pipe or a device with the name of an image is a bad image.
 ///
-/// A picture's captions are the lines of the text file beside it (`cat.txt` for `cat.jpg`), empty ones left out. Where
-/// there is none, or nothing in it, they are what `metadata.jsonl` or `captions.json` at the folder's root says:
+/// An image's captions are the lines of the text file beside it (`cat.txt` for `cat.jpg`), empty ones left out. Where there is
+/// none, or nothing in it, they are what files of metadata say:
 ///
 /// ```text
-/// metadata.jsonl   {"file_name": "cats/1.jpg", "text": "a cat"}        a line each, several for several captions
-/// captions.json    [{"file_name": "cats/1.jpg", "text": "a cat"}]      or {"cats/1.jpg": ["a cat", "a tired cat"]}
+/// metadata.jsonl          {"file_name": "cats/1.jpg", "text": "a cat"}     a line each, several for several captions
+/// metadata.csv            file_name,text                                   a row each
+/// captions.json           [{"file_name": "cats/1.jpg", "text": "a cat"}]   or {"cats/1.jpg": ["a cat", "a tired cat"]}
+/// captions_*.json         {"images": [{"id": 1, "file_name": "1.jpg"}], "annotations": [{"image_id": 1, "caption": "a cat"}]}
 /// ```
+///
+/// `metadata.jsonl` and `metadata.csv` may be in any folder, and name images from there; `captions.json` is looked for at the
+/// root, COCO's `captions_*.json` there and in folders `annotations`. COCO's images are found by their file name wherever they
+/// are, if only one has it. A caption is called `text`, `caption` or `captions`, and backslashes part folders as slashes do.
+/// All text is UTF-8, or UTF-16 with a byte-order mark.
 #[derive(Debug)]
 pub struct FolderSource {
+    root: PathBuf,
     files: Vec<PathBuf>,
-    captions: Captions,
+    /// Further names of files by their index.
+    other_names: HashMap<usize, Vec<PathBuf>>,
+    /// Other files by their extension.
+    other_files: BTreeMap<String, usize>,
+    /// `None` where they are of no use.
+    captions: Option<Captions>,
+    budget: Arc<Budget>,
 }
 
 impl FolderSource {
     /// Lists the images of a folder; reads none of them.
     ///
     /// # Errors
-    /// The path does not exist, is a file, cannot be listed, or holds no images; a file of captions at its root is broken.
-    pub fn open(path: impl AsRef<Path>) -> Result<Self, DataError> {
-        let path = path.as_ref();
-        match fs::metadata(path) {
+    /// The path does not exist, is a file, cannot be listed, or holds no images; a file of metadata is broken.
+    pub fn open(path: impl AsRef<Path>, caption_files: CaptionFiles) -> Result<Self, DataError> {
+        let root = path.as_ref().to_owned();
+        match fs::metadata(&root) {
             Ok(metadata) if metadata.is_dir() => {}
-            Ok(_) => return Err(DataError::NotAFolder { path: path.into() }),
+            Ok(_) => return Err(DataError::NotAFolder { path: root }),
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
-                return Err(DataError::Missing { path: path.into() });
+                return Err(DataError::Missing { path: root });
             }
             Err(error) => {
-                return Err(DataError::Unlistable { path: path.into(), reason: error.to_string() });
+                return Err(DataError::Unlistable { path: root, reason: error.to_string() });
             }
         }
-        let mut files = Vec::new();
-        let mut captions = Captions::at(path)?;
-        let mut other_files = 0;
-        let shown = WalkDir::new(path)
+        let mut found = Vec::new();
+        let mut search = (caption_files == CaptionFiles::Read).then(Search::default);
+        let mut other_files = BTreeMap::new();
+        let shown = WalkDir::new(&root)
             .follow_links(true)
             .into_iter()
             .filter_entry(|entry| entry.depth() == 0 || !is_hidden(entry.path()));
         for entry in shown {
-            let file = match entry {
+            let (file, entry) = match entry {
                 Ok(entry) if entry.file_type().is_dir() => continue,
-                Ok(entry) => entry.into_path(),
+                Ok(entry) => (entry.path().to_owned(), Some(entry)),
                 Err(error) if error.loop_ancestor().is_some() => continue,
-                Err(error) => lost_link(error, path)?,
+                Err(error) => (lost_link(error, &root)?, None),
             };
             if is_image(&file) {
-                files.push(file);
-            } else {
-                captions.see(&file);
-                other_files += 1;
+                found.push((file, entry.as_ref().map_or(0, number)));
+                continue;
+            }
+            if let Some(search) = &mut search {
+                search.see(&root, &file);
+            }
+            *other_files.entry(extension(&file)).or_default() += 1;
+        }
+        if found.is_empty() {
+            let kinds = Some(in_words(&other_files, |_| true)).filter(|kinds| !kinds.is_empty());
+            return Err(DataError::NoImages {
+                path: root,
+                extensions: EXTENSIONS.join(", "),
+                other_files: other_files.values().sum(),
+                kinds: kinds.map_or_else(String::new, |kinds| format!(": {kinds}")),
+            });
+        }
+        found.sort();
+        let mut identities = Identities::of(&found);
+        let (mut files, mut other_names) = (Vec::<PathBuf>::new(), HashMap::<usize, Vec<PathBuf>>::new());
+        for (file, number) in found {
+            match identities.first(&file, number, files.len()) {
+                index if index == files.len() => files.push(file),
+                index => other_names.entry(index).or_default().push(file),
             }
         }
-        if files.is_empty() {
-            return Err(DataError::NoImages { path: path.into(), extensions: EXTENSIONS.join(", "), other_files });
-        }
-        files.sort();
-        Ok(Self { files, captions })
+        let captions = match search {
+            Some(search) => {
+                let others = other_names.iter().flat_map(|(index, names)| names.iter().map(|name| (&**name, *index)));
+                let images = files.iter().enumerate().map(|(index, file)| (&**file, index)).chain(others).collect();
+                Some(search.read(&root, &images)?)
+            }
+            None => None,
+        };
+        Ok(Self { root, files, other_names, other_files, captions, budget: Budget::new(DECODING) })
     }
 
     /// The file at `index`, or `None` past the end.
     pub fn path(&self, index: usize) -> Option<&Path> {
         self.files.get(index).map(PathBuf::as_path)
+    }
+
+    /// How many names lead to images that have another one.
+    pub fn further_names(&self) -> usize {
+        self.other_names.values().map(Vec::len).sum()
+    }
+
+    /// What of the folder is not used although it looks like an image, in a line each.
+    pub fn notes(&self) -> Vec<String> {
+        let mut notes = Vec::new();
+        let not_read = |kind: &str| NOT_READ.contains(&kind);
+        let count: usize = self.other_files.iter().filter(|(kind, _)| not_read(kind)).map(|(_, count)| count).sum();
+        if count > 0 {
+            let images = self.files.len();
+            let kinds = in_words(&self.other_files, not_read);
+            notes.push(format!(
+                "{count} of {} files in {} are of kinds that are not read ({kinds}); convert them to JPEG or PNG to train on \
+                 them",
+                count + images,
+                self.root.display()
+            ));
+        }
+        let links = self.further_names();
+        if links > 0 {
+            notes.push(format!("{links} more names lead to images that are there already; each image counts once"));
+        }
+        notes
+    }
+
+    /// The names of the file at `index`, first the one that it goes by.
+    fn names(&self, index: usize) -> impl Iterator<Item = &Path> {
+        let others = self.other_names.get(&index).into_iter().flatten();
+        std::iter::once(&self.files[index]).chain(others).map(PathBuf::as_path)
+    }
+
+    fn read(&self, index: usize) -> Result<Picture, ImageProblem> {
+        let mut needed = 0;
+        loop {
+            let file = files::open(&self.files[index])?;
+            // What is known of it before it is read; nobody who waits for more keeps what it has.
+            let mut share = self.budget.take(needed.max(file.size.min(MAX_BYTES)));
+            let bytes = file.read(MAX_BYTES)?;
+            let encoded = Encoded::begin(&bytes)?;
+            needed = bytes.len() as u64 + encoded.memory();
+            if share.resize(needed) {
+                return Ok(Picture::within(share, encoded.finish()?));
+            }
+        }
     }
 }
 
@@ -90,29 +204,50 @@ impl Source for FolderSource {
     }
 
     fn load(&self, index: usize) -> Result<Picture, ImageError> {
-        match read(&self.files[index]).and_then(|bytes| decode(&bytes)) {
-            Ok(image) => Ok(Picture { image }),
-            Err(problem) => Err(problem.named(self.name(index))),
-        }
+        self.read(index).map_err(|problem| problem.named(self.name(index)))
     }
 
     fn captions(&self, index: usize) -> Vec<String> {
-        self.captions.of(&self.files[index])
+        self.captions.as_ref().map_or_else(Vec::new, |captions| captions.of(index, self.names(index)))
+    }
+
+    fn why_no_captions(&self, index: usize) -> String {
+        match &self.captions {
+            Some(captions) => captions.why_none(&self.root, index, self.names(index)),
+            None => "files with captions were not read".to_owned(),
+        }
     }
 }
 
-fn read(path: &Path) -> Result<Vec<u8>, ImageProblem> {
-    let unreadable = |error: std::io::Error| ImageProblem::Unreadable(error.to_string());
-    let size = fs::metadata(path).map_err(unreadable)?.len();
-    if size > MAX_BYTES {
-        return Err(ImageProblem::TooLarge { size, limit: MAX_BYTES });
+/// The number of an entry's file within its file system, where listing tells it.
+fn number(entry: &DirEntry) -> u64 {
+    #[cfg(unix)]
+    return walkdir::DirEntryExt::ino(entry);
+    #[cfg(not(unix))]
+    return 0;
+}
+
+/// In small letters; nothing for a file without one.
+fn extension(path: &Path) -> String {
+    path.extension().unwrap_or_default().to_string_lossy().to_lowercase()
+}
+
+/// `1200 heic, 3 json`: the kinds that `counted` accepts, the most frequent first.
+fn in_words(files: &BTreeMap<String, usize>, counted: impl Fn(&str) -> bool) -> String {
+    let mut kinds: Vec<(&String, &usize)> = files.iter().filter(|(kind, _)| counted(kind)).collect();
+    kinds.sort_by_key(|(_, count)| std::cmp::Reverse(**count));
+    let rest: usize = kinds.iter().skip(KINDS).map(|(_, count)| **count).sum();
+    let name = |kind: &str| if kind.is_empty() { "without extension".to_owned() } else { shortened(kind, 12) };
+    let mut words: Vec<String> =
+        kinds.iter().take(KINDS).map(|(kind, count)| format!("{count} {}", name(kind))).collect();
+    if rest > 0 {
+        words.push(format!("{rest} others"));
     }
-    fs::read(path).map_err(unreadable)
+    words.join(", ")
 }
 
 fn is_image(path: &Path) -> bool {
-    let extension = path.extension().unwrap_or_default().to_string_lossy();
-    EXTENSIONS.iter().any(|known| extension.eq_ignore_ascii_case(known))
+    EXTENSIONS.contains(&&*extension(path))
 }
 
 fn is_hidden(path: &Path) -> bool {
@@ -139,7 +274,7 @@ mod tests {
     use image::ImageFormat;
 
     use super::*;
-    use crate::decode::tests::{encode, quadrants};
+    use crate::decode::tests::{ALONE, OTHERS, encode, peak_of, quadrants};
 
     fn png() -> Vec<u8> {
         encode(quadrants(16, 16), ImageFormat::Png)
@@ -160,7 +295,7 @@ mod tests {
         {
             fs::write(root.path().join(name), png()).unwrap();
         }
-        let source = FolderSource::open(root.path()).unwrap();
+        let source = FolderSource::open(root.path(), CaptionFiles::Read).unwrap();
         assert_eq!(names(&source, root.path()), ["a.JPG", "b/10.bmp", "b/2.WebP", "b/c/1.jpeg", "z.PNG"]);
         // The names lie about the format; the bytes do not.
         for index in 0..source.len() {
@@ -169,22 +304,49 @@ mod tests {
     }
 
     #[test]
+    fn images_that_are_decoded_at_a_time_share_their_memory() {
+        const MIB: u64 = 1 << 20;
+        let _alone = ALONE.lock();
+        let root = tempfile::tempdir().unwrap();
+        // 24 MiB as grey and 72 as RGB, which a decoder has at the same time.
+        let page = encode(image::GrayImage::from_fn(5000, 5000, |x, _| image::Luma([x as u8])), ImageFormat::Png);
+        for number in 0..6 {
+            fs::write(root.path().join(format!("{number}.png")), &page).unwrap();
+        }
+        let mut source = FolderSource::open(root.path(), CaptionFiles::Ignore).unwrap();
+        let mut peak = |budget: u64| {
+            source.budget = Budget::new(budget * MIB);
+            peak_of(|| {
+                std::thread::scope(|scope| {
+                    let source = &source;
+                    let load = |index| move || _ = source.load(index).unwrap();
+                    (0..6).for_each(|index| _ = scope.spawn(load(index)));
+                });
+            })
+        };
+        let (shared, one_by_one, alone) = (peak(200), peak(100), peak(1));
+        assert!(shared > 100 * MIB && shared <= 200 * MIB + OTHERS, "{shared}");
+        assert!(one_by_one <= 100 * MIB + OTHERS, "{one_by_one}");
+        assert!(alone > MIB && alone <= 100 * MIB + OTHERS, "{alone}");
+    }
+
+    #[test]
     fn a_wrong_place_is_named() {
         let root = tempfile::tempdir().unwrap();
         let missing = root.path().join("missing");
-        let error = FolderSource::open(&missing).unwrap_err();
+        let error = FolderSource::open(&missing, CaptionFiles::Read).unwrap_err();
         assert!(matches!(error, DataError::Missing { .. }));
         assert!(error.to_string().contains(&*missing.to_string_lossy()));
 
         let file = root.path().join("notes.txt");
         fs::write(&file, "x").unwrap();
-        assert!(matches!(FolderSource::open(&file).unwrap_err(), DataError::NotAFolder { .. }));
+        assert!(matches!(FolderSource::open(&file, CaptionFiles::Read).unwrap_err(), DataError::NotAFolder { .. }));
 
         fs::create_dir(root.path().join("empty")).unwrap();
         fs::write(root.path().join("empty/data.csv"), "x").unwrap();
-        let error = FolderSource::open(root.path()).unwrap_err();
-        assert!(matches!(error, DataError::NoImages { other_files: 2, .. }), "{error}");
-        assert!(error.to_string().contains("jpg, jpeg, png, webp, bmp"));
+        let error = FolderSource::open(root.path(), CaptionFiles::Read).unwrap_err();
+        let DataError::NoImages { other_files: 2, kinds, extensions, .. } = &error else { panic!("{error}") };
+        assert_eq!((&**kinds, &**extensions), (": 1 csv, 1 txt", "jpg, jpeg, png, webp, gif, tif, tiff, bmp"));
     }
 
     #[test]
@@ -193,7 +355,7 @@ mod tests {
         fs::write(root.path().join("0-cut.png"), &png()[..60]).unwrap();
         fs::write(root.path().join("1-empty.jpg"), "").unwrap();
         fs::write(root.path().join("2-text.jpg"), "not found").unwrap();
-        let source = FolderSource::open(root.path()).unwrap();
+        let source = FolderSource::open(root.path(), CaptionFiles::Read).unwrap();
         for index in 0..3 {
             let error = source.load(index).unwrap_err();
             let line = error.to_string();
@@ -204,16 +366,20 @@ mod tests {
         assert_eq!(source.load(2).unwrap_err().problem, ImageProblem::UnknownFormat);
     }
 
+    fn write(root: &Path, name: &str, content: impl AsRef<[u8]>) {
+        fs::create_dir_all(root.join(name).parent().unwrap()).unwrap();
+        fs::write(root.join(name), content).unwrap();
+    }
+
     fn with_captions(files: &[(&str, &[u8])]) -> (tempfile::TempDir, Result<FolderSource, DataError>) {
         let root = tempfile::tempdir().unwrap();
-        fs::create_dir(root.path().join("cats")).unwrap();
         for name in ["cats/1.jpg", "cats/2.png", "dog.jpg"] {
-            fs::write(root.path().join(name), png()).unwrap();
+            write(root.path(), name, png());
         }
         for (name, content) in files {
-            fs::write(root.path().join(name), content).unwrap();
+            write(root.path(), name, content);
         }
-        let source = FolderSource::open(root.path());
+        let source = FolderSource::open(root.path(), CaptionFiles::Read);
         (root, source)
     }
 
@@ -247,9 +413,14 @@ mod tests {
         assert_eq!([0, 1, 2].map(|index| source.captions(index).len()), [1, 0, 0]);
         let transform = crate::Transform::training(8, true);
         let set = |indices| crate::TrainingSet::new(source.clone(), indices, transform, 0, 0).unwrap();
-        let missing = |name: &str| Some(root.path().join(name).display().to_string());
-        assert_eq!(set(vec![0, 1, 2]).first_without_caption(), missing("cats/2.png"));
-        assert_eq!(set(vec![0, 2]).first_without_caption(), missing("dog.jpg"));
+        let missing =
+            |indices| set(indices).first_without_caption().map(|error| (error.name, error.problem.to_string()));
+        let is = |name: &str, reason: &str| {
+            let reason = format!("has no caption: {reason}; there is no file of metadata");
+            Some((root.path().join(name).display().to_string(), reason))
+        };
+        assert_eq!(missing(vec![0, 1, 2]), is("cats/2.png", "2.txt is empty"));
+        assert_eq!(missing(vec![0, 2]), is("dog.jpg", "dog.txt is not UTF-8 or UTF-16"));
         assert_eq!(set(vec![0]).first_without_caption(), None);
         assert_eq!(set(vec![0]).sample(0).unwrap().caption.as_deref(), Some("a cat"));
 
@@ -295,7 +466,7 @@ mod tests {
                 b"{\"file_name\": \"dog.jpg\", \"text\": 3}",
                 "line 1: the text of dog.jpg is 3; a text or",
             ),
-            ("metadata.jsonl", b"\xff", "it is not UTF-8"),
+            ("metadata.jsonl", b"\xff", "it is not UTF-8 or UTF-16"),
             ("captions.json", b"3", "a list of entries or a map of file names to captions is needed"),
             ("captions.json", b"[3]", "entry 1: an entry needs file_name, a text"),
             ("captions.json", b"{\"dog.jpg\": [3]}", "the text of dog.jpg is [3]; a text or a list of texts is needed"),
@@ -310,6 +481,298 @@ mod tests {
         }
     }
 
+    fn utf16(text: &str, unit: fn(u16) -> [u8; 2]) -> Vec<u8> {
+        std::iter::once(0xFEFF).chain(text.encode_utf16()).flat_map(unit).collect()
+    }
+
+    /// As programs of other systems write it.
+    fn encodings(text: &str) -> [Vec<u8>; 4] {
+        let windows = text.replace('\n', "\r\n");
+        [
+            format!("\u{feff}{text}").into_bytes(),
+            windows.clone().into_bytes(),
+            utf16(&windows, u16::to_le_bytes),
+            utf16(text, u16::to_be_bytes),
+        ]
+    }
+
+    #[test]
+    fn text_of_every_encoding_is_read() {
+        let line = r#"{"file_name": "dog.jpg", "text": "a café"}"#;
+        for (name, text) in [
+            ("dog.txt", "a café\n".to_owned()),
+            ("metadata.jsonl", format!("{line}\n\n")),
+            ("captions.json", format!("[\n{line}\n]\n")),
+            ("metadata.csv", "file_name,text\ndog.jpg,a café\n".to_owned()),
+            (
+                "captions_all.json",
+                r#"{"images": [{"id": 7, "file_name": "dog.jpg"}],
+                    "annotations": [{"image_id": 7, "caption": "a café"}]}"#
+                    .to_owned(),
+            ),
+        ] {
+            for bytes in encodings(&text) {
+                assert_eq!(captions(&[(name, &bytes)])[2], ["a café"], "{name} {bytes:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn metadata_of_subfolders_name_images_from_there() {
+        let lines = br#"{"file_name": "1.jpg", "caption": "a cat"}
+            {"file_name": "..\\dog.jpg", "captions": ["a dog", "a good dog"]}"#;
+        let [first, second, dog] = captions(&[("cats/metadata.jsonl", lines)]);
+        assert_eq!((first, dog), (vec!["a cat".to_owned()], vec!["a dog".to_owned(), "a good dog".to_owned()]));
+        assert!(second.is_empty());
+
+        let table = b"id, file_name ,caption,text\n1,.\\2.png,\"two cats, asleep\",\n2,1.jpg,a,b\n3,1.jpg,,\n";
+        let [first, second, dog] = captions(&[("cats/metadata.csv", table)]);
+        assert_eq!((first, second), (vec!["b".to_owned()], vec!["two cats, asleep".to_owned()]));
+        assert!(dog.is_empty());
+
+        let root = br#"{"file_name": "cats\\1.jpg", "text": "", "caption": "a cat"}"#;
+        assert_eq!(captions(&[("metadata.jsonl", root)])[0], ["a cat"]);
+        // Of other things than images.
+        let source =
+            with_captions(&[("cats/metadata.jsonl", br#"{"id": 3}"#), ("metadata.csv", b"id,breed\n1,calico")]);
+        assert_eq!(source.1.unwrap().notes(), Vec::<String>::new());
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn a_backslash_that_is_part_of_a_name_stays_one() {
+        let root = tempfile::tempdir().unwrap();
+        write(root.path(), "a/b.jpg", png());
+        fs::write(root.path().join("a\\b.jpg"), png()).unwrap();
+        write(root.path(), "metadata.csv", "file_name,text\na\\b.jpg,one\na/b.jpg,two\n");
+        let source = FolderSource::open(root.path(), CaptionFiles::Read).unwrap();
+        assert_eq!(names(&source, root.path()).len(), 2);
+        assert_eq!([0, 1].map(|index| source.captions(index)), [["two"], ["one"]]);
+    }
+
+    #[test]
+    fn captions_of_coco_find_their_images() {
+        let document = br#"{"info": {}, "licenses": [],
+            "images": [{"id": 1, "file_name": "1.jpg", "height": 3}, {"id": "d", "file_name": "dog.jpg"}, {"id": 9, "file_name": "x.jpg"}],
+            "annotations": [{"id": 5, "image_id": "d", "caption": " A dog. "}, {"id": 6, "image_id": 1, "caption": "A cat."},
+                            {"id": 7, "image_id": 1, "caption": "A tired cat."}, {"id": 8, "image_id": 44, "caption": "Gone."}]}"#;
+        for name in ["captions_val2017.json", "annotations/captions_val2017.json", "cats/annotations/captions_x.json"] {
+            let [first, second, dog] = captions(&[(name, document)]);
+            assert_eq!(first, ["A cat.", "A tired cat."], "{name}");
+            assert_eq!((dog, second.len()), (vec!["A dog.".to_owned()], 0), "{name}");
+        }
+        assert_eq!(captions(&[("captions.json", document)])[2], ["A dog."]);
+        assert!(captions(&[("cats/captions_val2017.json", document)]).iter().all(Vec::is_empty));
+
+        // By the place that it names, and not by the name alone.
+        let (root, _) = with_captions(&[("annotations/captions_a.json", document), ("more/1.jpg", b"another")]);
+        let source = FolderSource::open(root.path(), CaptionFiles::Read).unwrap();
+        assert_eq!(names(&source, root.path())[3], "more/1.jpg");
+        assert!(source.captions(0).is_empty() && source.captions(3).is_empty());
+        assert!(source.why_no_captions(0).ends_with("several images have it"), "{}", source.why_no_captions(0));
+        write(root.path(), "1.jpg", "one more");
+        let source = FolderSource::open(root.path(), CaptionFiles::Read).unwrap();
+        assert_eq!((&*names(&source, root.path())[0], source.captions(0).len()), ("1.jpg", 2));
+
+        let (root, source) = with_captions(&[("captions_a.json", b"[1]"), ("dog.txt", b"a dog")]);
+        assert_eq!(source.unwrap().captions(2), ["a dog"]);
+        write(root.path(), "captions_a.json", &document[..100]);
+        let error = FolderSource::open(root.path(), CaptionFiles::Read).unwrap_err();
+        assert!(matches!(error, DataError::Captions { .. }), "{error}");
+    }
+
+    #[test]
+    fn files_with_captions_are_opened_only_if_they_are_of_use() {
+        let (root, source) = with_captions(&[("metadata.jsonl", b"{"), ("cats/1.txt", b"a cat")]);
+        assert!(matches!(source.unwrap_err(), DataError::Captions { .. }));
+        let source = FolderSource::open(root.path(), CaptionFiles::Ignore).unwrap();
+        assert_eq!(names(&source, root.path()), ["cats/1.jpg", "cats/2.png", "dog.jpg"]);
+        assert!((0..3).all(|index| source.captions(index).is_empty()));
+        // Neither are the samples others.
+        fs::remove_file(root.path().join("metadata.jsonl")).unwrap();
+        let pixels = |files| {
+            let source = Arc::new(FolderSource::open(root.path(), files).unwrap());
+            let set =
+                crate::TrainingSet::new(source, vec![0, 1, 2], crate::Transform::training(8, true), 5, 0).unwrap();
+            (0..20)
+                .map(|draw| set.sample(draw).unwrap())
+                .map(|sample| (sample.index, sample.pixels))
+                .collect::<Vec<_>>()
+        };
+        assert_eq!(pixels(CaptionFiles::Ignore), pixels(CaptionFiles::Read));
+    }
+
+    #[test]
+    fn a_missing_caption_says_what_was_found() {
+        let why = |files: &[(&str, &[u8])]| {
+            let (_root, source) = with_captions(files);
+            let source = source.unwrap();
+            assert!(source.captions(2).is_empty());
+            source.why_no_captions(2)
+        };
+        let lines = br#"{"file_name": "images/dgo.jpg", "text": "a dog"}
+            {"file_name": "cats/1.jpg", "text": "a cat"}"#;
+        let long = "a very long dog ".repeat(5000);
+        for (files, expected) in [
+            (&[][..], "there is no dog.txt; there is no file of metadata"),
+            (&[("dog.txt", &b"\xef\xbb\xbf\r\n"[..])], "dog.txt is empty; there is no file of metadata"),
+            (&[("dog.txt", b"\xff\xfea")], "dog.txt is not UTF-8 or UTF-16; there is no file of metadata"),
+            (
+                &[("dog.txt", long.as_bytes())],
+                "dog.txt: is too large: 80000 bytes, and the limit is 65536; there is no file of metadata",
+            ),
+            (
+                &[("metadata.csv", b"file_name,text\ndog.jpg, ")],
+                "there is no dog.txt; its entry in metadata.csv has no text",
+            ),
+            (
+                &[("metadata.jsonl", lines)],
+                "there is no dog.txt; metadata.jsonl has no entry for it; the nearest name there is images/dgo.jpg",
+            ),
+            (
+                &[("cats/metadata.jsonl", br#"{"file_name": "1.jpg"}"#), ("metadata.csv", b"name,text\ndog.jpg,a dog")],
+                "there is no dog.txt; cats/metadata.jsonl has no entry for it; metadata.csv was not used: it has no column \
+                 file_name",
+            ),
+            (
+                &[("metadata.csv", b"file_name,breed\ndog.jpg,poodle")],
+                "there is no dog.txt; metadata.csv was not used: it has none of the columns text, caption, captions",
+            ),
+        ] {
+            assert_eq!(why(files), expected);
+        }
+    }
+
+    #[test]
+    fn quoted_values_are_cut() {
+        let long = "very ".repeat(100_000);
+        let entry = |name: &str, text: String| format!("{{\"file_name\": \"{name}\", \"text\": {text}}}");
+        for (name, text) in [
+            ("metadata.jsonl", entry("dog.jpg", format!("[3, \"{long}\"]"))),
+            ("metadata.jsonl", entry(&long, "3".to_owned())),
+            ("captions.json", format!("{{\"{long}\": 3}}")),
+            ("captions.json", format!("{{\"images\": [\"{long}\"], \"annotations\": []}}")),
+            ("metadata.csv", format!("file_name,text\ndog.jpg,a,\"{long}\"\n")),
+        ] {
+            let error = with_captions(&[(name, text.as_bytes())]).1.unwrap_err();
+            let DataError::Captions { reason, .. } = &error else { panic!("{error}") };
+            assert!(reason.chars().count() < 320 && !reason.contains('\n'), "{reason}");
+        }
+        let document = format!("{{\"images\": [\"{long}\"]}}");
+        let reason = with_captions(&[("captions_a.json", document.as_bytes())]).1.unwrap().why_no_captions(2);
+        assert!(reason.len() < 400 && reason.contains("captions_a.json was not used"), "{reason}");
+    }
+
+    #[test]
+    fn kinds_that_are_not_read_are_counted() {
+        let root = tempfile::tempdir().unwrap();
+        for name in ["a.HEIC", "b.heic", "b/c.heic", "d.avif", "e.txt", "f", "g.json"] {
+            write(root.path(), name, "x");
+        }
+        let error = FolderSource::open(root.path(), CaptionFiles::Ignore).unwrap_err();
+        let DataError::NoImages { other_files: 7, kinds, .. } = error else { panic!("{error}") };
+        assert_eq!(kinds, ": 3 heic, 1 without extension, 1 avif, 1 json, 1 txt");
+        write(root.path(), "h.png", png());
+        let notes = FolderSource::open(root.path(), CaptionFiles::Ignore).unwrap().notes();
+        assert_eq!(notes.len(), 1);
+        assert!(notes[0].starts_with("4 of 5 files in ") && notes[0].contains("(3 heic, 1 avif)"), "{notes:?}");
+        fs::remove_file(root.path().join("d.avif")).unwrap();
+        fs::remove_dir_all(root.path().join("b")).unwrap();
+        fs::remove_file(root.path().join("a.HEIC")).unwrap();
+        fs::remove_file(root.path().join("b.heic")).unwrap();
+        assert!(FolderSource::open(root.path(), CaptionFiles::Ignore).unwrap().notes().is_empty());
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn a_file_counts_once_by_its_first_name() {
+        use std::os::unix::fs::symlink;
+
+        let root = tempfile::tempdir().unwrap();
+        let elsewhere = tempfile::tempdir().unwrap();
+        let at = |name: &str| root.path().join(name);
+        for (number, name) in ["a/1.png", "b/2.png", "c/3.png", "z.png"].into_iter().enumerate() {
+            write(root.path(), name, encode(quadrants(16 + number as u32, 16), ImageFormat::Png));
+        }
+        fs::create_dir(at("all")).unwrap();
+        fs::hard_link(at("a/1.png"), at("all/1.png")).unwrap();
+        symlink(at("b/2.png"), at("all/2.png")).unwrap();
+        // What leads out of the folder, twice; a whole folder; a link to a link.
+        fs::write(elsewhere.path().join("out.png"), encode(quadrants(30, 16), ImageFormat::Png)).unwrap();
+        symlink(elsewhere.path().join("out.png"), at("all/x.png")).unwrap();
+        symlink(elsewhere.path(), at("out")).unwrap();
+        symlink(at("c"), at("again")).unwrap();
+        symlink(at("all/2.png"), at("0.png")).unwrap();
+        symlink("nowhere", at("lost 1.png")).unwrap();
+        symlink("nowhere", at("lost 2.png")).unwrap();
+        // The same pixels in a file of its own.
+        fs::copy(at("z.png"), at("zz.png")).unwrap();
+        let expected = ["0.png", "a/1.png", "again/3.png", "all/x.png", "lost 1.png", "lost 2.png", "z.png", "zz.png"];
+        write(root.path(), "b/2.txt", "a caption beside another name");
+        write(root.path(), "metadata.csv", "file_name,text\nc/3.png,by another name\nall/1.png,by a third\n");
+        let source = FolderSource::open(root.path(), CaptionFiles::Read).unwrap();
+        assert_eq!(names(&source, root.path()), expected);
+        assert_eq!(source.captions(0), ["a caption beside another name"]);
+        assert_eq!(
+            (source.captions(1), source.captions(2)),
+            (vec!["by a third".to_owned()], vec!["by another name".to_owned()])
+        );
+        let notes = source.notes();
+        assert!(notes.len() == 1 && notes[0].starts_with("5 more names"), "{notes:?}");
+        // Every split keeps the same image out of training.
+        let split = crate::Split::new(source.len(), crate::Validation::Count(3), 1).unwrap();
+        let size =
+            |index: &usize| source.load(*index).ok().map(|picture| picture.image.into_raw()).filter(|_| *index < 6);
+        let training: Vec<_> = split.train.iter().filter_map(size).collect();
+        assert!(split.validation.iter().filter_map(size).all(|pixels| !training.contains(&pixels)));
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn what_is_no_file_is_a_bad_image_and_no_caption() {
+        use std::os::unix::fs::symlink;
+
+        use crate::files::tests::make_pipe;
+
+        let root = tempfile::tempdir().unwrap();
+        let at = |name: &str| root.path().join(name);
+        make_pipe(&at("0-pipe.png"));
+        symlink("/dev/zero", at("1-zero.png")).unwrap();
+        symlink("0-pipe.png", at("2-link.jpg")).unwrap();
+        write(root.path(), "3.png", png());
+        write(root.path(), "4.png", png());
+        make_pipe(&at("3.txt"));
+        symlink("/dev/zero", at("4.txt")).unwrap();
+        let source = FolderSource::open(root.path(), CaptionFiles::Read).unwrap();
+        // The link to the pipe is the pipe.
+        assert_eq!(names(&source, root.path()), ["0-pipe.png", "1-zero.png", "3.png", "4.png"]);
+        let problem = |index| source.load(index).unwrap_err().problem;
+        assert_eq!([0, 1].map(problem), [ImageProblem::NotAFile("a pipe"), ImageProblem::NotAFile("a device")]);
+        assert!(source.captions(2).is_empty() && source.captions(3).is_empty());
+        assert!(source.why_no_captions(2).starts_with("3.txt: is a pipe, not a file"), "{}", source.why_no_captions(2));
+        // What takes a file's place after it was listed.
+        fs::remove_file(at("4.png")).unwrap();
+        make_pipe(&at("4.png"));
+        assert_eq!(problem(3), ImageProblem::NotAFile("a pipe"));
+
+        // They count as bad images, by name.
+        let source = Arc::new(source);
+        let transform = crate::Transform::training(8, true);
+        let set = crate::TrainingSet::new(source.clone(), vec![0, 1, 2], transform, 0, 2).unwrap();
+        assert!((0..9).all(|draw| set.sample(draw).unwrap().index == 2));
+        let mut named: Vec<String> = set.take_warnings().into_iter().map(|warning| warning.name).collect();
+        named.sort();
+        assert_eq!(named, [source.name(0), source.name(1)]);
+        let set = crate::TrainingSet::new(source, vec![0, 1, 2], transform, 0, 1).unwrap();
+        let error = (0..9).find_map(|draw| set.sample(draw).err());
+        assert!(matches!(error, Some(DataError::TooManyBad { count: 2, limit: 1, .. })));
+
+        make_pipe(&at("metadata.jsonl"));
+        let error = FolderSource::open(root.path(), CaptionFiles::Read).unwrap_err();
+        assert!(matches!(error, DataError::Captions { .. }), "{error}");
+        assert!(FolderSource::open(root.path(), CaptionFiles::Ignore).is_ok());
+    }
+
     #[cfg(unix)]
     #[test]
     fn links_are_followed_but_not_in_circles() {
@@ -322,7 +785,7 @@ mod tests {
         symlink(root.path(), root.path().join("inside/circle")).unwrap();
         symlink(elsewhere.path(), root.path().join("link")).unwrap();
         symlink("nowhere", root.path().join("lost.png")).unwrap();
-        let source = FolderSource::open(root.path()).unwrap();
+        let source = FolderSource::open(root.path(), CaptionFiles::Read).unwrap();
         assert_eq!(names(&source, root.path()), ["link/linked.png", "lost.png"]);
         assert!(matches!(source.load(1).unwrap_err().problem, ImageProblem::Unreadable(_)));
     }

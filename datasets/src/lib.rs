@@ -15,25 +15,29 @@
 //! resumes by starting at the draw where it stopped.
 
 mod bad;
+mod budget;
 mod captions;
 mod dataset;
 mod decode;
 mod error;
+mod files;
 mod folder;
+mod identity;
 mod key;
 mod loader;
 mod sampler;
 mod shapes;
 mod source;
 mod split;
+mod text;
 mod transform;
 
 pub use dataset::{Attempt, Sample, SampleStream, TrainingSet, ValidationSet};
 pub use decode::decode;
 pub use error::{DataError, ImageError, ImageProblem};
-pub use folder::{EXTENSIONS, FolderSource};
+pub use folder::{CaptionFiles, EXTENSIONS, FolderSource};
 pub use key::{Purpose, SampleKey};
-pub use loader::{Batch, Loader};
+pub use loader::{Awaited, Batch, Loader};
 pub use sampler::Sampler;
 pub use shapes::ShapesSource;
 pub use source::{Picture, Source};

@@ -8,6 +8,7 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
+use crate::text::shortened;
 use crate::{Attempt, DataError, Sample, SampleStream};
 
 /// Samples side by side, as a model takes them.
@@ -51,16 +52,37 @@ impl Batch {
 /// threads nor on their timing.
 ///
 /// At most `prefetch` samples are being decoded or wait in memory, also while a slow one holds back those after it.
-/// Dropping the loader stops the threads and waits for them.
+/// Dropping the loader stops the threads and waits for them, but not for long: one that reads from a disk that does not answer
+/// is left behind.
 pub struct Loader {
     stream: Arc<dyn SampleStream>,
     shared: Arc<Shared>,
     threads: Vec<JoinHandle<()>>,
+    /// The next draw to take.
     next: u64,
+    /// The draw that the next batch begins with: `next`, unless collecting it was interrupted.
+    batch_begins: u64,
+    /// What was collected of the next batch when that was interrupted.
+    collected: Option<Batch>,
     end: u64,
     waited: Duration,
     failed: Option<DataError>,
 }
+
+/// What a [`Loader`] waits for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Awaited {
+    /// The image's name; a path for a file.
+    pub name: String,
+    /// When reading it began.
+    pub since: Instant,
+}
+
+/// How often whoever waits is asked whether to go on.
+const TICK: Duration = Duration::from_millis(100);
+
+/// How long a thread may take to end when its loader is dropped: as long as a large image takes to decode.
+const END: Duration = Duration::from_secs(2);
 
 struct Shared {
     state: Mutex<State>,
@@ -68,6 +90,8 @@ struct Shared {
     room: Condvar,
     /// A sample is ready: the caller waits for this.
     ready: Condvar,
+    /// A thread has ended.
+    ended: Condvar,
 }
 
 struct State {
@@ -75,6 +99,12 @@ struct State {
     next_begun: u64,
     /// The next draw that is handed out.
     next_taken: u64,
+    /// Draws below this one are waited for.
+    awaited: u64,
+    /// What is read for a draw: the image's index, and since when.
+    reading: BTreeMap<u64, (usize, Instant)>,
+    /// Threads that have not ended.
+    running: usize,
     /// Loaded and not yet taken; the text of a panic instead of a sample is an error when its turn comes.
     loaded: BTreeMap<u64, Result<Attempt, String>>,
     stop: bool,
@@ -83,9 +113,9 @@ struct State {
 impl Loader {
     /// Begins to load the samples from `first_draw` on: `draws` of them, or without end.
     ///
-    /// With 0 `workers` nothing is loaded ahead; [`next_batch`](Self::next_batch) does the work on its own thread.
-    /// `prefetch` is a number of samples; at least 1 is taken. Where the system gives fewer threads, as it does when memory runs out,
-    /// they have to do, and without any it is as with 0 `workers`: the samples are the same.
+    /// With 0 `workers` nothing is loaded ahead: one thread works while [`next_batch`](Self::next_batch) waits, so that waiting
+    /// can be interrupted. `prefetch` is a number of samples; at least 1 is taken. Where the system gives fewer threads, as it does
+    /// when memory runs out, they have to do, and without any the caller's own thread does the work: the samples are the same.
     pub fn start<S: SampleStream + 'static>(
         stream: Arc<S>,
         first_draw: u64,
@@ -112,23 +142,34 @@ impl Loader {
                 state: Mutex::new(State {
                     next_begun: first_draw,
                     next_taken: first_draw,
+                    awaited: first_draw,
+                    reading: BTreeMap::new(),
+                    running: 0,
                     loaded: BTreeMap::new(),
                     stop: false,
                 }),
                 room: Condvar::new(),
                 ready: Condvar::new(),
+                ended: Condvar::new(),
             }),
             threads: Vec::new(),
             next: first_draw,
+            batch_begins: first_draw,
+            collected: None,
             end,
             waited: Duration::ZERO,
             failed: None,
         };
-        for worker in 0..workers {
+        let ahead = if workers == 0 { 0 } else { prefetch.max(1) as u64 };
+        for worker in 0..workers.max(1) {
             let stream = Arc::clone(&loader.stream);
             let shared = Arc::clone(&loader.shared);
-            let work = move || shared.work(&*stream, end, prefetch.max(1) as u64);
-            let Ok(thread) = spawn(format!("loader-{worker}"), Box::new(work)) else { break };
+            let work = move || shared.work(stream, end, ahead);
+            loader.shared.lock().running += 1;
+            let Ok(thread) = spawn(format!("loader-{worker}"), Box::new(work)) else {
+                loader.shared.lock().running -= 1;
+                break;
+            };
             loader.threads.push(thread);
         }
         loader
@@ -139,14 +180,32 @@ impl Loader {
     /// # Errors
     /// The stream cannot go on, or loading panicked. The same error comes again at each further call.
     pub fn next_batch(&mut self, n: usize) -> Result<Batch, DataError> {
+        self.next_batch_while(n, &mut |_| true)
+    }
+
+    /// The next `n` samples, as long as `wait` says yes: it is asked several times a second while a sample is waited for, and told
+    /// what is being read for it.
+    ///
+    /// # Errors
+    /// [`DataError::Interrupted`] once `wait` says no: the next call goes on with what was collected until then. Otherwise as for
+    /// [`next_batch`](Self::next_batch).
+    pub fn next_batch_while(
+        &mut self,
+        n: usize,
+        wait: &mut dyn FnMut(Option<&Awaited>) -> bool,
+    ) -> Result<Batch, DataError> {
         let began = Instant::now();
         let result = match &self.failed {
             Some(error) => Err(error.clone()),
-            None => self.collect(n),
+            None => self.collect(n, wait),
         };
-        if let Err(error) = &result {
-            self.failed = Some(error.clone());
-            self.shared.stop();
+        match &result {
+            Ok(_) => self.batch_begins = self.next,
+            Err(DataError::Interrupted) => {}
+            Err(error) => {
+                self.failed = Some(error.clone());
+                self.shared.stop();
+            }
         }
         self.waited += began.elapsed();
         result
@@ -154,7 +213,7 @@ impl Loader {
 
     /// The draw that the next batch begins with: where to start again after an interruption.
     pub fn next_draw(&self) -> u64 {
-        self.next
+        self.batch_begins
     }
 
     /// For how many seconds [`next_batch`](Self::next_batch) has kept its callers, all calls together.
@@ -173,11 +232,25 @@ impl Loader {
         self.shared.lock().loaded.values().flatten().map(bytes).sum()
     }
 
-    fn collect(&mut self, n: usize) -> Result<Batch, DataError> {
-        let mut batch = Batch::empty(self.stream.resolution());
+    fn collect(&mut self, n: usize, wait: &mut dyn FnMut(Option<&Awaited>) -> bool) -> Result<Batch, DataError> {
+        let mut batch = self.collected.take().unwrap_or_else(|| Batch::empty(self.stream.resolution()));
         while batch.len() < n && self.next < self.end {
             let draw = self.next;
-            let attempt = if self.threads.is_empty() { attempt(&*self.stream, draw) } else { self.shared.take(draw) };
+            let attempt = match self.threads.is_empty() {
+                true => attempt(&*self.stream, draw, &|_| ()),
+                false => {
+                    let mut asked = |reading: Option<(usize, Instant)>| {
+                        wait(reading.map(|(index, since)| Awaited { name: self.stream.name(index), since }).as_ref())
+                    };
+                    match self.shared.take(draw, &mut asked) {
+                        Some(attempt) => attempt,
+                        None => {
+                            self.collected = Some(batch);
+                            return Err(DataError::Interrupted);
+                        }
+                    }
+                }
+            };
             let attempt = attempt.map_err(|message| DataError::Panicked { draw, message })?;
             self.next += 1;
             if let Some(sample) = self.stream.deliver(attempt)? {
@@ -191,7 +264,9 @@ impl Loader {
 impl Drop for Loader {
     fn drop(&mut self) {
         self.shared.stop();
-        for thread in self.threads.drain(..) {
+        let state = self.shared.ended.wait_timeout_while(self.shared.lock(), END, |state| state.running > 0);
+        let all_ended = state.unwrap_or_else(PoisonError::into_inner).0.running == 0;
+        for thread in self.threads.drain(..).filter(|thread| all_ended || thread.is_finished()) {
             // A panic was caught and handed out as an error already.
             let _ = thread.join();
         }
@@ -208,20 +283,30 @@ impl Shared {
         self.room.notify_all();
     }
 
-    /// A thread's whole life.
-    fn work(&self, stream: &dyn SampleStream, end: u64, prefetch: u64) {
-        while let Some(draw) = self.begin(end, prefetch) {
-            let loaded = attempt(stream, draw);
-            self.lock().loaded.insert(draw, loaded);
+    /// A thread's whole life, at the end of which it has let go of the stream.
+    fn work(&self, stream: Arc<dyn SampleStream>, end: u64, ahead: u64) {
+        while let Some(draw) = self.begin(end, ahead) {
+            let reading = |index| _ = self.lock().reading.insert(draw, (index, Instant::now()));
+            let loaded = attempt(&*stream, draw, &reading);
+            let mut state = self.lock();
+            state.reading.remove(&draw);
+            if !state.stop {
+                state.loaded.insert(draw, loaded);
+            }
+            drop(state);
             self.ready.notify_one();
         }
+        drop(stream);
+        self.lock().running -= 1;
+        self.ended.notify_all();
     }
 
     /// Waits for room and gives the next draw to load, or `None` when there is nothing more to do. A draw counts from here
     /// until it is taken, so samples in work and samples waiting are bounded together.
-    fn begin(&self, end: u64, prefetch: u64) -> Option<u64> {
+    fn begin(&self, end: u64, ahead: u64) -> Option<u64> {
         let full = |state: &mut State| {
-            !state.stop && state.next_begun < end && state.next_begun - state.next_taken >= prefetch
+            let State { next_begun, next_taken, awaited, stop, .. } = *state;
+            !stop && next_begun < end && next_begun - next_taken >= ahead && next_begun >= awaited
         };
         let state = self.room.wait_while(self.lock(), full);
         let mut state = state.unwrap_or_else(PoisonError::into_inner);
@@ -232,30 +317,47 @@ impl Shared {
         Some(state.next_begun - 1)
     }
 
-    /// Waits for a draw and takes it.
-    fn take(&self, draw: u64) -> Result<Attempt, String> {
+    /// Waits for a draw and takes it, unless `wait`, which is told what is read for it, says no before.
+    fn take(
+        &self,
+        draw: u64,
+        wait: &mut dyn FnMut(Option<(usize, Instant)>) -> bool,
+    ) -> Option<Result<Attempt, String>> {
         let mut state = self.lock();
+        state.awaited = draw + 1;
+        self.room.notify_one();
+        let mut asked = Instant::now();
         loop {
             if let Some(loaded) = state.loaded.remove(&draw) {
                 state.next_taken = draw + 1;
                 self.room.notify_one();
-                return loaded;
+                return Some(loaded);
             }
-            state = (self.ready.wait(state)).unwrap_or_else(PoisonError::into_inner);
+            if asked.elapsed() >= TICK {
+                let reading = state.reading.get(&draw).copied();
+                drop(state);
+                if !wait(reading) {
+                    return None;
+                }
+                asked = Instant::now();
+                state = self.lock();
+                continue;
+            }
+            state = self.ready.wait_timeout(state, TICK).unwrap_or_else(PoisonError::into_inner).0;
         }
     }
 }
 
 /// Loads one sample; a panic becomes its message, since a thread that ended without a word would keep the caller waiting
 /// for ever.
-fn attempt(stream: &dyn SampleStream, draw: u64) -> Result<Attempt, String> {
-    catch_unwind(AssertUnwindSafe(|| stream.attempt(draw))).map_err(message)
+fn attempt(stream: &dyn SampleStream, draw: u64, reading: &dyn Fn(usize)) -> Result<Attempt, String> {
+    catch_unwind(AssertUnwindSafe(|| stream.attempt(draw, reading))).map_err(message)
 }
 
 fn message(panic: Box<dyn Any + Send>) -> String {
     let text = panic.downcast_ref::<&str>().map(|text| text.to_string());
     let text = text.or_else(|| panic.downcast_ref::<String>().cloned());
-    text.unwrap_or_else(|| "no message".into()).replace('\n', " ")
+    shortened(&text.unwrap_or_else(|| "no message".into()), 200)
 }
 
 #[cfg(test)]
@@ -309,7 +411,7 @@ mod tests {
             if index % 10 == 3 {
                 return Err(crate::ImageProblem::Empty.named(self.name(index)));
             }
-            Ok(Picture { image: RgbImage::from_fn(12, 8, |x, y| Rgb([index as u8, x as u8, y as u8])) })
+            Ok(RgbImage::from_fn(12, 8, |x, y| Rgb([index as u8, x as u8, y as u8])).into())
         }
 
         fn captions(&self, index: usize) -> Vec<String> {
@@ -487,5 +589,90 @@ mod tests {
             assert_eq!(source.at_once.load(Ordering::SeqCst), 0);
             assert_eq!(Arc::strong_count(&source), 1);
         }
+    }
+
+    /// A loader that waits for the sixth draw's image, and what lets it go on.
+    fn held_loader(workers: usize) -> (Arc<Slow>, Loader, String) {
+        let (_, probe) = slow_set(Slow::default(), 50);
+        let held = probe.sample(5).unwrap().index;
+        let (source, set) = slow_set(Slow { held: Some(held), ..Slow::default() }, 50);
+        (source, Loader::start(set, 0, None, workers, 8), format!("slow {held}"))
+    }
+
+    #[test]
+    fn waiting_can_be_interrupted_and_goes_on_where_it_was() {
+        let expected = {
+            let (_, set) = slow_set(Slow::default(), 50);
+            Loader::start(set, 0, None, 1, 8).next_batch(12).unwrap()
+        };
+        for workers in [0, 1, 3] {
+            let (source, mut loader, held) = held_loader(workers);
+            for _ in 0..2 {
+                let began = Instant::now();
+                let mut awaited = None;
+                let result = loader.next_batch_while(8, &mut |file| {
+                    awaited = file.cloned();
+                    false
+                });
+                assert_eq!(result, Err(DataError::Interrupted));
+                assert!(began.elapsed() < Duration::from_secs(1), "{:?}", began.elapsed());
+                let awaited = awaited.unwrap();
+                assert_eq!(awaited.name, held);
+                assert!(awaited.since <= Instant::now());
+                assert_eq!(loader.next_draw(), 0, "no batch was handed out");
+            }
+            source.let_go.store(true, Ordering::SeqCst);
+            let first = loader.next_batch_while(8, &mut |_| true).unwrap();
+            assert_eq!(loader.next_draw(), 8);
+            assert_eq!(join(vec![first, loader.next_batch(4).unwrap()]), expected, "{workers} workers");
+        }
+    }
+
+    #[test]
+    fn a_stop_from_another_thread_ends_the_waiting() {
+        let (source, mut loader, _) = held_loader(2);
+        let stop = Arc::new(AtomicBool::new(false));
+        let asks = std::thread::spawn({
+            let stop = stop.clone();
+            move || {
+                std::thread::sleep(Duration::from_millis(300));
+                stop.store(true, Ordering::SeqCst);
+            }
+        });
+        let began = Instant::now();
+        let result = loader.next_batch_while(8, &mut |_| !stop.load(Ordering::SeqCst));
+        assert_eq!(result, Err(DataError::Interrupted));
+        assert!((0.25..1.5).contains(&began.elapsed().as_secs_f64()), "{:?}", began.elapsed());
+        assert!(loader.wait_seconds() > 0.25);
+        asks.join().unwrap();
+        source.let_go.store(true, Ordering::SeqCst);
+    }
+
+    // A network disk that does not answer any more.
+    #[test]
+    fn dropping_does_not_wait_for_a_thread_that_is_stuck() {
+        for workers in [0, 1, 3] {
+            let (source, mut loader, _) = held_loader(workers);
+            assert!(loader.next_batch_while(8, &mut |_| false).is_err());
+            let began = Instant::now();
+            drop(loader);
+            assert!(began.elapsed() < END + Duration::from_secs(2), "{:?}", began.elapsed());
+            assert_eq!(source.at_once.load(Ordering::SeqCst), 1);
+            // It ends by itself once it can.
+            source.let_go.store(true, Ordering::SeqCst);
+            wait_until(|| Arc::strong_count(&source) == 1);
+        }
+    }
+
+    #[test]
+    fn without_workers_nothing_is_loaded_ahead() {
+        let (source, set) = slow_set(Slow::default(), 50);
+        let mut loader = Loader::start(set, 0, None, 0, 8);
+        std::thread::sleep(Duration::from_millis(50));
+        assert_eq!(source.begun.load(Ordering::SeqCst), 0);
+        loader.next_batch(3).unwrap();
+        let begun = source.begun.load(Ordering::SeqCst);
+        std::thread::sleep(Duration::from_millis(50));
+        assert_eq!((source.begun.load(Ordering::SeqCst), loader.waiting()), (begun, 0));
     }
 }

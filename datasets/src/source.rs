@@ -3,12 +3,28 @@
 use image::RgbImage;
 
 use crate::ImageError;
+use crate::budget::Share;
 
 /// One picture as its source has it: any size, upright, without transparency.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Debug)]
 pub struct Picture {
     /// The pixels, 8 bit sRGB.
     pub image: RgbImage,
+    /// What its pixels take of the source's memory, kept until they are dropped.
+    _share: Option<Share>,
+}
+
+impl Picture {
+    pub(crate) fn within(mut share: Share, image: RgbImage) -> Self {
+        share.resize(image.as_raw().len() as u64);
+        Self { image, _share: Some(share) }
+    }
+}
+
+impl From<RgbImage> for Picture {
+    fn from(image: RgbImage) -> Self {
+        Self { image, _share: None }
+    }
 }
 
 /// Pictures by index. Loading one must give the same picture each time, on any thread.
@@ -34,5 +50,10 @@ pub trait Source: Send + Sync {
     /// where it knows nothing. Loads no picture.
     fn captions(&self, _index: usize) -> Vec<String> {
         Vec::new()
+    }
+
+    /// Why the picture at `index` has no captions: what was looked at, and why it was not used.
+    fn why_no_captions(&self, _index: usize) -> String {
+        "its source knows none".into()
     }
 }

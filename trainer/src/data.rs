@@ -3,11 +3,12 @@
 use std::fmt;
 use std::path::Path;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use burn::tensor::{DType, Device, Int, Tensor, TensorData};
 use datasets::{
-    Batch, Crop, DataError, FolderSource, ShapesSource, Source, Split, TrainingSet, Transform, Validation,
-    ValidationSet,
+    Awaited, Batch, CaptionFiles, Crop, DataError, FolderSource, Loader, ShapesSource, Source, Split, TrainingSet,
+    Transform, Validation, ValidationSet,
 };
 
 use serde::{Deserialize, Serialize};
@@ -24,6 +25,10 @@ pub struct Data {
     pub validation: Arc<ValidationSet>,
     /// What both were split from.
     pub pictures: Pictures,
+    /// What the user should know of them before the run begins, in a line each.
+    pub notes: Vec<String>,
+    /// Why an earlier version of this program would have found others in the same folder.
+    pub found_otherwise: Vec<String>,
 }
 
 /// Tells one set of pictures from another.
@@ -59,12 +64,26 @@ impl fmt::Display for Pictures {
 /// If there is no such folder or no image in it.
 pub fn open(config: &Config) -> Result<Data, DataError> {
     let data = &config.data;
+    let (mut notes, mut found_otherwise) = (Vec::new(), Vec::new());
     let source: Arc<dyn Source> = match (data.source, &data.path) {
-        (DataSource::Folder, Some(path)) => Arc::new(FolderSource::open(path)?),
+        (DataSource::Folder, Some(path)) => {
+            let needed = config.losses.needs_captions();
+            let folder = FolderSource::open(path, if needed { CaptionFiles::Read } else { CaptionFiles::Ignore })?;
+            notes.extend(folder.notes());
+            found_otherwise.extend(why_found_otherwise(&folder));
+            Arc::new(folder)
+        }
         _ => Arc::new(ShapesSource::new(config.run.seed, data.images, data.resolution)?),
     };
     let pictures = Pictures::of(&*source, data.path.as_deref().unwrap_or(Path::new("")));
     let validation = data.validation.min(source.len() / 4);
+    if validation < data.validation {
+        notes.push(format!(
+            "data.validation is {}, and {validation} are kept: at most a quarter of {} images",
+            data.validation,
+            source.len()
+        ));
+    }
     let split = Split::new(source.len(), Validation::Count(validation), config.run.seed)?;
     let crop = match data.crop {
         CropConfig::Random => Crop::Random,
@@ -73,7 +92,62 @@ pub fn open(config: &Config) -> Result<Data, DataError> {
     let transform = Transform { crop, ..Transform::training(data.resolution, data.flip) };
     let validation = ValidationSet::new(source.clone(), split.validation, data.resolution, data.max_bad)?;
     let training = TrainingSet::new(source, split.train, transform, config.run.seed, data.max_bad)?;
-    Ok(Data { training: Arc::new(training), validation: Arc::new(validation), pictures })
+    Ok(Data { training: Arc::new(training), validation: Arc::new(validation), pictures, notes, found_otherwise })
+}
+
+/// A run that began before these were counted so has to be told why its images are others now.
+fn why_found_otherwise(folder: &FolderSource) -> Vec<String> {
+    let is_new = |path: &Path| {
+        let extension = path.extension().unwrap_or_default();
+        ["gif", "tif", "tiff"].iter().any(|known| extension.eq_ignore_ascii_case(known))
+    };
+    let new = (0..folder.len()).filter(|index| folder.path(*index).is_some_and(is_new)).count();
+    let links = folder.further_names();
+    let new = (new > 0).then(|| format!("{new} of them are GIF or TIFF, which were not read before"));
+    let links = (links > 0).then(|| format!("{links} more names of the same files counted as images before"));
+    new.into_iter().chain(links).collect()
+}
+
+/// How long a file is waited for before it is named.
+const LONG: Duration = Duration::from_secs(30);
+
+/// The next `count` samples of `loader`; nothing once `proceed` says no, which ends waiting for them as well. `say` is given a line
+/// about each image that is waited for long.
+///
+/// # Errors
+/// As for [`Loader::next_batch`].
+pub fn next_batch(
+    loader: &mut Loader,
+    count: usize,
+    proceed: impl FnMut() -> bool,
+    say: impl FnMut(&str),
+) -> Result<Option<Batch>, DataError> {
+    next_batch_within(LONG, loader, count, proceed, say)
+}
+
+fn next_batch_within(
+    long: Duration,
+    loader: &mut Loader,
+    count: usize,
+    mut proceed: impl FnMut() -> bool,
+    mut say: impl FnMut(&str),
+) -> Result<Option<Batch>, DataError> {
+    let mut named: Option<Instant> = None;
+    let batch = loader.next_batch_while(count, &mut |awaited: Option<&Awaited>| {
+        if let Some(Awaited { name, since }) = awaited
+            && named != Some(*since)
+            && since.elapsed() >= long
+        {
+            say(&format!("waiting for {name} since {} s", since.elapsed().as_secs()));
+            named = Some(*since);
+        }
+        proceed()
+    });
+    match batch {
+        Ok(batch) => Ok(Some(batch)),
+        Err(DataError::Interrupted) => Ok(None),
+        Err(error) => Err(error),
+    }
 }
 
 impl MicroBatch for Batch {
@@ -118,8 +192,100 @@ pub fn to_pixels(images: Tensor<4>) -> Result<Vec<Vec<u8>>, String> {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
+    use std::cell::RefCell;
+    use std::sync::atomic::{AtomicBool, Ordering};
+
+    use datasets::{ImageError, Picture};
+    use image::RgbImage;
+
     use super::*;
+    use crate::config::{Override, load};
+
+    /// Two images on a disk that does not answer until it is told to.
+    #[derive(Default)]
+    pub(crate) struct Stuck {
+        pub answers: AtomicBool,
+    }
+
+    impl Source for Stuck {
+        fn len(&self) -> usize {
+            2
+        }
+
+        fn name(&self, index: usize) -> String {
+            format!("/net/{index}.png")
+        }
+
+        fn load(&self, _: usize) -> Result<Picture, ImageError> {
+            while !self.answers.load(Ordering::SeqCst) {
+                std::thread::sleep(Duration::from_millis(5));
+            }
+            Ok(RgbImage::new(8, 8).into())
+        }
+    }
+
+    impl Stuck {
+        pub fn loader(self: &Arc<Self>) -> Loader {
+            let set = TrainingSet::new(self.clone(), vec![0, 1], Transform::training(8, false), 0, 0).unwrap();
+            Loader::start(Arc::new(set), 0, None, 1, 4)
+        }
+    }
+
+    #[test]
+    fn a_file_that_is_waited_for_long_is_named_once_and_a_stop_ends_the_waiting() {
+        let source = Arc::new(Stuck::default());
+        let mut loader = source.loader();
+        let (began, said) = (Instant::now(), RefCell::new(Vec::new()));
+        let long = Duration::from_millis(300);
+        let mut next = |seconds| {
+            let proceed = || began.elapsed() < Duration::from_secs(seconds);
+            next_batch_within(long, &mut loader, 2, proceed, |line| said.borrow_mut().push(line.to_owned()))
+        };
+        assert_eq!(next(1), Ok(None));
+        assert!(began.elapsed() < Duration::from_secs(2), "{:?}", began.elapsed());
+        assert!(
+            matches!(&said.borrow()[..], [line] if line.starts_with("waiting for /net/") && line.ends_with(" s")),
+            "{said:?}"
+        );
+        source.answers.store(true, Ordering::SeqCst);
+        assert_eq!(next(60).unwrap().unwrap().draws, [0, 1]);
+    }
+
+    fn folder(path: &Path, sets: &[(&str, &str)]) -> Result<Data, DataError> {
+        let mut overrides: Vec<Override> = sets.iter().map(|(key, value)| Override::new(key, value)).collect();
+        overrides.push(Override::new("data.source", "folder"));
+        overrides.push(Override::new("data.path", path.to_str().unwrap()));
+        open(&load("tiny-cpu.toml", &overrides).unwrap().config)
+    }
+
+    #[test]
+    fn captions_are_read_where_a_loss_needs_them() {
+        let root = tempfile::tempdir().unwrap();
+        RgbImage::new(8, 8).save(root.path().join("a.png")).unwrap();
+        std::fs::write(root.path().join("metadata.jsonl"), "{").unwrap();
+        assert!(folder(root.path(), &[]).is_ok());
+        let losses = [("losses.clip_contrastive.weight", "1"), ("losses.clip_contrastive.against", "[\"captions\"]")];
+        assert!(matches!(folder(root.path(), &losses).err(), Some(DataError::Captions { .. })));
+    }
+
+    #[test]
+    fn what_the_user_should_know_of_the_images_is_noted() {
+        let root = tempfile::tempdir().unwrap();
+        for name in ["a.png", "b.png", "c.png", "d.gif"] {
+            RgbImage::new(8, 8).save(root.path().join(name)).unwrap();
+        }
+        let data = folder(root.path(), &[("data.validation", "1")]).unwrap();
+        assert_eq!(data.notes, Vec::<String>::new());
+        assert_eq!(data.found_otherwise.len(), 1, "a GIF: {:?}", data.found_otherwise);
+        let data = folder(root.path(), &[("data.validation", "3")]).unwrap();
+        assert_eq!((data.validation.len(), data.notes.len()), (1, 1));
+        assert!(data.notes[0].starts_with("data.validation is 3, and 1 are kept"), "{:?}", data.notes);
+        std::fs::write(root.path().join("e.heic"), "x").unwrap();
+        std::fs::hard_link(root.path().join("a.png"), root.path().join("f.png")).unwrap();
+        let data = folder(root.path(), &[("data.validation", "1")]).unwrap();
+        assert_eq!((data.pictures.count, data.notes.len(), data.found_otherwise.len()), (4, 2, 2), "{:?}", data.notes);
+    }
 
     #[test]
     fn pixels_survive_the_way_to_the_device_and_back() {

@@ -583,6 +583,7 @@ fn announce(config: &Config, start: &Start, room: &Room, limit: Option<Limit>, d
     let Config { batch, .. } = config;
     note!("model: {}", start.description);
     note!("data: {training} pictures to train on, {validation} to validate on");
+    data.notes.iter().for_each(|line| note!("data: {line}"));
     let Config { precision, .. } = config;
     let scale = match precision.scaling() {
         Ok(rule) => format!("dynamic from {}", rule.init),

@@ -44,12 +44,14 @@ pub enum TrainError {
     #[error("nothing says what a step takes: {0}")]
     Measuring(SweepError),
     /// A loss needs captions.
-    #[error("{name} has no caption, which {loss} needs: put one into a .txt file of the same name")]
+    #[error("{name} has no caption, which {loss} needs: {reason}; put one into a .txt file of the same name")]
     NoCaption {
         /// The first picture without one.
         name: String,
         /// The loss's key.
         loss: &'static str,
+        /// What was looked at, and why it was not used.
+        reason: String,
     },
     /// The run's folder.
     #[error(transparent)]

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use burn::tensor::{DType, Device};
 use checkpoints::Architecture;
 use checkpoints::run::{Checkpoint, RunStore};
+use datasets::{ImageError, ImageProblem};
 
 use super::{Options, Outcome, Resume, TrainError};
 use crate::adversary::Adversary;
@@ -68,7 +69,10 @@ fn check_changes(
 ) -> Result<(), TrainError> {
     let mut changes = run_state::unsound_changes(&state.config, config, batch_norm);
     if state.pictures != data.pictures {
-        let [then, now] = [&state.pictures, &data.pictures].map(ToString::to_string);
+        let [then, mut now] = [&state.pictures, &data.pictures].map(ToString::to_string);
+        for reason in &data.found_otherwise {
+            now += &format!("; {reason}");
+        }
         changes.push(Change { key: "pictures".into(), then, now });
     }
     for name in allow.iter().filter(|name| !changes.iter().any(|change| change.is_named_by(name))) {
@@ -157,7 +161,10 @@ pub(super) fn check_captions(config: &Config, data: &Data) -> Result<(), TrainEr
     let by_text = config.losses.clip_text.weight != 0.0 && config.losses.clip_text.prompts.is_empty();
     let loss = if by_text { "losses.clip_text" } else { "losses.clip_contrastive" };
     match data.training.first_without_caption() {
-        Some(name) => Err(TrainError::NoCaption { name, loss }),
+        Some(ImageError { name, problem: ImageProblem::NoCaption(reason) }) => {
+            Err(TrainError::NoCaption { name, loss, reason })
+        }
+        Some(error) => Err(TrainError::NoCaption { name: error.name, loss, reason: error.problem.to_string() }),
         None => Ok(()),
     }
 }
