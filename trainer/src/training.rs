@@ -476,7 +476,8 @@ impl Training {
             let progress = |count| self.progress.validated(count, images);
             let validated = catch_out_of_memory(|| {
                 self.faults.meet(self.step, "validation");
-                validate(model, Judges::of(&self.losses), set, extent, || stop.is_asked(), progress)
+                let say = |line: &str| self.progress.line(line);
+                validate(model, Judges::of(&self.losses), set, extent, || stop.is_asked(), progress, say)
             });
             let message = match validated {
                 Err(message) => message,

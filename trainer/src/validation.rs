@@ -8,7 +8,7 @@ use datasets::{DataError, Loader, ValidationSet};
 use serde::{Deserialize, Deserializer, Serialize};
 
 use crate::config::Metric;
-use crate::data::to_pixels;
+use crate::data::{next_batch, to_pixels};
 use crate::engine::MicroBatch;
 use crate::losses::{ClipGuidance, ImageLoss, Losses};
 use crate::models::VqGan;
@@ -110,8 +110,8 @@ pub struct Extent {
     pub samples: usize,
 }
 
-/// Validates `model` (without autodiff) on the first pictures of `set`; nothing if `should_stop` says so in between.
-/// `progress` is told of each few that are done.
+/// Validates `model` (without autodiff) on the first pictures of `set`; nothing if `should_stop` says so in between, or while
+/// pictures are waited for. `progress` is told of each few that are done, and `say` of those that are waited for long.
 ///
 /// # Errors
 /// If a picture limit is exceeded or the device fails.
@@ -122,6 +122,7 @@ pub fn validate(
     extent: Extent,
     should_stop: impl Fn() -> bool,
     progress: impl Fn(usize),
+    say: impl Fn(&str),
 ) -> Result<Option<Validated>, ValidationError> {
     let Extent { images, micro, samples: keep } = extent;
     let (device, dtype) = model.place();
@@ -132,7 +133,7 @@ pub fn validate(
         if should_stop() {
             return Ok(None);
         }
-        let batch = loader.next_batch(micro)?;
+        let Some(batch) = next_batch(&mut loader, micro, || !should_stop(), &say)? else { return Ok(None) };
         if batch.is_empty() {
             break;
         }

@@ -5,6 +5,7 @@ use datasets::{Batch, Loader};
 use super::Training;
 use super::step::StepError;
 use crate::config::Config;
+use crate::data::next_batch;
 
 /// One for each pass over an effective batch: the second pass reads the samples again, so that they need not be kept.
 pub(super) struct Loaders {
@@ -38,11 +39,13 @@ impl Training {
     }
 }
 
-/// The micro-batches of one effective batch; the last may be smaller. What `proceed` objects to ends it between two of them.
+/// The micro-batches of one effective batch; the last may be smaller. What `proceed` objects to ends it between two of them, or while
+/// samples are waited for. `say` is given a line about each image that is waited for long.
 pub(super) fn micro_batches<'a>(
     loader: &'a mut Loader,
     (effective, micro): (usize, usize),
     proceed: &'a dyn Fn() -> Result<(), StepError>,
+    say: &'a dyn Fn(&str),
 ) -> impl Iterator<Item = Result<Batch, StepError>> + 'a {
     let mut left = effective;
     std::iter::from_fn(move || {
@@ -54,6 +57,35 @@ pub(super) fn micro_batches<'a>(
         }
         let count = micro.min(left);
         left -= count;
-        Some(loader.next_batch(count).map_err(StepError::from))
+        let mut objection = StepError::Interrupted;
+        let proceed = || proceed().map_err(|error| objection = error).is_ok();
+        match next_batch(loader, count, proceed, say) {
+            Ok(Some(batch)) => Some(Ok(batch)),
+            Ok(None) => Some(Err(objection)),
+            Err(error) => Some(Err(error.into())),
+        }
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+    use std::time::{Duration, Instant};
+
+    use super::*;
+    use crate::data::tests::Stuck;
+
+    #[test]
+    fn an_objection_ends_the_waiting_for_samples() {
+        let source = Arc::new(Stuck::default());
+        let mut loader = source.loader();
+        let began = Instant::now();
+        let proceed = || match began.elapsed() < Duration::from_millis(300) {
+            true => Ok(()),
+            false => Err(StepError::OverLimit),
+        };
+        let mut batches = micro_batches(&mut loader, (4, 2), &proceed, &|_| ());
+        assert!(matches!(batches.next(), Some(Err(StepError::OverLimit))));
+        assert!((0.3..1.5).contains(&began.elapsed().as_secs_f64()), "{:?}", began.elapsed());
+    }
 }

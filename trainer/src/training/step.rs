@@ -161,7 +161,8 @@ impl Training {
     ) -> Result<EffectiveBatch, StepError> {
         let Loaders { first_pass, second_pass } = loaders;
         let cut = (self.config.batch.effective, self.footprint.micro);
-        let first_pass = first_pass.iter_mut().flat_map(|loader| micro_batches(loader, cut, proceed));
+        let say = |line: &str| self.progress.line(line);
+        let first_pass = first_pass.iter_mut().flat_map(|loader| micro_batches(loader, cut, proceed, &say));
         let first_pass =
             first_pass.inspect(|batch| self.progress.first_pass(batch.as_ref().map_or(0, MicroBatch::samples)));
         let discriminator = self.adversary.as_ref().map(Adversary::model);
@@ -170,7 +171,7 @@ impl Training {
             &self.losses,
             settings,
             first_pass,
-            micro_batches(second_pass, cut, proceed),
+            micro_batches(second_pass, cut, proceed, &say),
             |event| self.observe(event),
         )
     }
