@@ -30,10 +30,43 @@ impl std::fmt::Display for Family {
     }
 }
 
+/// How a latent becomes a code.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum QuantizerKind {
+    /// The nearest code.
+    #[default]
+    Nearest,
+    /// The code with the largest logit, drawn in training (taming's `GumbelVQ`).
+    Gumbel,
+}
+
+/// How a Gumbel quantizer is trained.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct GumbelTraining {
+    /// Weight of the divergence of the codes' probabilities from even ones.
+    pub kl_weight: f64,
+    /// Temperature of the softmax at the first step.
+    pub temperature_start: f64,
+    /// Temperature at step `temperature_steps` and from there on.
+    pub temperature_end: f64,
+    /// Steps over which the temperature falls, along half a cosine.
+    pub temperature_steps: u64,
+}
+
+impl GumbelTraining {
+    /// As taming's model of OpenImages was trained (8,192 codes, f8).
+    pub const PUBLISHED: GumbelTraining =
+        GumbelTraining { kl_weight: 1e-8, temperature_start: 0.9, temperature_end: 1e-6, temperature_steps: 1_000_001 };
+}
+
 /// How the codebook is looked up and trained.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Quantizer {
+    /// How a latent becomes a code. What follows is of the nearest code alone.
+    #[serde(default)]
+    pub kind: QuantizerKind,
     /// Encoder output and codebook are both scaled to length 1 before they are compared.
     pub l2_norm: bool,
     /// `beta` weighs the codebook's term instead of the commitment's: a slip in taming that its models were trained
@@ -49,7 +82,16 @@ impl Quantizer {
     /// What the family trains with unless told otherwise.
     pub fn of(family: Family) -> Quantizer {
         let llamagen = family == Family::LlamaGen;
-        Quantizer { l2_norm: llamagen, legacy_beta: !llamagen, beta: 0.25, entropy_ratio: 0.0 }
+        let kind = QuantizerKind::Nearest;
+        Quantizer { kind, l2_norm: llamagen, legacy_beta: !llamagen, beta: 0.25, entropy_ratio: 0.0 }
+    }
+
+    /// Canonical name of the codebook, `[codes, code_dim]`.
+    pub fn codebook(&self) -> &'static str {
+        match self.kind {
+            QuantizerKind::Nearest => "quantize.embedding.weight",
+            QuantizerKind::Gumbel => "quantize.embed.weight",
+        }
     }
 }
 
@@ -112,7 +154,7 @@ impl Architecture {
     /// the weights is read: what taming's YAML says of a VQGAN, its state dict shows.
     ///
     /// # Errors
-    /// [`WeightsError::Unsupported`] names a model that is no VQGAN (or is a GumbelVQ, MoVQ or KL autoencoder);
+    /// [`WeightsError::Unsupported`] names a model that is no VQGAN (or is a MoVQ or KL autoencoder);
     /// [`WeightsError::Architecture`] says what does not go together.
     pub fn infer(file: &WeightsFile, config: Option<&Path>) -> Result<Architecture, WeightsError> {
         let names = ModelNames::of(file)?;
@@ -147,6 +189,7 @@ impl Architecture {
                 what: "encoder and decoder have attention at different levels".to_owned(),
             });
         }
+        let quantizer = Quantizer { kind: names.quantizer(), ..Quantizer::of(family) };
         let mut architecture = Architecture {
             family,
             in_channels: size("encoder.conv_in.weight", 1)?,
@@ -157,10 +200,10 @@ impl Architecture {
             attention_levels,
             mid_attention: has("encoder.mid.attn_1.norm.weight".to_owned()),
             latent_channels: size("encoder.conv_out.weight", 0)?,
-            code_dim: size("quantize.embedding.weight", 1)?,
-            codes: size("quantize.embedding.weight", 0)?,
+            code_dim: size(quantizer.codebook(), 1)?,
+            codes: size(quantizer.codebook(), 0)?,
             groups: 32,
-            quantizer: Quantizer::of(family),
+            quantizer,
             lookup_from_codebook: false,
             scaling_factor: None,
             diffusers: serde_json::Map::new(),
@@ -225,6 +268,10 @@ impl Architecture {
         if let Some(level) = self.attention_levels.iter().find(|level| **level >= levels) {
             return wrong(format!("attention_levels has {level}, levels end at {}", levels - 1));
         }
+        if self.quantizer.kind == QuantizerKind::Gumbel && self.code_dim != self.latent_channels {
+            let (code_dim, latent) = (self.code_dim, self.latent_channels);
+            return wrong(format!("code_dim is {code_dim}, a Gumbel quantizer's must be latent_channels = {latent}"));
+        }
         if !self.quantizer.beta.is_finite() || !self.quantizer.entropy_ratio.is_finite() {
             return wrong("the quantizer's weights must be finite".to_owned());
         }
@@ -255,7 +302,10 @@ impl Architecture {
         list.conv("encoder.conv_out", coarsest, self.latent_channels, 3);
 
         list.conv("quant_conv", self.latent_channels, self.code_dim, 1);
-        list.add("quantize.embedding.weight", vec![self.codes, self.code_dim]);
+        if self.quantizer.kind == QuantizerKind::Gumbel {
+            list.conv("quantize.proj", self.code_dim, self.codes, 1);
+        }
+        list.add(self.quantizer.codebook(), vec![self.codes, self.code_dim]);
         list.conv("post_quant_conv", self.code_dim, self.latent_channels, 1);
 
         list.conv("decoder.conv_in", self.latent_channels, coarsest, 3);

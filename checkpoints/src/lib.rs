@@ -16,7 +16,7 @@ mod tensor;
 mod torch_file;
 mod weights;
 
-pub use architecture::{Architecture, Family, Quantizer};
+pub use architecture::{Architecture, Family, GumbelTraining, Quantizer, QuantizerKind};
 pub use clip::{Activation, CLIP_TOKENIZERS, Clip, ClipArchitecture, Tower, load_clip, load_clip_images, read_clip};
 pub use discriminator::load_discriminator;
 pub use lpips::{Convolution, LpipsNetwork, load_lpips_backbone, load_lpips_linear};

@@ -8,7 +8,7 @@ use std::path::Path;
 
 use serde_json::json;
 
-use crate::architecture::{Architecture, Family, MOVQ};
+use crate::architecture::{Architecture, Family, GumbelTraining, MOVQ, QuantizerKind};
 use crate::hub::enumerate;
 use crate::safetensors_file::{write_safetensors, write_whole};
 use crate::tensor::{HostTensor, is_float};
@@ -127,6 +127,7 @@ pub(crate) struct ModelNames<'a> {
     /// The same, where it is nothing that is known to be around models.
     unknown_prefix: Option<String>,
     family: Family,
+    quantizer: QuantizerKind,
 }
 
 impl<'a> ModelNames<'a> {
@@ -148,15 +149,24 @@ impl<'a> ModelNames<'a> {
                 "it is no VQGAN of taming, LlamaGen or diffusers; its tensors are {some}, ..."
             )));
         };
-        if starts("quantize.embed.") || starts("quantize.proj.") {
-            return Err(refuse("it is a GumbelVQ (quantize.proj, quantize.embed), which is not built here".to_owned()));
-        }
+        let quantizer = match starts("quantize.embed.") || starts("quantize.proj.") {
+            true if family != Family::Taming => {
+                let what = "it is a GumbelVQ (quantize.proj, quantize.embed), which only taming's format has";
+                return Err(refuse(format!("{what}; its other names are those of {family}")));
+            }
+            true => QuantizerKind::Gumbel,
+            false => QuantizerKind::Nearest,
+        };
         let modulated = |name: &String| name.contains(".conv_y.") || name.contains(".norm_layer.");
         if names.keys().any(modulated) {
             return Err(refuse(MOVQ.to_owned()));
         }
+        let own: &[&str] = match quantizer {
+            QuantizerKind::Nearest => &[CODEBOOK],
+            QuantizerKind::Gumbel => &["quantize.proj.weight", "quantize.proj.bias", "quantize.embed.weight"],
+        };
         let is_foreign = |name: &str| {
-            name.starts_with("quantize.") && name != CODEBOOK && !quantizer_buffers(family).contains(&name)
+            name.starts_with("quantize.") && !own.contains(&name) && !quantizer_buffers(family).contains(&name)
         };
         let foreign: Vec<&str> =
             names.iter().filter(|(name, _)| is_foreign(name)).map(|(_, in_file)| *in_file).collect();
@@ -167,14 +177,18 @@ impl<'a> ModelNames<'a> {
                 enumerate(foreign.iter().map(|name| (*name).to_owned()))
             )));
         }
-        if !names.contains_key(CODEBOOK) {
+        if quantizer == QuantizerKind::Nearest && !names.contains_key(CODEBOOK) {
             return Err(refuse(format!("it has no codebook ({CODEBOOK}); a KL autoencoder, FSQ and LFQ have none")));
         }
-        Ok(ModelNames { file, names, around, unknown_prefix, family })
+        Ok(ModelNames { file, names, around, unknown_prefix, family, quantizer })
     }
 
     pub fn family(&self) -> Family {
         self.family
+    }
+
+    pub fn quantizer(&self) -> QuantizerKind {
+        self.quantizer
     }
 
     /// Shape of a canonical parameter, if the file has it.
@@ -452,8 +466,11 @@ fn expressible(architecture: &Architecture, family: Family) -> Result<(), Weight
 
 /// What of an architecture a family's code cannot build, however the weights are named, or builds otherwise unless told.
 fn obstacle(architecture: &Architecture, family: Family) -> Option<&'static str> {
-    let Architecture { base_channels, channels, groups, attention_levels, mid_attention, .. } = architecture;
+    let Architecture { base_channels, channels, groups, attention_levels, mid_attention, quantizer, .. } = architecture;
+    let is_gumbel = quantizer.kind == QuantizerKind::Gumbel;
     match family {
+        Family::LlamaGen | Family::Diffusers if is_gumbel => Some("a Gumbel quantizer"),
+        Family::Taming if is_gumbel && !mid_attention => Some("a Gumbel quantizer and no attention in the middle"),
         Family::Taming | Family::LlamaGen if *groups != 32 => Some("other than 32 groups"),
         Family::Taming | Family::LlamaGen if channels.iter().any(|c| c % base_channels != 0) => {
             Some("channels that are no multiple of base_channels")
@@ -469,7 +486,7 @@ fn obstacle(architecture: &Architecture, family: Family) -> Option<&'static str>
             Some("attention anywhere but at the coarsest level and in the middle")
         }
         // Its programs build every model with codebook_l2_norm; their option cannot even turn it off.
-        Family::LlamaGen if !architecture.quantizer.l2_norm => {
+        Family::LlamaGen if !quantizer.l2_norm => {
             Some("a codebook of codes that are not compared at length 1 (codebook_l2_norm = False)")
         }
         _ => None,
@@ -545,9 +562,12 @@ fn taming_config(architecture: &Architecture) -> String {
     let multiples: Vec<usize> = multiples.map(|c| c / architecture.base_channels).collect();
     // taming has attention in the middle of every model and ignores `attn_type`; the class of latent-diffusion is the
     // same but for that.
-    let (target, attention) = match architecture.mid_attention {
-        true => ("taming.models.vqgan.VQModel", None),
-        false => ("ldm.models.autoencoder.VQModel", Some("      attn_type: none".to_owned())),
+    let (target, attention) = match (architecture.quantizer.kind, architecture.mid_attention) {
+        (QuantizerKind::Gumbel, _) => ("taming.models.vqgan.GumbelVQ", None),
+        (QuantizerKind::Nearest, true) => ("taming.models.vqgan.VQModel", None),
+        (QuantizerKind::Nearest, false) => {
+            ("ldm.models.autoencoder.VQModel", Some("      attn_type: none".to_owned()))
+        }
     };
     let mut lines = vec![
         "model:".to_owned(),
@@ -568,6 +588,22 @@ fn taming_config(architecture: &Architecture) -> String {
         "      dropout: 0.0".to_owned(),
     ];
     lines.extend(attention);
+    if architecture.quantizer.kind == QuantizerKind::Gumbel {
+        let GumbelTraining { kl_weight, temperature_start, temperature_end, temperature_steps } =
+            GumbelTraining::PUBLISHED;
+        // PyYAML takes a power of ten for text unless there is a point before it.
+        lines.extend([
+            format!("    kl_weight: {kl_weight:.1e}"),
+            "    temperature_scheduler_config:".to_owned(),
+            "      target: taming.lr_scheduler.LambdaWarmUpCosineScheduler".to_owned(),
+            "      params:".to_owned(),
+            "        warm_up_steps: 0".to_owned(),
+            format!("        max_decay_steps: {temperature_steps}"),
+            format!("        lr_start: {temperature_start:?}"),
+            format!("        lr_max: {temperature_start:?}"),
+            format!("        lr_min: {temperature_end:.1e}"),
+        ]);
+    }
     lines.push("    lossconfig:".to_owned());
     lines.push("      target: taming.modules.losses.DummyLoss".to_owned());
     lines.join("\n") + "\n"

@@ -1,5 +1,4 @@
 use super::*;
-use crate::architecture::Quantizer;
 use crate::fixtures::{Shapes, place, published};
 use crate::hub::{self, FileChoice, HubSettings, Location};
 
@@ -131,6 +130,69 @@ fn diffusers_configurations_are_heeded() {
         let error = with(config).unwrap_err().to_string();
         assert!(error.contains(what), "{error}");
     }
+}
+
+/// That of OpenImages.
+fn gumbel_f8_8192() -> Architecture {
+    Architecture {
+        family: Family::Taming,
+        channels: vec![128, 128, 256, 512],
+        attention_levels: vec![3],
+        code_dim: 256,
+        codes: 8192,
+        quantizer: Quantizer { kind: QuantizerKind::Gumbel, ..Quantizer::of(Family::Taming) },
+        ..llamagen_vq_16()
+    }
+}
+
+#[test]
+fn a_gumbel_quantizer_is_inferred_loaded_and_exported_to_taming_alone() {
+    let published = gumbel_f8_8192();
+    let mut shapes: Shapes = published.parameters().into_iter().collect();
+    assert_eq!(shapes["quantize.proj.weight"], [8192, 256, 1, 1]);
+    assert_eq!(shapes["quantize.proj.bias"], [8192]);
+    assert_eq!(shapes["quantize.embed.weight"], [8192, 256]);
+    assert_eq!(infer(&shapes).unwrap(), published);
+    shapes.remove("quantize.embed.weight");
+    let error = infer(&shapes).unwrap_err().to_string();
+    assert!(error.contains("no tensor named quantize.embed.weight"), "{error}");
+
+    let architecture =
+        Architecture { base_channels: 32, channels: vec![32, 64], attention_levels: vec![1], codes: 8, ..published };
+    let architecture = Architecture { latent_channels: 4, code_dim: 4, ..architecture };
+    let weights = random(&architecture);
+    let folder = tempfile::tempdir().unwrap();
+    let export = export_vqgan(&weights, &architecture, Family::Taming).unwrap();
+    let file = WeightsFile::open(export.write(folder.path()).unwrap()).unwrap();
+    assert_eq!(Architecture::infer(&file, None).unwrap(), architecture);
+    assert_eq!(load_vqgan(&file, &architecture).unwrap(), weights);
+    let text = export.config.unwrap().text;
+    assert!(text.contains("target: taming.models.vqgan.GumbelVQ\n"), "{text}");
+    let number = |key: &str| -> f64 {
+        let (_, rest) = text.split_once(&format!("        {key}: ")).unwrap();
+        let value = rest.lines().next().unwrap();
+        assert!(value.contains('.') || !value.contains('e'), "text to PyYAML: {value}");
+        value.parse().unwrap()
+    };
+    let GumbelTraining { kl_weight, temperature_start, temperature_end, temperature_steps } = GumbelTraining::PUBLISHED;
+    assert!(text.contains(&format!("\n    kl_weight: {kl_weight:.1e}\n")), "{text}");
+    assert_eq!([number("lr_max"), number("lr_min")], [temperature_start, temperature_end]);
+    assert_eq!(number("max_decay_steps"), temperature_steps as f64);
+
+    for family in [Family::LlamaGen, Family::Diffusers] {
+        let error = export_vqgan(&weights, &architecture, family).unwrap_err().to_string();
+        assert!(error.contains("taming"), "{error}");
+    }
+    let narrow = Architecture { code_dim: 3, ..architecture };
+    assert!(narrow.check().is_err());
+}
+
+/// As a checkpoint of a run was written before there was another kind.
+#[test]
+fn a_quantizer_without_a_kind_takes_the_nearest_code() {
+    let mut old = serde_json::to_value(tiny()).unwrap();
+    assert_eq!(old["quantizer"].as_object_mut().unwrap().remove("kind"), Some(json!("nearest")));
+    assert_eq!(serde_json::from_value::<Architecture>(old).unwrap(), tiny());
 }
 
 fn tiny() -> Architecture {
@@ -301,7 +363,9 @@ fn what_lies_beside_weights_changes_nothing() {
 #[test]
 fn arguments_of_the_quantizer_survive_an_export_to_llamagen() {
     let mut architecture = tiny();
-    architecture.quantizer = Quantizer { l2_norm: true, legacy_beta: false, beta: 0.5, entropy_ratio: 0.1 };
+    architecture.quantizer.l2_norm = true;
+    architecture.quantizer.legacy_beta = false;
+    (architecture.quantizer.beta, architecture.quantizer.entropy_ratio) = (0.5, 0.1);
     let folder = tempfile::tempdir().unwrap();
     let export = export_vqgan(&random(&architecture), &architecture, Family::LlamaGen).unwrap();
     let file = WeightsFile::open(export.write(folder.path()).unwrap()).unwrap();
@@ -581,6 +645,7 @@ fn files_of_every_family_load() {
     for name in [
         "taming/model.ckpt",
         "taming/model-legacy.ckpt",
+        "gumbel/model.ckpt",
         "llamagen/model.pt",
         "diffusers/attention",
         "diffusers/middle",
