@@ -39,6 +39,8 @@ pub enum Purpose {
     Augment = 9,
     /// Noise that is added to pixels or latents.
     Noise = 10,
+    /// The noise by which a Gumbel quantizer draws its codes.
+    Gumbel = 11,
 }
 
 impl SampleKey {

@@ -30,9 +30,12 @@ fn a_run_reconstructs_pictures() {
 #[test]
 fn an_export_has_what_the_pretrained_model_had() {
     let folder = small();
-    for (model, format) in
-        [("taming/model.ckpt", "taming"), ("llamagen/model.pt", "llamagen"), ("diffusers/attention", "diffusers")]
-    {
+    for (model, format) in [
+        ("taming/model.ckpt", "taming"),
+        ("gumbel/model.ckpt", "taming"),
+        ("llamagen/model.pt", "llamagen"),
+        ("diffusers/attention", "diffusers"),
+    ] {
         let source = fixture(model).display().to_string();
         let arguments = ["export", "--checkpoint", &source, "--format", format, "--output", format, "--json"];
         let finished = run(folder.path(), &arguments).success();

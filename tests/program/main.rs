@@ -5,6 +5,7 @@ mod check;
 mod command;
 mod disk;
 mod export;
+mod gumbel;
 mod hub;
 mod killed;
 mod losses;

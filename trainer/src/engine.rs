@@ -21,12 +21,16 @@ use self::figures::Sums;
 use self::reconstruct::Reconstruct;
 use crate::config::Adaptive;
 use crate::gradients::{GradientSum, added, global_norm};
-use crate::losses::{Adversarial, AdversarialState, Half, Losses, Seen, mean_logits};
+use crate::losses::{
+    Adversarial, AdversarialState, CodebookLoss, Half, Losses, NearestLoss, Seen, divergence, mean_logits,
+};
 use crate::memory::Phase;
 use crate::models::VqGan;
 use crate::models::blocks::statistics_dtype;
 use crate::models::discriminator::{BatchStatistics, PatchGan};
-use crate::models::quantizer::Quantized;
+use crate::models::quantizer::gumbel::Sampling;
+use crate::models::quantizer::{NearestTerms, Quantized, Terms};
+use crate::models::vqgan::surrogate;
 use crate::precision::{self, Probe, compute_copy};
 
 /// Some samples of an effective batch, still on the host.
@@ -193,8 +197,9 @@ pub fn effective_batch_gradient<B: MicroBatch, E>(
             if !overflow.discriminator {
                 let original = pass.images(&batch);
                 // The way that all other steps go: without a graph, half precision rounds otherwise.
+                let (images, sampling) = (original.clone(), pass.sampling(&batch));
                 let (_, reconstruction) =
-                    Reconstruct::forward(vqgan, &plain, original.clone(), settings.checkpoint, None);
+                    Reconstruct::forward(vqgan, &plain, images, sampling, settings.checkpoint, None);
                 pass.discriminator_gradient(
                     &pass.seen(&batch, first, original, reconstruction),
                     &mut learned,
@@ -203,8 +208,9 @@ pub fn effective_batch_gradient<B: MicroBatch, E>(
             }
         } else {
             let original = pass.images(&batch);
+            let (images, sampling) = (original.clone(), pass.sampling(&batch));
             let (through_model, reconstruction) =
-                Reconstruct::forward(vqgan, &plain, original.clone(), settings.checkpoint, probe);
+                Reconstruct::forward(vqgan, &plain, images, sampling, settings.checkpoint, probe);
             let seen = pass.seen(&batch, first, original, reconstruction);
 
             let at_image = pass.at_image(&seen, through_model.last_input(), &coupling, &mut last_layer, &mut sums);
@@ -319,6 +325,11 @@ impl<'a> Pass<'a> {
 
     fn images(&self, batch: &impl MicroBatch) -> Tensor<4> {
         batch.images(&self.device, self.wide)
+    }
+
+    /// How a Gumbel quantizer draws the codes of `batch`, the same in both passes.
+    fn sampling(&self, batch: &impl MicroBatch) -> Option<Sampling> {
+        self.losses.codebook.1.sampling(self.settings.step, batch.draws())
     }
 
     fn seen<'b>(
@@ -492,24 +503,48 @@ impl<'a> Pass<'a> {
         sums.add_codes(quantized, self.plain.quantizer().codes());
         let (weight, loss) = &self.losses.codebook;
         let (weight, loss_scale) = (weight.at(self.settings.step), self.settings.loss_scales.generator);
-        let value = loss.per_sample(quantized).sum() / self.settings.effective as f64;
-        sums.add_loss("codebook", value.clone().without_autodiff(), weight);
-        let Some(coupling) = &coupling.entropy else { return value * (weight * loss_scale) };
+        match (loss, &quantized.terms) {
+            (CodebookLoss::Nearest(loss), Terms::Nearest(terms)) => {
+                self.nearest_surrogate((weight, loss), terms, coupling, sums) * (weight * loss_scale)
+            }
+            (CodebookLoss::Gumbel(loss), Terms::Gumbel(terms)) => {
+                let effective = self.settings.effective as f64;
+                let (kl_weight, share) = (loss.training.kl_weight, terms.samples() as f64 / effective);
+                let (kl, surrogate) = divergence(terms);
+                sums.add_loss("codebook", kl.clone() * (kl_weight / effective), weight);
+                sums.add("kl", kl / effective);
+                sums.add("temperature", self.scalar(loss.temperature(self.settings.step) * share));
+                surrogate * (kl_weight / effective * weight * loss_scale)
+            }
+            _ => unreachable!("the codebook loss is that of the model's quantizer"),
+        }
+    }
 
-        let Quantized { vectors, codebook_vectors, .. } = quantized;
+    /// A scalar whose gradient is that of the unweighted loss of a quantizer that takes the nearest code.
+    fn nearest_surrogate(
+        &self,
+        (weight, loss): (f64, &NearestLoss),
+        terms: &NearestTerms,
+        coupling: &Coupling,
+        sums: &mut Sums,
+    ) -> Tensor<1> {
+        let value = loss.per_sample(terms).sum() / self.settings.effective as f64;
+        sums.add_loss("codebook", value.clone().without_autodiff(), weight);
+        let Some(coupling) = &coupling.entropy else { return value };
+
+        let NearestTerms { vectors, codebook_vectors, .. } = terms;
         let entropy =
             coupling.gradient(vectors.clone().without_autodiff(), codebook_vectors.clone().without_autodiff());
         sums.add_loss("entropy", entropy.sample_entropy, weight * loss.entropy);
-        let surrogate = (vectors.clone() * entropy.vectors.autodiff()).sum()
-            + (codebook_vectors.clone() * entropy.codebook.autodiff()).sum();
-        (value + surrogate * loss.entropy) * (weight * loss_scale)
+        let surrogate =
+            surrogate(vectors.clone(), entropy.vectors) + surrogate(codebook_vectors.clone(), entropy.codebook);
+        value + surrogate * loss.entropy
     }
 
     /// What belongs to the effective batch as a whole.
     fn finish(&self, coupling: &Coupling, last_layer: &LastLayerGradients, sums: &mut Sums) {
         let step = self.settings.step;
-        if let Some(entropy) = &coupling.entropy {
-            let (weight, loss) = &self.losses.codebook;
+        if let (Some(entropy), (weight, CodebookLoss::Nearest(loss))) = (&coupling.entropy, &self.losses.codebook) {
             sums.add_loss("entropy", entropy.shared_value(), weight.at(step) * loss.entropy);
         }
         if let Some((value, weight)) = coupling.contrastive.as_ref().map(|c| (c.value.clone(), c.weight)) {

@@ -7,6 +7,7 @@ use burn::tensor::Tensor;
 use globset::{GlobBuilder, GlobMatcher};
 
 use crate::config::nearest;
+use crate::models::weights::is_enum;
 
 /// Why patterns do not say what learns.
 #[derive(Debug, Clone, PartialEq, thiserror::Error)]
@@ -105,11 +106,15 @@ pub fn freeze<M: Module>(model: M, trained: &Trainable) -> M {
         trained: &'a Trainable,
     }
     impl ModuleMapper for Freeze<'_> {
-        fn enter_module(&mut self, name: &str, _container: &str) {
-            self.path.push(name.to_owned());
+        fn enter_module(&mut self, name: &str, container: &str) {
+            if !is_enum(container) {
+                self.path.push(name.to_owned());
+            }
         }
-        fn exit_module(&mut self, _name: &str, _container: &str) {
-            self.path.pop();
+        fn exit_module(&mut self, _name: &str, container: &str) {
+            if !is_enum(container) {
+                self.path.pop();
+            }
         }
         fn map_float<const D: usize>(&mut self, param: Param<Tensor<D>>) -> Param<Tensor<D>> {
             match self.trained.is_trained(&self.path.join(".")) {
@@ -131,6 +136,7 @@ mod tests {
     use super::*;
     use crate::models::VqGan;
     use crate::models::initialize::random_weights;
+    use crate::models::quantizer::Terms;
     use crate::models::tests::tiny_architecture;
     use crate::models::weights::state_dict;
 
@@ -196,11 +202,15 @@ mod tests {
     fn gradients(model: &VqGan, gradients: &Gradients) -> BTreeMap<String, (ParamId, bool)> {
         struct Look<'a>(Vec<String>, &'a Gradients, BTreeMap<String, (ParamId, bool)>);
         impl ModuleVisitor for Look<'_> {
-            fn enter_module(&mut self, name: &str, _container: &str) {
-                self.0.push(name.to_owned());
+            fn enter_module(&mut self, name: &str, container: &str) {
+                if !is_enum(container) {
+                    self.0.push(name.to_owned());
+                }
             }
-            fn exit_module(&mut self, _name: &str, _container: &str) {
-                self.0.pop();
+            fn exit_module(&mut self, _name: &str, container: &str) {
+                if !is_enum(container) {
+                    self.0.pop();
+                }
             }
             fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
                 let has_gradient = param.val().grad(self.1).is_some();
@@ -221,7 +231,8 @@ mod tests {
             let pixels: Vec<f32> = (0..2 * 3 * 8 * 8).map(|i| (i as f32 * 0.37).sin()).collect();
             let images = Tensor::from_data(TensorData::new(pixels, [2, 3, 8, 8]), (&device, DType::F32));
             let (reconstruction, quantized) = model.reconstruct(images);
-            let loss = reconstruction.square().mean() + quantized.codebook.mean() + quantized.commitment.mean();
+            let Terms::Nearest(terms) = quantized.terms else { panic!("another quantizer") };
+            let loss = reconstruction.square().mean() + terms.codebook.mean() + terms.commitment.mean();
             gradients(model, &loss.backward())
         };
         let before = backward(&whole);

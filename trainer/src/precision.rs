@@ -9,7 +9,7 @@
 //! | sums of gradients over micro-batches | the exactness contract, and f16 ends at 65,504 |
 //! | statistics, scale and shift of GroupNorm, LayerNorm and BatchNorm | sums over a group's pixels |
 //! | softmax of attention | a sum of exponentials |
-//! | the codebook: codes, latents as compared, distances, argmin, its loss and entropy | near codes differ by less than a rounding |
+//! | the codebook: codes, latents as compared, distances or logits, their softmax, argmin or argmax, its loss and entropy | near codes differ by less than a rounding |
 //! | images: originals, reconstructions, cutouts, resampling, the gradient of all losses at the image | they meet all networks, of whichever type |
 //! | LPIPS' unit lengths and distances, CLIP's cosines, the contrastive loss | squares overflow, differences of near numbers vanish |
 //! | logits of the discriminator, every loss value, all norms | means over many values |

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use checkpoints::hub::{self, FileChoice, HubError, HubSettings, Location};
 use checkpoints::run::{RunError, RunStore};
-use checkpoints::{Architecture, WeightsError, WeightsFile, load_vqgan, vqgan_notes};
+use checkpoints::{Architecture, QuantizerKind, WeightsError, WeightsFile, load_vqgan, vqgan_notes};
 
 use crate::config::{Config, ModelConfig, Problem};
 use crate::download::DownloadBar;
@@ -183,8 +183,9 @@ fn describe(architecture: &Architecture) -> String {
     let parameters = architecture.parameters();
     let count: usize = parameters.iter().map(|(_, shape)| shape.iter().product::<usize>()).sum();
     format!(
-        "{} VQGAN, f{}, {} codes of {} values, {:.1} M parameters",
+        "{} {}VQGAN, f{}, {} codes of {} values, {:.1} M parameters",
         architecture.family,
+        if architecture.quantizer.kind == QuantizerKind::Gumbel { "Gumbel " } else { "" },
         architecture.downsampling(),
         architecture.codes,
         architecture.code_dim,

@@ -2,11 +2,12 @@
 
 use std::panic::{self, AssertUnwindSafe};
 use std::path::Path;
+use std::sync::Arc;
 use std::time::Instant;
 
 use burn::module::{Module, ModuleVisitor, Param};
 use burn::tensor::{DType, Device, Gradients, Int, Tensor, TensorData};
-use checkpoints::{Activation, Architecture, ClipArchitecture, HostTensor, LpipsNetwork, Tower};
+use checkpoints::{Activation, Architecture, ClipArchitecture, HostTensor, LpipsNetwork, QuantizerKind, Tower};
 use datasets::{Batch, SampleKey};
 
 use super::{CheckError, Deviations, Part, Row, Scale, deviation};
@@ -18,7 +19,7 @@ use crate::gradients::GradientSum;
 use crate::losses::clip::contrastive::Contrastive;
 use crate::losses::clip::{direction, image, text};
 use crate::losses::{
-    EntropyCoupling, GanLoss, ImageLoss, LeCam, PerceptualLoss, PixelLoss, PixelNorm, sum_probabilities,
+    EntropyCoupling, GanLoss, ImageLoss, LeCam, PerceptualLoss, PixelLoss, PixelNorm, divergence, sum_probabilities,
 };
 use crate::models::VqGan;
 use crate::models::architectures::by_name;
@@ -27,6 +28,8 @@ use crate::models::clip::{ImageEncoder, TextEncoder, preprocess};
 use crate::models::discriminator::{DiscriminatorNorm, PatchGan, PatchGanConfig};
 use crate::models::initialize::random_weights;
 use crate::models::lpips::Lpips;
+use crate::models::quantizer::gumbel::{Sampling, SeededNoise};
+use crate::models::quantizer::{Quantizer, Terms};
 use crate::models::statistics_dtype;
 use crate::models::weights::{ModelError, StateDict, WeightReader, state_dict};
 use crate::optimizer::ModelOptimizer;
@@ -365,7 +368,10 @@ fn blocks<'a>(sizes: &'a Sizes, weights: &'a StateDict, inputs: &'a BlockInputs)
     pieces
 }
 
-/// Latents to codes and back, and the entropy term.
+/// Of the models that blocks are taken from.
+const NEAREST: &str = "it takes the nearest code";
+
+/// Latents to codes and back, the entropy term, and a Gumbel quantizer with its divergence.
 fn codebook<'a>(sizes: &'a Sizes, weights: &'a StateDict, inputs: &'a BlockInputs) -> Vec<Piece<'a>> {
     // As wide apart as the latents are: many codes are chosen, and none by a hair's breadth alone.
     let spread = move || {
@@ -381,7 +387,8 @@ fn codebook<'a>(sizes: &'a Sizes, weights: &'a StateDict, inputs: &'a BlockInput
         let mut values = through_module(model.quantizer(), from_host(&inputs.latent, place), |quantizer, latent| {
             let quantized = quantizer.forward(latent);
             losses.push(quantized.codes);
-            quantized.codebook + quantized.commitment * 0.25
+            let Terms::Nearest(terms) = quantized.terms else { unreachable!("{NEAREST}") };
+            terms.codebook + terms.commitment * 0.25
         })?;
         // One that differs is a deviation that no rounding makes.
         for codes in losses {
@@ -392,7 +399,8 @@ fn codebook<'a>(sizes: &'a Sizes, weights: &'a StateDict, inputs: &'a BlockInput
     let entropy = move |place: &Place| {
         let model = VqGan::new(&sizes.architecture, &spread(), &place.device.clone().without_autodiff(), place.dtype)?;
         let plain = Place { device: place.device.clone().without_autodiff(), dtype: place.dtype };
-        let (vectors, codes) = model.quantizer().compared(from_host(&inputs.latent, &plain));
+        let Quantizer::Nearest(quantizer) = model.quantizer() else { unreachable!("{NEAREST}") };
+        let (vectors, codes) = quantizer.compared(from_host(&inputs.latent, &plain));
         let tokens = vectors.dims()[0];
         let coupling = EntropyCoupling::new(sum_probabilities(vectors.clone(), codes.clone()), tokens);
         let gradient = coupling.gradient(vectors, codes);
@@ -401,9 +409,33 @@ fn codebook<'a>(sizes: &'a Sizes, weights: &'a StateDict, inputs: &'a BlockInput
             gradients: vec![read(gradient.vectors)?, read(gradient.codebook)?],
         })
     };
+    let gumbel = move |place: &Place| {
+        let mut architecture = sizes.architecture.clone();
+        architecture.quantizer.kind = QuantizerKind::Gumbel;
+        let model = VqGan::new(&architecture, &random_weights(&architecture, 7), &place.device, place.dtype)?;
+        let sampling = Sampling {
+            noise: Arc::new(SeededNoise { seed: 3 }),
+            draws: (0..SAMPLES as u64).collect(),
+            temperature: 0.9,
+        };
+        let mut drawn = Vec::new();
+        let mut values = through_module(model.quantizer(), from_host(&inputs.latent, place), |quantizer, latent| {
+            let quantized = quantizer.forward_in_training(latent, Some(sampling));
+            drawn.push(quantized.codes.clone());
+            let Terms::Gumbel(terms) = &quantized.terms else { unreachable!("it was built so") };
+            let (_, divergence) = divergence(terms);
+            let at_latent = random(12, quantized.latent.dims(), &place.device.clone().without_autodiff(), DType::F32);
+            divergence + quantized.surrogate(at_latent)
+        })?;
+        for codes in drawn {
+            values.output.extend(read(codes.float())?);
+        }
+        Ok(values)
+    };
     vec![
         Piece { name: "codebook".into(), half: false, run: Box::new(quantize) },
         Piece { name: "codebook's entropy".into(), half: false, run: Box::new(entropy) },
+        Piece { name: "codebook by Gumbel".into(), half: false, run: Box::new(gumbel) },
     ]
 }
 

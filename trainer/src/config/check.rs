@@ -4,8 +4,8 @@ mod losses;
 #[cfg(test)]
 mod tests;
 
-use checkpoints::Architecture;
 use checkpoints::hub::Location;
+use checkpoints::{Architecture, QuantizerKind};
 
 use super::{
     BatchConfig, ClipConfig, Config, DataConfig, DataSource, LossScaleConfig, Metric, ModelConfig, OptimizerConfig,
@@ -131,8 +131,8 @@ impl Config {
     /// What must fit between the configuration and the model that it names.
     ///
     /// # Errors
-    /// If the resolution is not a multiple of the model's down-sampling factor, or `model.train` names nothing that the model
-    /// has and a loss trains.
+    /// If the resolution is not a multiple of the model's down-sampling factor, a key is for another quantizer than the model's,
+    /// or `model.train` names nothing that the model has and a loss trains.
     pub fn check_against(&self, architecture: &Architecture) -> Result<(), Problem> {
         let (resolution, factor) = (self.data.resolution as usize, architecture.downsampling());
         if resolution % factor != 0 {
@@ -145,11 +145,26 @@ impl Config {
                 ),
             );
         }
+        let kind = architecture.quantizer.kind;
+        if let Some(key) = self.losses.codebook.without_effect(kind) {
+            let message = match kind {
+                QuantizerKind::Nearest => {
+                    "has no effect: this model takes the nearest code, and the key is for a Gumbel \
+                                           quantizer"
+                }
+                QuantizerKind::Gumbel => {
+                    "has no effect: this model has a Gumbel quantizer, which is trained by \
+                                          losses.codebook.kl_weight, temperature_start, temperature_end and \
+                                          temperature_steps"
+                }
+            };
+            return problem(key, message);
+        }
         self.check_train(architecture)
     }
 
     /// The codebook's loss ends at the latents, so nothing of the decoder learns from it; the others go past the
-    /// codebook, which is straight-through for them.
+    /// codebook, which is straight-through for them. Gumbel's loss ends at the logits, and the others reach its codes.
     fn check_train(&self, architecture: &Architecture) -> Result<(), Problem> {
         let parameters = architecture.parameters();
         let names: Vec<&str> = parameters.iter().map(|(name, _)| name.as_str()).collect();
@@ -158,13 +173,23 @@ impl Config {
             Err(error) => return problem("model.train", format!("is wrong: {error}")),
         };
         let mut trained = names.into_iter().filter(|name| trainable.is_trained(name));
-        let of_decoder = |name: &str| name.starts_with("decoder.") || name.starts_with("post_quant_conv.");
-        if !self.losses.see_images() && trained.clone().any(of_decoder) {
-            let message = "is 0, and of the other losses only the codebook's is on, which does not reach the decoder: \
-                           set another weight, or model.train = [\"encoder\", \"quant_conv\", \"quantize\"]";
+        let is_gumbel = architecture.quantizer.kind == QuantizerKind::Gumbel;
+        let beyond = |name: &str| {
+            let of_decoder = name.starts_with("decoder.") || name.starts_with("post_quant_conv.");
+            of_decoder || is_gumbel && name.starts_with("quantize.embed.")
+        };
+        if !self.losses.see_images() && trained.clone().any(beyond) {
+            let (what, quantize) = match is_gumbel {
+                true => ("reaches neither the decoder nor the codes", "quantize.proj"),
+                false => ("does not reach the decoder", "quantize"),
+            };
+            let message = format!(
+                "is 0, and of the other losses only the codebook's is on, which {what}: \
+                 set another weight, or model.train = [\"encoder\", \"quant_conv\", \"{quantize}\"]"
+            );
             return problem("losses.pixel.weight", message);
         }
-        if self.losses.codebook.weight == 0.0 && trained.all(|name| name.starts_with("quantize.")) {
+        if !is_gumbel && self.losses.codebook.weight == 0.0 && trained.all(|name| name.starts_with("quantize.")) {
             let message = "has the codebook alone learn, but losses.codebook.weight is 0, and no other loss reaches it";
             return problem("model.train", message);
         }

@@ -1,6 +1,6 @@
 //! `[losses.*]`: what a model is trained for.
 
-use checkpoints::LpipsNetwork;
+use checkpoints::{GumbelTraining, LpipsNetwork, QuantizerKind};
 use serde::{Deserialize, Serialize};
 
 use crate::losses::GanLoss;
@@ -138,11 +138,68 @@ pub struct CodebookConfig {
     /// Weight of the entropy term; the checkpoint's where nothing is said.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub entropy: Option<f64>,
+    /// Of a Gumbel quantizer alone, as are the next three: weight within this loss of the divergence of the codes'
+    /// probabilities from even ones; 1e-8 where nothing is said.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub kl_weight: Option<f64>,
+    /// Temperature of the softmax that gradients take, at the first step, above 0; 0.9 where nothing is said.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub temperature_start: Option<f64>,
+    /// Temperature at the last of `temperature_steps` and from there on, above 0; 1e-6 where nothing is said.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub temperature_end: Option<f64>,
+    /// Optimizer steps over which the temperature goes from start to end, along half a cosine; 1,000,001 where nothing is said.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub temperature_steps: Option<u64>,
 }
 
 impl Default for CodebookConfig {
     fn default() -> Self {
-        Self { weight: 1.0, start: 0, ramp: 0, beta: None, legacy: None, entropy: None }
+        Self {
+            weight: 1.0,
+            start: 0,
+            ramp: 0,
+            beta: None,
+            legacy: None,
+            entropy: None,
+            kl_weight: None,
+            temperature_start: None,
+            temperature_end: None,
+            temperature_steps: None,
+        }
+    }
+}
+
+impl CodebookConfig {
+    /// How a Gumbel quantizer is trained.
+    pub fn gumbel_training(&self) -> GumbelTraining {
+        let published = GumbelTraining::PUBLISHED;
+        GumbelTraining {
+            kl_weight: self.kl_weight.unwrap_or(published.kl_weight),
+            temperature_start: self.temperature_start.unwrap_or(published.temperature_start),
+            temperature_end: self.temperature_end.unwrap_or(published.temperature_end),
+            temperature_steps: self.temperature_steps.unwrap_or(published.temperature_steps),
+        }
+    }
+
+    /// A key that is set and has no effect with a quantizer of `kind`.
+    pub(super) fn without_effect(&self, kind: QuantizerKind) -> Option<&'static str> {
+        let of_nearest = [
+            ("losses.codebook.beta", self.beta.is_some()),
+            ("losses.codebook.legacy", self.legacy.is_some()),
+            ("losses.codebook.entropy", self.entropy.is_some()),
+        ];
+        let of_gumbel = [
+            ("losses.codebook.kl_weight", self.kl_weight.is_some()),
+            ("losses.codebook.temperature_start", self.temperature_start.is_some()),
+            ("losses.codebook.temperature_end", self.temperature_end.is_some()),
+            ("losses.codebook.temperature_steps", self.temperature_steps.is_some()),
+        ];
+        let keys = match kind {
+            QuantizerKind::Nearest => &of_gumbel[..],
+            QuantizerKind::Gumbel => &of_nearest[..],
+        };
+        keys.iter().find(|(_, is_set)| *is_set).map(|(key, _)| *key)
     }
 }
 

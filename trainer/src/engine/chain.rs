@@ -8,7 +8,7 @@ use burn::tensor::Tensor;
 
 use crate::gradients::GradientSum;
 use crate::models::blocks::Block;
-use crate::models::vqgan::forward;
+use crate::models::vqgan::{forward, surrogate};
 use crate::precision::Probe;
 
 /// What a chain keeps between its forward and its backward pass.
@@ -193,9 +193,4 @@ impl Link<'_> {
 fn leaf(input: Tensor<4>, with_gradient: bool) -> Tensor<4> {
     let input = input.autodiff();
     if with_gradient { input.require_grad() } else { input }
-}
-
-/// A scalar whose gradient at `output` is `gradient`.
-pub(super) fn surrogate<const D: usize>(output: Tensor<D>, gradient: Tensor<D>) -> Tensor<1> {
-    (output * gradient.autodiff()).sum()
 }

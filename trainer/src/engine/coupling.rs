@@ -6,6 +6,7 @@ use super::adaptive::LastLayerGradients;
 use super::figures::Sums;
 use super::{MicroBatch, Pass};
 use crate::losses::{ClipEmbeddings, ContrastiveCoupling, EntropyCoupling, sum_probabilities};
+use crate::models::quantizer::Quantizer;
 use crate::models::vqgan::forward;
 
 /// What the second pass needs to know of the effective batch as a whole.
@@ -42,7 +43,7 @@ impl Pass<'_> {
             let batch = batch?;
             let original = self.images(&batch);
             let latent = forward(&encoder, original.clone().cast(dtype));
-            if entropy {
+            if let (true, Quantizer::Nearest(quantizer)) = (entropy, quantizer) {
                 let (vectors, codebook) = quantizer.compared(latent.clone());
                 tokens += vectors.dims()[0];
                 probabilities = probabilities + sum_probabilities(vectors, codebook);
@@ -50,7 +51,8 @@ impl Pass<'_> {
             if adversarial.is_none() && clip.is_none() {
                 continue;
             }
-            let last_input = forward(decoder, quantizer.forward(latent).latent.cast(dtype));
+            let quantized = quantizer.forward_in_training(latent, self.sampling(&batch));
+            let last_input = forward(decoder, quantized.latent.cast(dtype));
             let reconstruction = last.map_or_else(|| last_input.clone(), |last| last.forward(last_input.clone()));
             let reconstruction = reconstruction.cast(self.wide);
             let seen = self.seen(&batch, first, original, reconstruction);

@@ -2,10 +2,11 @@
 
 use burn::tensor::Tensor;
 
-use super::chain::{Chain, Checkpoint, surrogate};
+use super::chain::{Chain, Checkpoint};
 use crate::gradients::GradientSum;
 use crate::models::VqGan;
-use crate::models::quantizer::Quantized;
+use crate::models::quantizer::gumbel::Sampling;
+use crate::models::quantizer::{Quantized, Terms};
 use crate::models::statistics_dtype;
 use crate::precision::Probe;
 
@@ -23,11 +24,12 @@ pub(super) struct Reconstruct<'a> {
 
 impl<'a> Reconstruct<'a> {
     /// Runs `images`, `[n, 3, H, W]`, through the model; images and reconstruction are in f32 at least and without autodiff.
-    /// `plain` is the same model as `model`, without autodiff.
+    /// `plain` is the same model as `model`, without autodiff; `sampling` is for a Gumbel quantizer.
     pub(super) fn forward(
         model: &'a VqGan,
         plain: &'a VqGan,
         images: Tensor<4>,
+        sampling: Option<Sampling>,
         checkpoint: Checkpoint,
         probe: Option<&'a Probe>,
     ) -> (Self, Tensor<4>) {
@@ -40,15 +42,19 @@ impl<'a> Reconstruct<'a> {
         encoder.let_go_of_largest();
         let latent = latent.autodiff();
         let latent = if encoder.has_gradient() { latent.require_grad() } else { latent };
-        let quantized = model.quantize(latent.clone());
+        let quantized = model.quantize_in_training(latent.clone(), sampling);
         if let Some(probe) = probe {
-            probe.forward(|| "quantize".into(), &quantized.commitment);
+            match &quantized.terms {
+                Terms::Nearest(terms) => probe.forward(|| "quantize".into(), &terms.commitment),
+                Terms::Gumbel(terms) => probe.forward(|| "quantize".into(), terms.vectors()),
+            }
         }
 
         let (tracked, plain) = (model.decoder_blocks(), plain.decoder_blocks());
         let last = tracked.len() - 1;
         let input = quantized.latent.clone().without_autodiff();
-        let (decoder, last_input) = chain(&tracked[..last], &plain[..last], input, encoder.has_gradient());
+        let upstream = encoder.has_gradient() || model.quantizer().learns_from_decoder();
+        let (decoder, last_input) = chain(&tracked[..last], &plain[..last], input, upstream);
         let upstream = decoder.has_gradient();
         let (last_layer, reconstruction) = chain(&tracked[last..], &plain[last..], last_input.clone(), upstream);
         let reconstruction = reconstruction.cast(statistics_dtype(dtype));
@@ -82,7 +88,7 @@ impl<'a> Reconstruct<'a> {
         let scalar = match at_quantized {
             Some(gradient) => {
                 let gradient = gradient.cast(quantized.latent.dtype());
-                surrogate(quantized.latent, gradient) + codebook
+                quantized.surrogate(gradient) + codebook
             }
             None => codebook,
         };

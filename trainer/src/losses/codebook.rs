@@ -9,7 +9,9 @@
 use burn::tensor::Tensor;
 use burn::tensor::activation::{log_softmax, softmax};
 
-use crate::models::quantizer::{Quantized, tiles};
+use super::GumbelLoss;
+use crate::models::quantizer::gumbel::Sampling;
+use crate::models::quantizer::{NearestTerms, tiles};
 
 /// Softmax temperature of the entropy term in LlamaGen.
 const TEMPERATURE: f64 = 0.01;
@@ -17,9 +19,34 @@ const TEMPERATURE: f64 = 0.01;
 /// Guard inside the logarithm of the mean probability, as in LlamaGen.
 const LOG_EPSILON: f64 = 1e-5;
 
-/// The loss `codebook`.
+/// The loss `codebook`, which is the quantizer's own.
+#[derive(Debug, Clone)]
+pub enum CodebookLoss {
+    /// Of a quantizer that takes the nearest code.
+    Nearest(NearestLoss),
+    /// Of a Gumbel quantizer.
+    Gumbel(GumbelLoss),
+}
+
+impl CodebookLoss {
+    /// Whether samples are coupled, so that a step needs a first pass.
+    pub fn is_coupled(&self) -> bool {
+        matches!(self, Self::Nearest(loss) if loss.entropy != 0.0)
+    }
+
+    /// How a Gumbel quantizer draws the codes of the samples at `draws` of the training stream in an optimizer step, counted
+    /// from 0.
+    pub fn sampling(&self, step: u64, draws: &[u64]) -> Option<Sampling> {
+        match self {
+            Self::Nearest(_) => None,
+            Self::Gumbel(loss) => Some(loss.sampling(step, draws)),
+        }
+    }
+}
+
+/// What ties latents to the nearest codes.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub struct CodebookLoss {
+pub struct NearestLoss {
     /// The smaller of the two weights below, 0.25 in every family.
     pub beta: f64,
     /// `VectorQuantizer2`'s legacy form, which puts `beta` on the codes' term and not on the commitment.
@@ -28,16 +55,11 @@ pub struct CodebookLoss {
     pub entropy: f64,
 }
 
-impl CodebookLoss {
+impl NearestLoss {
     /// Value per sample, `[N]`, without the entropy term.
-    pub fn per_sample(&self, quantized: &Quantized) -> Tensor<1> {
+    pub fn per_sample(&self, terms: &NearestTerms) -> Tensor<1> {
         let (codes, commitment) = if self.legacy { (self.beta, 1.0) } else { (1.0, self.beta) };
-        quantized.codebook.clone() * codes + quantized.commitment.clone() * commitment
-    }
-
-    /// Whether samples are coupled, so that a step needs a first pass.
-    pub fn is_coupled(&self) -> bool {
-        self.entropy != 0.0
+        terms.codebook.clone() * codes + terms.commitment.clone() * commitment
     }
 }
 

@@ -1,14 +1,19 @@
 //! The losses of a configuration, with their networks fetched and read.
 
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use burn::tensor::{DType, Device, Tensor};
 use checkpoints::hub::{self, Fetched, FileChoice, HubError, HubSettings, Location};
-use checkpoints::{Clip, ClipArchitecture, Quantizer, WeightsError, load_lpips_backbone, load_lpips_linear, read_clip};
+use checkpoints::{
+    Clip, ClipArchitecture, Quantizer, QuantizerKind, WeightsError, load_lpips_backbone, load_lpips_linear, read_clip,
+};
 
 use super::clip::text::{Prompt, PromptError};
 use super::clip::{CaptionEncoder, ClipGuidance, ContrastiveTargets, TextTarget, Views, direction};
-use super::{Adversarial, CodebookLoss, ImageLoss, Losses, PerceptualLoss, PixelLoss, PixelNorm, Weight};
+use super::{
+    Adversarial, CodebookLoss, GumbelLoss, ImageLoss, Losses, NearestLoss, PerceptualLoss, PixelLoss, PixelNorm, Weight,
+};
 use crate::config::{
     Against, ClipConfig, ClipContrastiveConfig, ClipDirectionConfig, ClipTextConfig, Config, LossesConfig,
     PerceptualConfig, PixelConfig, PixelNormConfig, Problem,
@@ -17,6 +22,7 @@ use crate::cutouts::{CutoutSettings, Cutouts};
 use crate::download::DownloadBar;
 use crate::models::clip::{ClipTokenizer, ImageEncoder, TextEncoder, TokenizerError};
 use crate::models::lpips::Lpips;
+use crate::models::quantizer::gumbel::SeededNoise;
 use crate::models::weights::{ModelError, StateDict, WeightReader};
 
 /// Why a loss cannot be had.
@@ -106,10 +112,16 @@ impl Losses {
             image.push((weight, Box::new(perceptual(config, device)?)));
         }
         let codebook = &losses.codebook;
-        let codebook_loss = CodebookLoss {
-            beta: codebook.beta.unwrap_or(quantizer.beta),
-            legacy: codebook.legacy.unwrap_or(quantizer.legacy_beta),
-            entropy: codebook.entropy.unwrap_or(quantizer.entropy_ratio),
+        let codebook_loss = match quantizer.kind {
+            QuantizerKind::Nearest => CodebookLoss::Nearest(NearestLoss {
+                beta: codebook.beta.unwrap_or(quantizer.beta),
+                legacy: codebook.legacy.unwrap_or(quantizer.legacy_beta),
+                entropy: codebook.entropy.unwrap_or(quantizer.entropy_ratio),
+            }),
+            QuantizerKind::Gumbel => CodebookLoss::Gumbel(GumbelLoss {
+                training: codebook.gumbel_training(),
+                noise: Arc::new(SeededNoise { seed: config.run.seed }),
+            }),
         };
         let codebook_weight = Weight { value: codebook.weight, start: codebook.start, ramp: codebook.ramp };
         Ok(Self {

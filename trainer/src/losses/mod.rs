@@ -3,13 +3,15 @@
 mod adversarial;
 pub mod clip;
 mod codebook;
+mod gumbel;
 pub mod load;
 mod perceptual;
 mod pixel;
 
 pub use adversarial::{Adversarial, AdversarialState, GanLoss, Half, LeCam, adaptive_weight, mean_logits};
 pub use clip::{ClipEmbeddings, ClipGuidance, ContrastiveCoupling};
-pub use codebook::{CodebookLoss, EntropyCoupling, EntropyGradient, sum_probabilities};
+pub use codebook::{CodebookLoss, EntropyCoupling, EntropyGradient, NearestLoss, sum_probabilities};
+pub use gumbel::{GumbelLoss, divergence};
 pub use perceptual::PerceptualLoss;
 pub use pixel::{PixelLoss, PixelNorm};
 

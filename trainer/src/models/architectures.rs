@@ -1,12 +1,13 @@
 //! Architectures by name, for models that start from random weights.
 
-use checkpoints::{Architecture, Family, Quantizer};
+use checkpoints::{Architecture, Family, Quantizer, QuantizerKind};
 
 /// The names that [`by_name`] knows.
-pub const NAMES: [&str; 8] = [
+pub const NAMES: [&str; 9] = [
     "tiny",
     "taming-f16-1024",
     "taming-f16-16384",
+    "taming-gumbel-f8-8192",
     "ldm-f4-8192",
     "ldm-f8-16384",
     "llamagen-vq-8",
@@ -57,6 +58,10 @@ pub fn by_name(name: &str) -> Option<Architecture> {
         },
         "taming-f16-1024" => taming(&F16, &[4], 256, 1024),
         "taming-f16-16384" => taming(&F16, &[4], 256, 16_384),
+        "taming-gumbel-f8-8192" => Architecture {
+            quantizer: Quantizer { kind: QuantizerKind::Gumbel, ..Quantizer::of(Family::Taming) },
+            ..taming(&[128, 128, 256, 512], &[3], 256, 8192)
+        },
         "ldm-f4-8192" => taming(&[128, 256, 512], &[], 3, 8192),
         "ldm-f8-16384" => taming(&[128, 256, 256, 512], &[3], 4, 16_384),
         "llamagen-vq-8" => llamagen(&[128, 256, 256, 512]),

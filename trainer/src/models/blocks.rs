@@ -212,14 +212,22 @@ impl Block<'_> {
 
     /// Whether any of its parameters is trained: on an autodiff device and not frozen.
     pub fn is_trained(&self) -> bool {
-        struct Any(bool);
-        impl ModuleVisitor for Any {
-            fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
-                self.0 |= param.val().is_require_grad();
-            }
-        }
-        let mut any = Any(false);
-        self.visit(&mut any);
-        any.0
+        any_trained(|visitor| self.visit(visitor))
     }
+}
+
+/// Sees whether a parameter is trained.
+pub(crate) struct AnyTrained(bool);
+
+impl ModuleVisitor for AnyTrained {
+    fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
+        self.0 |= param.val().is_require_grad();
+    }
+}
+
+/// Whether any of the parameters that `visit` shows is trained: on an autodiff device and not frozen.
+pub(crate) fn any_trained(visit: impl FnOnce(&mut AnyTrained)) -> bool {
+    let mut any = AnyTrained(false);
+    visit(&mut any);
+    any.0
 }

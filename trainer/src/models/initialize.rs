@@ -1,6 +1,6 @@
 //! Random weights for a model that starts from nothing, as PyTorch's layers draw them.
 
-use checkpoints::{Architecture, HostTensor};
+use checkpoints::{Architecture, HostTensor, QuantizerKind};
 use rand::rngs::ChaCha8Rng;
 use rand::{RngExt, SeedableRng};
 
@@ -9,7 +9,8 @@ use super::weights::{StateDict, param_id};
 /// Weights of `architecture`, a pure function of `seed`: the same on every device and in every version of Burn.
 ///
 /// Convolutions and their biases are uniform within `1/sqrt(fan in)` (PyTorch's default), norms are the identity, codes
-/// are uniform within `1/codes` (taming's default) or of unit length in random directions where the codebook is normalised.
+/// are uniform within `1/codes` (taming's default), of unit length in random directions where the codebook is normalised, and of
+/// variance 1 where the quantizer is Gumbel's.
 pub fn random_weights(architecture: &Architecture, seed: u64) -> StateDict {
     let parameters = architecture.parameters();
     let fan_in = |name: &str| {
@@ -22,10 +23,11 @@ pub fn random_weights(architecture: &Architecture, seed: u64) -> StateDict {
         let len = shape.iter().product();
         let mut rng = rng_for(seed, name);
         let mut uniform = |bound: f64| (0..len).map(|_| rng.random_range(-bound..=bound) as f32).collect::<Vec<_>>();
-        let values = if name == "quantize.embedding.weight" {
-            match architecture.quantizer.l2_norm {
-                true => unit_rows(&uniform(1.0), architecture.code_dim),
-                false => uniform(1.0 / architecture.codes as f64),
+        let values = if name == architecture.quantizer.codebook() {
+            match (architecture.quantizer.kind, architecture.quantizer.l2_norm) {
+                (QuantizerKind::Gumbel, _) => uniform(3f64.sqrt()),
+                (_, true) => unit_rows(&uniform(1.0), architecture.code_dim),
+                (_, false) => uniform(1.0 / architecture.codes as f64),
             }
         } else if is_norm(name) {
             vec![if name.ends_with("weight") { 1.0 } else { 0.0 }; len]

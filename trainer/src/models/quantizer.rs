@@ -1,9 +1,15 @@
-//! Vector quantization (van den Oord et al. 2017, arXiv 1711.00937): each latent vector becomes its nearest code.
+//! Vector quantization (van den Oord et al. 2017, arXiv 1711.00937): each latent vector becomes its nearest code, or with a
+//! [Gumbel quantizer](gumbel) the one with the largest logit.
+
+pub mod gumbel;
 
 use burn::module::{Module, Param};
 use burn::tensor::{DType, IndexingUpdateOp, Int, Tensor};
-use checkpoints::Architecture;
+use checkpoints::{Architecture, QuantizerKind};
 
+use self::gumbel::{GumbelQuantizer, GumbelTerms, Sampling};
+use super::blocks::any_trained;
+use super::vqgan::surrogate;
 use super::weights::{ModelError, WeightReader};
 
 /// At most so many distances to codes exist at once, 16 MiB of f32: one 256-pixel image at f16 against 16,384 codes.
@@ -12,9 +18,18 @@ const DISTANCES_AT_ONCE: usize = 1 << 22;
 /// `torch.nn.functional.normalize`'s guard against a zero vector; inside the root, whose slope at zero is infinite.
 const NORM_EPSILON: f64 = 1e-12;
 
-/// The codebook.
+/// The codebook, and how latents become its codes.
 #[derive(Module, Debug)]
-pub struct Quantizer {
+pub enum Quantizer {
+    /// The nearest code.
+    Nearest(NearestCode),
+    /// The code with the largest logit, which in training is drawn.
+    Gumbel(GumbelQuantizer),
+}
+
+/// Finds the nearest code.
+#[derive(Module, Debug)]
+pub struct NearestCode {
     embedding: Embedding,
     l2_norm: bool,
 }
@@ -28,10 +43,26 @@ struct Embedding {
 /// Latents after quantization, with what the codebook loss is made of.
 #[derive(Debug)]
 pub struct Quantized {
-    /// What the decoder sees, `[N, D, h, w]`: the codes in value, the latents in gradient (straight-through).
+    /// What the decoder sees, `[N, D, h, w]`.
     pub latent: Tensor<4>,
     /// Index of each position's code, `[N * h * w]`, rows of a sample after one another.
     pub codes: Tensor<1, Int>,
+    /// What the quantizer's own loss is made of.
+    pub terms: Terms,
+}
+
+/// What the loss of a quantizer is made of.
+#[derive(Debug)]
+pub enum Terms {
+    /// Of the nearest code.
+    Nearest(NearestTerms),
+    /// Of a Gumbel quantizer.
+    Gumbel(Box<GumbelTerms>),
+}
+
+/// The distances between latents and their nearest codes.
+#[derive(Debug)]
+pub struct NearestTerms {
     /// `mean |sg(latent) - code|^2` per sample, `[N]`: its gradient moves the codes.
     pub codebook: Tensor<1>,
     /// `mean |latent - sg(code)|^2` per sample, `[N]`: its gradient moves the encoder.
@@ -42,21 +73,71 @@ pub struct Quantized {
     pub codebook_vectors: Tensor<2>,
 }
 
+impl Quantized {
+    /// A scalar whose gradient at the latents before quantization and at the quantizer's parameters is the straight-through
+    /// estimate for `gradient`, `[N, D, h, w]` and without autodiff, at [`latent`](Self::latent).
+    pub fn surrogate(self, gradient: Tensor<4>) -> Tensor<1> {
+        match self.terms {
+            Terms::Nearest(_) => surrogate(self.latent, gradient),
+            Terms::Gumbel(terms) => terms.straight_through(self.codes, gradient),
+        }
+    }
+}
+
 impl Quantizer {
     pub(super) fn read(from: &WeightReader, architecture: &Architecture) -> Result<Self, ModelError> {
-        Ok(Self {
-            embedding: Embedding { weight: from.at("embedding").wide().param("weight")? },
-            l2_norm: architecture.quantizer.l2_norm,
+        Ok(match architecture.quantizer.kind {
+            QuantizerKind::Nearest => Self::Nearest(NearestCode {
+                embedding: Embedding { weight: from.at("embedding").wide().param("weight")? },
+                l2_norm: architecture.quantizer.l2_norm,
+            }),
+            QuantizerKind::Gumbel => Self::Gumbel(GumbelQuantizer::read(from)?),
         })
     }
 
     /// Number of codes.
     pub fn codes(&self) -> usize {
-        self.embedding.weight.dims()[0]
+        match self {
+            Self::Nearest(quantizer) => quantizer.embedding.weight.dims()[0],
+            Self::Gumbel(quantizer) => quantizer.codes(),
+        }
     }
 
-    /// Latents `[N, D, h, w]` to their nearest codes. All of it is computed in the codes' type, f32 at least.
+    /// Latents `[N, D, h, w]` to their codes. All of it is computed in the codes' type, f32 at least.
     pub fn forward(&self, latent: Tensor<4>) -> Quantized {
+        self.forward_in_training(latent, None)
+    }
+
+    /// As [`forward`](Self::forward), but for a Gumbel quantizer that draws its codes by `sampling`.
+    pub fn forward_in_training(&self, latent: Tensor<4>, sampling: Option<Sampling>) -> Quantized {
+        match self {
+            Self::Nearest(quantizer) => quantizer.forward(latent),
+            Self::Gumbel(quantizer) => quantizer.forward(latent, sampling),
+        }
+    }
+
+    /// Whether a gradient at the quantized latents reaches parameters that are trained.
+    pub fn learns_from_decoder(&self) -> bool {
+        match self {
+            Self::Nearest(_) => false,
+            Self::Gumbel(quantizer) => any_trained(|visitor| quantizer.visit(visitor)),
+        }
+    }
+
+    /// The decoder's input for given codes: `[N * h * w]` indices to `[N, D, h, w]`.
+    pub fn lookup(&self, codes: Tensor<1, Int>, [n, h, w]: [usize; 3]) -> Tensor<4> {
+        let codebook = match self {
+            Self::Nearest(quantizer) => quantizer.codebook(),
+            Self::Gumbel(quantizer) => quantizer.codebook(),
+        };
+        let d = codebook.dims()[1];
+        codebook.select(0, codes).reshape([n, h, w, d]).permute([0, 3, 1, 2])
+    }
+}
+
+impl NearestCode {
+    /// As [`Quantizer::forward`]; the latent is that of the codes in value, and the latents' in gradient (straight-through).
+    fn forward(&self, latent: Tensor<4>) -> Quantized {
         let [n, d, h, w] = latent.dims();
         let (vectors, codebook) = self.compared(latent);
         let codes = nearest(vectors.clone().without_autodiff(), codebook.clone().without_autodiff());
@@ -67,29 +148,33 @@ impl Quantizer {
         Quantized {
             latent: straight_through.reshape([n, h, w, d]).permute([0, 3, 1, 2]),
             codes,
-            codebook: per_sample(chosen.clone() - vectors.clone().detach()),
-            commitment: per_sample(vectors.clone() - chosen.detach()),
-            vectors,
-            codebook_vectors: codebook,
+            terms: Terms::Nearest(NearestTerms {
+                codebook: per_sample(chosen.clone() - vectors.clone().detach()),
+                commitment: per_sample(vectors.clone() - chosen.detach()),
+                vectors,
+                codebook_vectors: codebook,
+            }),
         }
     }
 
     /// Latents `[N, D, h, w]` as vectors `[N * h * w, D]` and the codes `[codes, D]`, both normalised where the codebook is and
     /// in the codes' type.
     pub fn compared(&self, latent: Tensor<4>) -> (Tensor<2>, Tensor<2>) {
-        let [n, d, h, w] = latent.dims();
-        let codebook = self.embedding.weight.val();
-        let vectors = latent.cast(codebook.dtype()).permute([0, 2, 3, 1]).reshape([n * h * w, d]);
-        if self.l2_norm { (normalize(vectors), normalize(codebook)) } else { (vectors, codebook) }
+        let codebook = self.codebook();
+        let vectors = as_vectors(latent, codebook.dtype());
+        (if self.l2_norm { normalize(vectors) } else { vectors }, codebook)
     }
 
-    /// The decoder's input for given codes: `[N * h * w]` indices to `[N, D, h, w]`.
-    pub fn lookup(&self, codes: Tensor<1, Int>, [n, h, w]: [usize; 3]) -> Tensor<4> {
+    fn codebook(&self) -> Tensor<2> {
         let codebook = self.embedding.weight.val();
-        let codebook = if self.l2_norm { normalize(codebook) } else { codebook };
-        let d = codebook.dims()[1];
-        codebook.select(0, codes).reshape([n, h, w, d]).permute([0, 3, 1, 2])
+        if self.l2_norm { normalize(codebook) } else { codebook }
     }
+}
+
+/// `[N, D, h, w]` to `[N * h * w, D]` of `dtype`.
+fn as_vectors(latent: Tensor<4>, dtype: DType) -> Tensor<2> {
+    let [n, d, h, w] = latent.dims();
+    latent.cast(dtype).permute([0, 2, 3, 1]).reshape([n * h * w, d])
 }
 
 /// Rows of `x`, `[M, D]`, at unit length.

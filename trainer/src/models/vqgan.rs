@@ -9,6 +9,7 @@ use checkpoints::Architecture;
 use super::blocks::{Block, conv1x1};
 use super::decoder::Decoder;
 use super::encoder::Encoder;
+use super::quantizer::gumbel::Sampling;
 use super::quantizer::{Quantized, Quantizer};
 use super::statistics_dtype;
 use super::weights::{ModelError, StateDict, WeightReader};
@@ -56,9 +57,14 @@ impl VqGan {
         blocks
     }
 
-    /// Latents to the nearest codes, with what the codebook loss needs.
+    /// Latents to codes, with what the codebook loss needs.
     pub fn quantize(&self, latent: Tensor<4>) -> Quantized {
         self.quantize.forward(latent)
+    }
+
+    /// The same in training, where a Gumbel quantizer draws its codes by `sampling`.
+    pub fn quantize_in_training(&self, latent: Tensor<4>, sampling: Option<Sampling>) -> Quantized {
+        self.quantize.forward_in_training(latent, sampling)
     }
 
     /// Quantized latents `[N, code dim, H/f, W/f]` to images `[N, 3, H, W]`, about -1..1 but not clamped, in f32 at least.
@@ -100,4 +106,9 @@ impl VqGan {
 /// Through all `blocks`, one after the other.
 pub fn forward(blocks: &[Block], x: Tensor<4>) -> Tensor<4> {
     blocks.iter().fold(x, |h, block| block.forward(h))
+}
+
+/// A scalar whose gradient at `output` is `gradient`, which is without autodiff.
+pub(crate) fn surrogate<const D: usize>(output: Tensor<D>, gradient: Tensor<D>) -> Tensor<1> {
+    (output * gradient.autodiff()).sum()
 }

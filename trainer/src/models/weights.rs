@@ -175,6 +175,11 @@ pub trait ParameterVisitor {
     fn parameter<const D: usize>(&mut self, name: &str, id: ParamId, value: Tensor<D>);
 }
 
+/// Whether a module stands within one of several kinds, which are no part of its name.
+pub(crate) fn is_enum(container: &str) -> bool {
+    container.starts_with("Enum:")
+}
+
 /// Shows `visitor` every float parameter of `module` in the module's order.
 pub fn visit_parameters<M: Module, V: ParameterVisitor>(module: &M, visitor: &mut V) {
     struct Walk<'a, V> {
@@ -195,10 +200,6 @@ pub fn visit_parameters<M: Module, V: ParameterVisitor>(module: &M, visitor: &mu
         fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
             self.visitor.parameter(&self.path.join("."), param.id, param.val().without_autodiff());
         }
-    }
-    /// Which kind of layer stands at a place is no part of the place's name.
-    fn is_enum(container: &str) -> bool {
-        container.starts_with("Enum:")
     }
     module.visit(&mut Walk { path: Vec::new(), visitor });
 }

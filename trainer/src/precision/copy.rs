@@ -4,7 +4,7 @@ use burn::module::{Module, ModuleMapper, Param};
 use burn::tensor::{DType, Tensor};
 
 /// Whose parameters stay as they are: norms, which compute in f32, and the codebook.
-const KEPT: [&str; 4] = ["Struct:GroupNorm", "Struct:LayerNorm", "Struct:BatchNorm", "Struct:Quantizer"];
+const KEPT: [&str; 4] = ["Struct:GroupNorm", "Struct:LayerNorm", "Struct:BatchNorm", "Enum:Quantizer"];
 
 /// `model` with parameters of `dtype`, which have the ids of the model's own and learn where those do; without autodiff if
 /// the model is. What computes in f32 in half precision too shares its memory with the model.
@@ -46,6 +46,7 @@ impl ModuleMapper for Cast {
 mod tests {
     use burn::module::{ModuleVisitor, ParamId};
     use burn::tensor::Device;
+    use checkpoints::{Architecture, QuantizerKind};
 
     use super::*;
     use crate::freezing::{Trainable, freeze};
@@ -65,9 +66,15 @@ mod tests {
 
     #[test]
     fn a_copy_has_the_masters_ids_learns_what_it_learns_and_keeps_norms_and_codes_in_f32() {
-        let architecture = tiny_architecture();
-        let weights = random_weights(&architecture, 1);
-        let model = VqGan::new(&architecture, &weights, &Device::flex().autodiff(), DType::F32).unwrap();
+        let tiny = tiny_architecture();
+        let mut gumbel = Architecture { code_dim: tiny.latent_channels, ..tiny.clone() };
+        gumbel.quantizer.kind = QuantizerKind::Gumbel;
+        [tiny, gumbel].iter().for_each(check_copy);
+    }
+
+    fn check_copy(architecture: &Architecture) {
+        let weights = random_weights(architecture, 1);
+        let model = VqGan::new(architecture, &weights, &Device::flex().autodiff(), DType::F32).unwrap();
         let names: Vec<&str> = weights.keys().map(String::as_str).collect();
         let model = freeze(model, &Trainable::new(&["decoder".to_owned()], &names).unwrap());
         let (mut of_master, mut of_copy) = (Seen::default(), Seen::default());

@@ -46,6 +46,13 @@ impl Config {
         }
         not_negative("losses.codebook.beta", losses.codebook.beta.unwrap_or(0.0))?;
         not_negative("losses.codebook.entropy", losses.codebook.entropy.unwrap_or(0.0))?;
+        let gumbel = losses.codebook.gumbel_training();
+        not_negative("losses.codebook.kl_weight", gumbel.kl_weight)?;
+        positive("losses.codebook.temperature_start", gumbel.temperature_start)?;
+        positive("losses.codebook.temperature_end", gumbel.temperature_end)?;
+        if gumbel.temperature_steps == 0 {
+            return problem("losses.codebook.temperature_steps", "is 0, must be at least 1");
+        }
         self.check_perceptual()?;
         check_adversarial(losses)?;
         check_clip_text(losses)?;

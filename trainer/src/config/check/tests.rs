@@ -1,4 +1,4 @@
-use checkpoints::Architecture;
+use checkpoints::{Architecture, QuantizerKind};
 
 use super::super::read::tests::load_text;
 use super::super::*;
@@ -393,4 +393,55 @@ fn the_best_checkpoint_is_known_by_a_figure_that_validations_have() {
     assert_eq!(sound("[checkpoints]\nbest = \"\"\n").checkpoints.best, Metric::None);
     let early = sound("[checkpoints]\nbest = \"psnr\"\n[validation]\npatience = 3\n");
     assert_eq!((early.checkpoints.best, early.validation.patience), (Metric::Psnr, 3));
+}
+
+/// A key of the other quantizer is an error and no silent nothing.
+#[test]
+fn a_quantizer_has_its_own_keys() {
+    refused(
+        "losses.codebook",
+        &[
+            ("kl_weight = -1.0", "must be 0 or more"),
+            ("temperature_start = 0.0", "must be above 0"),
+            ("temperature_end = nan", "must be above 0"),
+            ("temperature_steps = 0", "must be at least 1"),
+        ],
+    );
+    let nearest = tiny_architecture();
+    let mut gumbel = Architecture { code_dim: nearest.latent_channels, ..nearest.clone() };
+    gumbel.quantizer.kind = QuantizerKind::Gumbel;
+    let key = |text: &str, architecture| {
+        sound(&format!("losses.codebook.{text}")).check_against(architecture).map_err(|problem| problem.key)
+    };
+    for line in ["kl_weight = 1e-8", "temperature_start = 0.9", "temperature_end = 0.1", "temperature_steps = 1000"] {
+        assert_eq!(key(line, &gumbel), Ok(()), "{line}");
+        assert_eq!(key(line, &nearest), Err(full(line)), "{line}");
+    }
+    for line in ["beta = 0.25", "legacy = true", "entropy = 0.0"] {
+        assert_eq!(key(line, &nearest), Ok(()), "{line}");
+        assert_eq!(key(line, &gumbel), Err(full(line)), "{line}");
+    }
+
+    // The codes of a Gumbel quantizer learn from the image alone, its projection from both.
+    let alone = |weight: &str, train: &str| {
+        let text = format!("losses.{weight}.weight = 0\nmodel.train = [\"{train}\"]");
+        sound(&text).check_against(&gumbel).map_err(|problem| problem.key)
+    };
+    assert_eq!(alone("codebook", "quantize"), Ok(()));
+    assert_eq!(alone("pixel", "quantize.proj"), Ok(()));
+    assert_eq!(alone("pixel", "quantize"), Err("losses.pixel.weight"));
+}
+
+fn full(line: &str) -> &'static str {
+    const KEYS: [&str; 7] = [
+        "losses.codebook.kl_weight",
+        "losses.codebook.temperature_start",
+        "losses.codebook.temperature_end",
+        "losses.codebook.temperature_steps",
+        "losses.codebook.beta",
+        "losses.codebook.legacy",
+        "losses.codebook.entropy",
+    ];
+    let name = line.split(' ').next().unwrap();
+    KEYS.into_iter().find(|key| key.ends_with(name)).unwrap()
 }

@@ -143,7 +143,10 @@ pub(super) fn all_losses(device: &Device, dtype: DType, adaptive: Adaptive, at_o
     ];
     Losses {
         image,
-        codebook: (Weight::constant(0.7), CodebookLoss { beta: 0.25, legacy: false, entropy: 0.1 }),
+        codebook: (
+            Weight::constant(0.7),
+            CodebookLoss::Nearest(NearestLoss { beta: 0.25, legacy: false, entropy: 0.1 }),
+        ),
         adversarial: Some(Adversarial {
             weight: Weight::constant(0.8),
             kind: GanLoss::Hinge,
@@ -215,7 +218,7 @@ impl Run {
     }
 }
 
-const CUTS: [&[usize]; 3] = [&[3, 3], &[4, 2], &[1, 1, 1, 1, 1, 1]];
+pub(super) const CUTS: [&[usize]; 3] = [&[3, 3], &[4, 2], &[1, 1, 1, 1, 1, 1]];
 
 #[test]
 fn no_gradient_depends_on_how_batch_and_cutouts_are_cut() {
@@ -360,7 +363,7 @@ fn freezing_changes_no_gradient_of_what_is_trained() {
 }
 
 /// As [`relative_deviation`], over the parameters that have a gradient in `a`.
-fn deviation_of_trained(model: &VqGan, a: &GradientsParams, b: &GradientsParams) -> f64 {
+pub(super) fn deviation_of_trained(model: &VqGan, a: &GradientsParams, b: &GradientsParams) -> f64 {
     struct Keep<'a>(&'a GradientsParams, &'a GradientsParams, GradientsParams);
     impl ParameterVisitor for Keep<'_> {
         fn parameter<const D: usize>(&mut self, _name: &str, id: ParamId, _value: Tensor<D>) {

@@ -6,7 +6,7 @@ use super::*;
 use crate::config::SweepConfig;
 use crate::engine::{Networks, StepSettings, effective_batch_gradient};
 use crate::gradients::relative_deviation;
-use crate::losses::{CodebookLoss, Losses, PixelLoss, PixelNorm, Weight};
+use crate::losses::{CodebookLoss, Losses, NearestLoss, PixelLoss, PixelNorm, Weight};
 use crate::models::initialize::random_weights;
 use crate::models::tests::tiny_architecture;
 use crate::sweep::Status;
@@ -43,7 +43,10 @@ fn scaled_gradient(
 ) -> EffectiveBatch {
     let losses = Losses {
         image: vec![(Weight::constant(1.0), Box::new(PixelLoss(PixelNorm::L1)))],
-        codebook: (Weight::constant(1.0), CodebookLoss { beta: 0.25, legacy: false, entropy: 0.0 }),
+        codebook: (
+            Weight::constant(1.0),
+            CodebookLoss::Nearest(NearestLoss { beta: 0.25, legacy: false, entropy: 0.0 }),
+        ),
         adversarial: None,
         clip: None,
     };
