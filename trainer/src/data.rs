@@ -138,7 +138,7 @@ fn next_batch_within(
             && named != Some(*since)
             && since.elapsed() >= long
         {
-            say(&format!("waiting for {name} since {} s", since.elapsed().as_secs()));
+            say(&format!("still waiting for {name} after {} s", since.elapsed().as_secs()));
             named = Some(*since);
         }
         proceed()
@@ -245,7 +245,7 @@ pub(crate) mod tests {
         assert_eq!(next(1), Ok(None));
         assert!(began.elapsed() < Duration::from_secs(2), "{:?}", began.elapsed());
         assert!(
-            matches!(&said.borrow()[..], [line] if line.starts_with("waiting for /net/") && line.ends_with(" s")),
+            matches!(&said.borrow()[..], [line] if line.starts_with("still waiting for /net/") && line.ends_with(" s")),
             "{said:?}"
         );
         source.answers.store(true, Ordering::SeqCst);

@@ -445,3 +445,23 @@ fn full(line: &str) -> &'static str {
     let name = line.split(' ').next().unwrap();
     KEYS.into_iter().find(|key| key.ends_with(name)).unwrap()
 }
+
+#[test]
+fn what_never_begins_is_said() {
+    let named = |text: &str| -> Vec<String> {
+        let lines = sound(text).losses_that_never_count().into_iter();
+        lines.map(|line| line.split(' ').next().unwrap_or_default().to_owned()).collect()
+    };
+    let text = "run.steps = 10\n[losses.adversarial]\nweight = 1.0\nstart = 10\n[losses.codebook]\nstart = 11\n\
+                [losses.clip_image]\nstart = 99\n[discriminator]\nstart = 10\n";
+    assert_eq!(named(text), ["losses.adversarial.start", "losses.codebook.start", "discriminator.start"]);
+    assert_eq!(named(&text.replace("steps = 10", "steps = 12")), Vec::<String>::new());
+    // The discriminator of a loss that is off is not there at all.
+    assert_eq!(named("run.steps = 10\n[discriminator]\nstart = 10\n"), Vec::<String>::new());
+}
+
+#[test]
+fn more_threads_and_images_than_any_machine_has_are_refused() {
+    refused("data", &[("workers = 513", "at most 512"), ("prefetch = 65537", "at most 65536")]);
+    sound("[data]\nworkers = 512\nprefetch = 65536\n");
+}
