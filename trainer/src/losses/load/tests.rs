@@ -1,6 +1,6 @@
 use std::path::Path;
 
-use checkpoints::{HostTensor, LpipsNetwork, WeightsFile, write_safetensors};
+use checkpoints::{Activation, HostTensor, LpipsNetwork, WeightsFile, write_safetensors};
 
 use super::*;
 
@@ -143,4 +143,27 @@ fn clip_losses_are_as_their_tables_say() {
     let learned = WeightsFile::open(fixture().join("model.safetensors")).unwrap().read("logit_scale").unwrap().to_f32();
     assert_eq!(scale(None), f64::from(learned[0]).exp().min(100.0));
     assert_eq!(scale(Some(0.5)), 2.0);
+}
+
+#[test]
+fn a_checkpoint_of_openclips_training_is_told_its_activation() {
+    let folder = tempfile::tempdir().unwrap();
+    let openai = WeightsFile::open(fixture().join("../openai/state-dict.pt")).unwrap();
+    let wrapped = openai.names().map(|name| (format!("module.{name}"), openai.read(name).unwrap())).collect();
+    let path = folder.path().join("epoch_32.safetensors");
+    write_safetensors(&path, &wrapped, None).unwrap();
+    let mut config = Config::default();
+    config.clip.pretrained = Some(path.display().to_string());
+    // A folder, whose tokenizer is found in it.
+    config.clip.tokenizer = Some(fixture().join("../open_clip").display().to_string());
+    config.losses.clip_text.weight = 1.0;
+    config.losses.clip_text.prompts = vec!["a photo".into()];
+    let device = Device::flex().autodiff();
+    let error = clip(&config, &device).map(drop).unwrap_err();
+    assert!(matches!(&error, LossError::Weights { source: WeightsError::NoActivation { .. }, .. }), "{error}");
+    assert!(error.is_wrong_usage() && error.to_string().contains("clip.activation"), "{error}");
+    for activation in [Activation::Gelu, Activation::QuickGelu] {
+        config.clip.activation = Some(activation);
+        assert_eq!(clip(&config, &device).unwrap().architecture.activation, activation);
+    }
 }
