@@ -147,18 +147,13 @@ impl Config {
         }
         let kind = architecture.quantizer.kind;
         if let Some(key) = self.losses.codebook.without_effect(kind) {
-            let message = match kind {
-                QuantizerKind::Nearest => {
-                    "has no effect: this model takes the nearest code, and the key is for a Gumbel \
-                                           quantizer"
-                }
+            let why = match kind {
+                QuantizerKind::Nearest => "takes the nearest code, and the key is for a Gumbel quantizer",
                 QuantizerKind::Gumbel => {
-                    "has no effect: this model has a Gumbel quantizer, which is trained by \
-                                          losses.codebook.kl_weight, temperature_start, temperature_end and \
-                                          temperature_steps"
+                    "has a Gumbel quantizer, which takes kl_weight and temperature_start, _end and _steps"
                 }
             };
-            return problem(key, message);
+            return problem(key, format!("has no effect: this model {why}"));
         }
         self.check_train(architecture)
     }

@@ -91,5 +91,6 @@ mod tests {
             parameters.iter().map(|(_, shape)| shape.iter().product::<usize>()).sum()
         };
         assert_eq!(count("taming-f16-16384"), 76_073_859);
+        assert_eq!(count("taming-gumbel-f8-8192"), 68_995_971);
     }
 }

@@ -108,9 +108,14 @@ fn freezing_changes_no_gradient_of_what_is_trained() {
     let whole = run(DType::F64);
     let losses = losses(&whole, DType::F64);
     let reference = step(&whole, &losses, &[EFFECTIVE], Checkpoint::None);
-    for patterns in
-        [&["quantize"][..], &["quantize.proj"], &["quantize.embed"], &["encoder"], &["decoder.up.0", "quantize.embed"]]
-    {
+    for patterns in [
+        &["quantize"][..],
+        &["quantize.proj"],
+        &["quantize.embed"],
+        &["encoder"],
+        &["decoder"],
+        &["decoder.up.0", "quantize.embed"],
+    ] {
         let patterns: Vec<String> = patterns.iter().map(|pattern| (*pattern).to_owned()).collect();
         let parameters = architecture().parameters();
         let names: Vec<&str> = parameters.iter().map(|(name, _)| name.as_str()).collect();
