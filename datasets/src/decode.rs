@@ -1,11 +1,13 @@
 //! From the bytes of an image file to upright RGB pixels.
 
 use std::io::Cursor;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use image::metadata::Orientation;
 use image::{ColorType, DynamicImage, ImageDecoder, ImageFormat, ImageReader, Limits, RgbImage};
 
 use crate::ImageProblem;
+use crate::loader::message;
 use crate::text::shortened;
 
 /// The most bytes a file, its decoded pixels, or its pixels as 8 bit RGB may have: room for 170 megapixels, and a stop for
@@ -55,13 +57,13 @@ impl<'a> Encoded<'a> {
         let mut limits = Limits::default();
         limits.max_alloc = Some(MAX_BYTES);
         reader.limits(limits);
-        let mut decoder = reader.into_decoder().map_err(problem)?;
+        let mut decoder = unless_it_panics(|| reader.into_decoder().map_err(problem))?;
         let (pixels, total) = (pixels(&decoder), decoder.total_bytes());
         let size = total.max(pixels.saturating_mul(3));
         if size > MAX_BYTES {
             return Err(ImageProblem::TooLarge { size, limit: MAX_BYTES });
         }
-        let orientation = decoder.orientation().map_err(problem)?;
+        let orientation = unless_it_panics(|| decoder.orientation().map_err(problem))?;
         let scratch = match format {
             // The file once more; where a component comes in several scans, 16 bit coefficients of all.
             ImageFormat::Jpeg => {
@@ -97,10 +99,18 @@ impl<'a> Encoded<'a> {
     /// # Errors
     /// As for [`decode`].
     pub fn finish(self) -> Result<RgbImage, ImageProblem> {
-        let mut picture = DynamicImage::ImageRgb8(flatten(DynamicImage::from_decoder(self.decoder).map_err(problem)?));
-        picture.apply_orientation(self.orientation);
-        Ok(picture.into_rgb8())
+        unless_it_panics(|| {
+            let decoded = DynamicImage::from_decoder(self.decoder).map_err(problem)?;
+            let mut picture = DynamicImage::ImageRgb8(flatten(decoded));
+            picture.apply_orientation(self.orientation);
+            Ok(picture.into_rgb8())
+        })
     }
+}
+
+/// A file over which a decoder stumbles is broken, and no reason to end a run.
+fn unless_it_panics<T>(decode: impl FnOnce() -> Result<T, ImageProblem>) -> Result<T, ImageProblem> {
+    catch_unwind(AssertUnwindSafe(decode)).unwrap_or_else(|panic| Err(ImageProblem::Broken(message(panic))))
 }
 
 fn pixels(decoder: &impl ImageDecoder) -> u64 {
@@ -176,6 +186,7 @@ pub(crate) mod tests {
 
     use image::codecs::jpeg::JpegEncoder;
     use image::{ImageBuffer, ImageEncoder, Luma, LumaA, Rgb, Rgba};
+    use rand::RngExt;
 
     use super::*;
 
@@ -464,6 +475,30 @@ pub(crate) mod tests {
                 assert!(!words.contains('\n'), "{words}");
             }
         }
+    }
+
+    // Decoders are used to broken files, but not each of them to every way of being broken.
+    #[test]
+    fn damaged_files_never_end_the_program() {
+        use image::ImageFormat::{Bmp, Gif, Jpeg, Png, Tiff, WebP};
+        let mut random = crate::SampleKey { seed: 1, draw: 0 }.rng(crate::Purpose::Noise);
+        let page = tiff([10, 3], &[(0x106, 1)], 1, 1, &[0x5A; 6]);
+        let ink = tiff([4, 4], &[(0x106, 5)], 4, 8, &[7; 64]);
+        let files = [Bmp, Gif, Jpeg, Png, Tiff, WebP].map(|format| encode(quadrants(12, 12), format));
+        let mut outcomes = [0; 2];
+        for file in files.iter().chain([&page, &ink]) {
+            for _ in 0..400 {
+                let mut damaged = file.clone();
+                for _ in 0..random.random_range(1..4) {
+                    let at = random.random_range(0..damaged.len());
+                    damaged[at] = random.random();
+                }
+                outcomes[usize::from(decode(&damaged).is_ok())] += 1;
+            }
+        }
+        assert!(outcomes.iter().all(|count| *count > 300), "{outcomes:?}");
+        let panics = || -> Result<(), ImageProblem> { panic!("teeth") };
+        assert_eq!(unless_it_panics(panics), Err(ImageProblem::Broken("teeth".into())));
     }
 
     #[test]

@@ -81,8 +81,9 @@ pub struct Awaited {
 /// How often whoever waits is asked whether to go on.
 const TICK: Duration = Duration::from_millis(100);
 
-/// How long a thread may take to end when its loader is dropped: as long as a large image takes to decode.
-const END: Duration = Duration::from_secs(2);
+/// How long threads may take to end when their loader is dropped: as long as most images take to decode. A run that is asked to
+/// stop is saved only after that.
+const END: Duration = Duration::from_millis(500);
 
 struct Shared {
     state: Mutex<State>,
@@ -354,7 +355,8 @@ fn attempt(stream: &dyn SampleStream, draw: u64, reading: &dyn Fn(usize)) -> Res
     catch_unwind(AssertUnwindSafe(|| stream.attempt(draw, reading))).map_err(message)
 }
 
-fn message(panic: Box<dyn Any + Send>) -> String {
+/// What a panic said, in a line.
+pub(crate) fn message(panic: Box<dyn Any + Send>) -> String {
     let text = panic.downcast_ref::<&str>().map(|text| text.to_string());
     let text = text.or_else(|| panic.downcast_ref::<String>().cloned());
     shortened(&text.unwrap_or_else(|| "no message".into()), 200)
