@@ -177,6 +177,23 @@ fn a_truncated_picture_is_named_once_and_skipped() {
     assert_eq!(named, 1, "{}", finished.stderr);
 }
 
+#[cfg(unix)]
+#[test]
+fn a_pipe_is_skipped_a_second_name_does_not_count_and_captions_that_nobody_needs_are_not_read() {
+    let folder = small();
+    pictures(folder.path(), 0);
+    let pictures = folder.path().join("pictures");
+    assert!(std::process::Command::new("mkfifo").arg(pictures.join("pipe.jpg")).status().unwrap().success());
+    fs::hard_link(pictures.join("sound-0.jpg"), pictures.join("again.jpg")).unwrap();
+    fs::write(pictures.join("metadata.jsonl"), "{").unwrap();
+    let sets = ["data.source=folder", "data.path=pictures", "data.validation=3", "run.steps=12", "data.resolution=8"];
+    let arguments = sets.iter().flat_map(|set| ["--set", *set]);
+    let arguments: Vec<&str> = ["--config", "small.toml"].into_iter().chain(arguments).collect();
+    let stderr = run(folder.path(), &arguments).success().stderr;
+    let lines = |text: &str| stderr.lines().filter(|line| line.contains(text)).count();
+    assert_eq!([lines("pipe.jpg"), lines("1 more names"), lines("`data.validation` is 3")], [1; 3], "{stderr}");
+}
+
 #[test]
 fn too_many_broken_pictures_end_the_run() {
     let folder = small();

@@ -79,7 +79,7 @@ pub fn open(config: &Config) -> Result<Data, DataError> {
     let validation = data.validation.min(source.len() / 4);
     if validation < data.validation {
         notes.push(format!(
-            "data.validation is {}, and {validation} are kept: at most a quarter of {} images",
+            "`data.validation` is {}, but {validation} are kept: at most a quarter of {} images",
             data.validation,
             source.len()
         ));
@@ -280,7 +280,7 @@ pub(crate) mod tests {
         assert_eq!(data.found_otherwise.len(), 1, "a GIF: {:?}", data.found_otherwise);
         let data = folder(root.path(), &[("data.validation", "3")]).unwrap();
         assert_eq!((data.validation.len(), data.notes.len()), (1, 1));
-        assert!(data.notes[0].starts_with("data.validation is 3, and 1 are kept"), "{:?}", data.notes);
+        assert!(data.notes[0].starts_with("`data.validation` is 3, but 1 are kept"), "{:?}", data.notes);
         std::fs::write(root.path().join("e.heic"), "x").unwrap();
         std::fs::hard_link(root.path().join("a.png"), root.path().join("f.png")).unwrap();
         let data = folder(root.path(), &[("data.validation", "1")]).unwrap();

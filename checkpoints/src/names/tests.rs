@@ -1,4 +1,5 @@
 use super::*;
+use crate::architecture::Quantizer;
 use crate::fixtures::{Shapes, place, published};
 use crate::hub::{self, FileChoice, HubSettings, Location};
 
