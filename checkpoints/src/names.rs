@@ -565,9 +565,7 @@ fn taming_config(architecture: &Architecture) -> String {
     let (target, attention) = match (architecture.quantizer.kind, architecture.mid_attention) {
         (QuantizerKind::Gumbel, _) => ("taming.models.vqgan.GumbelVQ", None),
         (QuantizerKind::Nearest, true) => ("taming.models.vqgan.VQModel", None),
-        (QuantizerKind::Nearest, false) => {
-            ("ldm.models.autoencoder.VQModel", Some("      attn_type: none".to_owned()))
-        }
+        (QuantizerKind::Nearest, false) => ("ldm.models.autoencoder.VQModel", Some("      attn_type: none".to_owned())),
     };
     let mut lines = vec![
         "model:".to_owned(),

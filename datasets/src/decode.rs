@@ -583,7 +583,7 @@ pub(crate) mod tests {
     }
 
     #[global_allocator]
-    static HOST: peak_alloc::PeakAlloc = peak_alloc::PeakAlloc;
+    static HOST: host_memory::HostMemory = host_memory::HostMemory::new();
 
     /// What other tests may hold meanwhile, in bytes.
     pub(crate) const OTHERS: u64 = 32 << 20;
@@ -593,10 +593,10 @@ pub(crate) mod tests {
 
     /// The most bytes that `work` takes at a time.
     pub(crate) fn peak_of(work: impl FnOnce()) -> u64 {
-        let before = HOST.current_usage();
-        HOST.reset_peak_usage();
+        let before = HOST.current();
+        HOST.reset_peak();
         work();
-        HOST.peak_usage().saturating_sub(before) as u64
+        HOST.peak().saturating_sub(before) as u64
     }
 
     #[test]

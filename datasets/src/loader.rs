@@ -8,6 +8,8 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
+use host_memory::aside;
+
 use crate::text::shortened;
 use crate::{Attempt, DataError, Sample, SampleStream};
 
@@ -53,7 +55,7 @@ impl Batch {
 ///
 /// At most `prefetch` samples are being decoded or wait in memory, also while a slow one holds back those after it.
 /// Dropping the loader stops the threads and waits for them, but not for long: one that reads from a disk that does not answer
-/// is left behind.
+/// is left behind. What the threads hold does not count as the program's memory, see [`aside`].
 pub struct Loader {
     stream: Arc<dyn SampleStream>,
     shared: Arc<Shared>,
@@ -102,13 +104,20 @@ struct State {
     next_taken: u64,
     /// Draws below this one are waited for.
     awaited: u64,
-    /// What is read for a draw: the image's index, and since when.
-    reading: BTreeMap<u64, (usize, Instant)>,
+    /// What each thread reads: for which draw, the image's index, and since when. There is room for all from the beginning, as this
+    /// is filled where allocations do not count.
+    reading: Vec<(u64, usize, Instant)>,
     /// Threads that have not ended.
     running: usize,
     /// Loaded and not yet taken; the text of a panic instead of a sample is an error when its turn comes.
     loaded: BTreeMap<u64, Result<Attempt, String>>,
     stop: bool,
+}
+
+impl Drop for State {
+    fn drop(&mut self) {
+        std::mem::take(&mut self.loaded).into_values().for_each(|loaded| aside(|| drop(loaded)));
+    }
 }
 
 impl Loader {
@@ -144,7 +153,7 @@ impl Loader {
                     next_begun: first_draw,
                     next_taken: first_draw,
                     awaited: first_draw,
-                    reading: BTreeMap::new(),
+                    reading: Vec::with_capacity(workers.max(1)),
                     running: 0,
                     loaded: BTreeMap::new(),
                     stop: false,
@@ -287,13 +296,16 @@ impl Shared {
     /// A thread's whole life, at the end of which it has let go of the stream.
     fn work(&self, stream: Arc<dyn SampleStream>, end: u64, ahead: u64) {
         while let Some(draw) = self.begin(end, ahead) {
-            let reading = |index| _ = self.lock().reading.insert(draw, (index, Instant::now()));
-            let loaded = attempt(&*stream, draw, &reading);
+            let reading = |index| {
+                let mut state = self.lock();
+                state.reading.retain(|(other, ..)| *other != draw);
+                state.reading.push((draw, index, Instant::now()));
+            };
+            let loaded = aside(|| attempt(&*stream, draw, &reading));
             let mut state = self.lock();
-            state.reading.remove(&draw);
-            if !state.stop {
-                state.loaded.insert(draw, loaded);
-            }
+            state.reading.retain(|(other, ..)| *other != draw);
+            // What nobody waits for any more goes with the loader.
+            state.loaded.insert(draw, loaded);
             drop(state);
             self.ready.notify_one();
         }
@@ -331,11 +343,16 @@ impl Shared {
         loop {
             if let Some(loaded) = state.loaded.remove(&draw) {
                 state.next_taken = draw + 1;
+                drop(state);
                 self.room.notify_one();
-                return Some(loaded);
+                // A copy that counts; what does not count has to be freed in the same way.
+                let counted = loaded.clone();
+                aside(|| drop(loaded));
+                return Some(counted);
             }
             if asked.elapsed() >= TICK {
-                let reading = state.reading.get(&draw).copied();
+                let reading = state.reading.iter().find(|(of, ..)| *of == draw);
+                let reading = reading.map(|(_, index, since)| (*index, *since));
                 drop(state);
                 if !wait(reading) {
                     return None;

@@ -4,17 +4,17 @@ use std::cell::RefCell;
 use std::fmt;
 
 use burn::tensor::MemoryPoolUsage;
-use peak_alloc::PeakAlloc;
+use host_memory::HostMemory;
 
 use crate::device::{ProcessMemory, Selected};
 
 #[global_allocator]
-static HOST: PeakAlloc = PeakAlloc;
+static HOST: HostMemory = HostMemory::new();
 
 /// A part of an optimizer step whose memory is measured by itself.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Phase {
-    /// Before anything is computed: weights, optimizer state, average, losses' networks, pictures read ahead.
+    /// Before anything is computed: weights, optimizer state, average, losses' networks.
     Weights,
     /// The pass without a graph, with the losses that run in it.
     FirstPass,
@@ -105,7 +105,7 @@ impl MemoryMeter {
     /// phases; the CPU always is.
     pub fn start(&self, by_phase: bool) {
         *self.phases.borrow_mut() = Phases::new(by_phase || self.on_host);
-        HOST.reset_peak_usage();
+        HOST.reset_peak();
     }
 
     /// Another phase begins. [`Phase::FirstPass`] stays on through its losses, until the second pass goes forward.
@@ -128,7 +128,7 @@ impl MemoryMeter {
         let before = self.phases.borrow().clone();
         let result = aside();
         *self.phases.borrow_mut() = before;
-        HOST.reset_peak_usage();
+        HOST.reset_peak();
         result
     }
 
@@ -137,7 +137,7 @@ impl MemoryMeter {
         let pools = (self.pools)();
         let peak = match &pools {
             Some(usage) => usage.bytes_in_use,
-            None => HOST.peak_usage() as u64,
+            None => HOST.peak() as u64,
         };
         let Phases { peaks, now, by_phase, reserved, .. } = &mut *self.phases.borrow_mut();
         *reserved = pools.map_or(0, |usage| usage.bytes_reserved).max(*reserved);
@@ -146,10 +146,11 @@ impl MemoryMeter {
             None if *by_phase => peaks.push((*now, peak)),
             None => {}
         }
-        HOST.reset_peak_usage();
+        HOST.reset_peak();
     }
 
-    /// Bytes. On the CPU the most that the whole program had allocated at a time since the start; on a GPU, which is asked, what
+    /// Bytes. On the CPU the most that the whole program, apart from the threads that load images, had allocated at a time since the
+    /// start; on a GPU, which is asked, what
     /// its memory pools have reserved, which does not shrink between steps.
     pub fn peak(&self) -> u64 {
         self.note();
@@ -160,7 +161,7 @@ impl MemoryMeter {
     pub fn peak_so_far(&self) -> u64 {
         let phases = self.phases.borrow();
         match self.on_host {
-            true => phases.peaks.iter().map(|(_, peak)| *peak).fold(HOST.peak_usage() as u64, u64::max),
+            true => phases.peaks.iter().map(|(_, peak)| *peak).fold(HOST.peak() as u64, u64::max),
             false => phases.reserved,
         }
     }
@@ -242,7 +243,9 @@ pub fn readable(bytes: u64) -> String {
 mod tests {
     use std::cell::Cell;
     use std::rc::Rc;
-    use std::sync::Mutex;
+    use std::sync::{Arc, Mutex};
+
+    use datasets::{ImageError, Loader, Picture, Source, TrainingSet, Transform};
 
     use super::*;
     use crate::device::Choice;
@@ -285,6 +288,51 @@ mod tests {
         meter.start(true);
         assert!(meter.peak() < MUCH as u64);
         assert_eq!(meter.process(), None);
+    }
+
+    /// Images that take much memory to decode, with captions that hold on to much.
+    struct Vast;
+
+    impl Source for Vast {
+        fn len(&self) -> usize {
+            8
+        }
+
+        fn name(&self, index: usize) -> String {
+            index.to_string()
+        }
+
+        fn load(&self, _: usize) -> Result<Picture, ImageError> {
+            allocate_and_free(2 * MUCH);
+            Ok(image::RgbImage::new(8, 8).into())
+        }
+
+        fn captions(&self, _: usize) -> Vec<String> {
+            let mut caption = String::with_capacity(MUCH);
+            caption.push('x');
+            vec![caption]
+        }
+    }
+
+    #[test]
+    fn what_is_read_ahead_is_no_memory_of_a_step() {
+        let _alone = ALONE.lock();
+        let meter = MemoryMeter::new(&Choice::Cpu.open().unwrap());
+        meter.start(true);
+        let transform = Transform::training(8, false);
+        let set = TrainingSet::new(Arc::new(Vast), (0..8).collect(), transform, 0, 0).unwrap();
+        let mut loader = Loader::start(Arc::new(set), 0, None, 2, 3);
+        let batch = loader.next_batch(5).unwrap();
+        assert_eq!(batch.captions[4].as_deref(), Some("x"));
+        while loader.waiting() < 3 {
+            std::thread::yield_now();
+        }
+        drop(loader);
+        assert!(meter.peak() < MUCH as u64, "{}", readable(meter.peak()));
+        // Had one side counted and not the other, the counter would be far from what there is.
+        meter.start(true);
+        allocate_and_free(2 * MUCH);
+        assert_eq!(meter.peak() / MUCH as u64, 2);
     }
 
     #[test]

@@ -147,9 +147,9 @@ impl Default for BatchConfig {
 pub struct MemoryConfig {
     /// What the forward pass of the model does not keep and the backward pass computes again.
     pub checkpoint: Recompute,
-    /// What the peak of a step keeps within, such as `"4GiB"`: `batch.micro` is chosen and lowered by it. On the CPU it is
-    /// about all that the program has allocated, on a GPU about what the allocator has reserved. Where nothing is said, 90 % of
-    /// what is free on a CUDA device, and nothing elsewhere.
+    /// What the peak of a step keeps within, such as `"4GiB"`: `batch.micro` is chosen and lowered by it. On the CPU it is about
+    /// all that the program has allocated, apart from images that are read ahead, on a GPU about what the allocator has reserved.
+    /// Where nothing is said, 90 % of what is free on a CUDA device, and nothing elsewhere.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub limit: Option<Bytes>,
 }
