@@ -57,7 +57,7 @@ pub enum Terms {
     /// Of the nearest code.
     Nearest(NearestTerms),
     /// Of a Gumbel quantizer.
-    Gumbel(Box<GumbelTerms>),
+    Gumbel(GumbelTerms),
 }
 
 /// The distances between latents and their nearest codes.

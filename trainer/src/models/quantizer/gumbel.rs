@@ -136,7 +136,7 @@ impl GumbelQuantizer {
         let latent = embed.clone().without_autodiff().select(0, codes.clone());
         let latent = latent.reshape([n, h, w, d]).permute([0, 3, 1, 2]);
         let latent = if embed.is_autodiff() { latent.autodiff() } else { latent };
-        Quantized { latent, codes, terms: Terms::Gumbel(Box::new(terms)) }
+        Quantized { latent, codes, terms: Terms::Gumbel(terms) }
     }
 }
 
