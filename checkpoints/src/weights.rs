@@ -123,7 +123,7 @@ pub enum WeightsError {
         /// The name that both would have.
         name: String,
         /// The names that they have.
-        names: [String; 2],
+        names: Box<[String; 2]>,
     },
     /// A weight that no network can compute with.
     #[error("{}: {count} of the {of} elements of {name} are infinite or not a number: training it had failed before it was saved, so take an earlier checkpoint", path.display())]
@@ -351,7 +351,7 @@ impl WeightsFile {
         match names.insert(name.clone(), in_file) {
             None => Ok(()),
             Some(other) => {
-                let names = [other.to_owned(), in_file.to_owned()];
+                let names = Box::new([other.to_owned(), in_file.to_owned()]);
                 Err(WeightsError::Twice { path: self.path.clone(), name, names })
             }
         }

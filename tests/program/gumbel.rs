@@ -72,7 +72,7 @@ fn a_gumbel_vqgans_gradient_is_the_same_for_every_split() {
     let finished = run(folder.path(), &[&arguments[..], &["--checkpoint", "none,blocks"]].concat()).success();
     let sweep: Value = serde_json::from_str(&finished.stdout).unwrap();
     let rows = sweep["rows"].as_array().unwrap();
-    assert_eq!(rows.len(), 6);
+    assert_eq!(rows.len(), 7);
     for row in rows {
         let deviation = row["deviation"].as_f64().unwrap();
         assert!(row["status"] == "ok" && deviation <= 1e-5, "{row}");

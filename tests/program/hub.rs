@@ -258,7 +258,7 @@ fn the_headline_runs_on_the_files_that_people_have() {
         "data.resolution=64",
     ];
     let arguments =
-        [&["--config", "small-gpu.toml", "--device", "cpu", "--set", "batch.effective=1"], &offline[..]].concat();
+        [&["--config", "small-gpu.toml", "--device", "cpu", "--set", "batch.effective=2"], &offline[..]].concat();
     run(folder.path(), &[&arguments[..], &["--set", "validation.images=0"]].concat()).success();
     assert!(hub.fetched().is_empty());
 }

@@ -1,4 +1,5 @@
 //! Whole-program tests: the real binary on real files, and parity with the reference implementations.
+#![allow(clippy::print_stdout, reason = "what a test prints is for whoever runs it")]
 
 mod bad_input;
 mod check;
