@@ -2,13 +2,15 @@
 
 use std::io::Cursor;
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::Path;
 
 use image::metadata::Orientation;
 use image::{ColorType, DynamicImage, ImageDecoder, ImageFormat, ImageReader, Limits, RgbImage};
 
-use crate::ImageProblem;
+use crate::files;
 use crate::loader::message;
 use crate::text::shortened;
+use crate::{ImageError, ImageProblem};
 
 /// The most bytes a file, its decoded pixels, or its pixels as 8 bit RGB may have: room for 170 megapixels, and a stop for
 /// the few bytes that claim to be more than that.
@@ -25,6 +27,15 @@ pub(crate) const MAX_BYTES: u64 = 512 << 20;
 /// as 8 bit RGB.
 pub fn decode(bytes: &[u8]) -> Result<RgbImage, ImageProblem> {
     Encoded::begin(bytes)?.finish()
+}
+
+/// Reads and decodes an image file, as [`decode`] does.
+///
+/// # Errors
+/// As for [`decode`], and if it cannot be read or is something else than a file, such as a pipe.
+pub fn read_image(path: &Path) -> Result<RgbImage, ImageError> {
+    let image = files::read(path, MAX_BYTES).and_then(|bytes| decode(&bytes));
+    image.map_err(|problem| problem.named(path.display().to_string()))
 }
 
 /// An image of which the header has been read.

@@ -33,7 +33,7 @@ mod text;
 mod transform;
 
 pub use dataset::{Attempt, Sample, SampleStream, TrainingSet, ValidationSet};
-pub use decode::decode;
+pub use decode::{decode, read_image};
 pub use error::{DataError, ImageError, ImageProblem};
 pub use folder::{CaptionFiles, EXTENSIONS, FolderSource};
 pub use key::{Purpose, SampleKey};

@@ -192,6 +192,8 @@ fn a_pipe_is_skipped_a_second_name_does_not_count_and_captions_that_nobody_needs
     let stderr = run(folder.path(), &arguments).success().stderr;
     let lines = |text: &str| stderr.lines().filter(|line| line.contains(text)).count();
     assert_eq!([lines("pipe.jpg"), lines("1 more names"), lines("`data.validation` is 3")], [1; 3], "{stderr}");
+    let named = run(folder.path(), &["reconstruct", "pictures/pipe.jpg", "--checkpoint", "runs/small"]).error(1);
+    assert!(named.contains("pipe.jpg"), "{named}");
 }
 
 #[test]

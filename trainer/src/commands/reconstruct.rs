@@ -19,7 +19,7 @@ use crate::pretrained::pretrained;
 
 #[derive(Debug, Args)]
 pub(super) struct ReconstructArgs {
-    /// Images: files of type jpg, png, webp or bmp
+    /// Images: files of type jpg, png, webp, gif, tiff or bmp
     #[arg(required = true)]
     images: Vec<PathBuf>,
     /// A run's folder, a checkpoint, or a pretrained model as in model.pretrained
@@ -82,13 +82,11 @@ pub(super) fn run(args: &ReconstructArgs) -> Result<ExitCode, CommandError> {
 
 /// The middle square of an image, as RGB bytes.
 fn read_square(path: &Path, resolution: u32) -> Result<Vec<u8>, CommandError> {
-    let name = path.display().to_string();
-    let bytes = std::fs::read(path).map_err(|source| CommandError::Io { path: name.clone(), source })?;
-    let named = |problem: datasets::ImageProblem| problem.named(name.clone());
-    let picture = datasets::decode(&bytes).map_err(named)?;
+    let image = datasets::read_image(path)?;
+    let named = |problem: datasets::ImageProblem| problem.named(path.display().to_string());
     let transform = Transform { crop: Crop::Center, min_side: 1, ..Transform::validation(resolution) };
     let key = SampleKey { seed: 0, draw: 0 };
-    Ok(transform.apply(&picture, key).map_err(named)?)
+    Ok(transform.apply(&image, key).map_err(named)?)
 }
 
 /// The image as the model sees it, and what it makes of it, both `[1, 3, H, W]` in -1..1.
