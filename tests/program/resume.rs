@@ -347,3 +347,22 @@ fn checkpoints_come_by_the_clock_as_well() {
         assert!(folder.path().join(format!("runs/small/checkpoints/step-{step:06}")).is_dir());
     }
 }
+
+/// The rate jumps up again where a schedule that was over is made longer, and the user is told by how much.
+#[test]
+fn more_steps_say_what_becomes_of_the_schedule() {
+    let folder = small();
+    let train = |more: &[&str]| {
+        let arguments = [&["--config", "small.toml", "--set", "schedule.kind=cosine"], more].concat();
+        run(folder.path(), &arguments).success().stderr
+    };
+    train(&[]);
+    let said = train(&["--resume", "--set", "run.steps=8"]);
+    let rates: Vec<f64> =
+        metrics(&folder.path().join("runs/small")).iter().map(|line| line["learning_rate"].as_f64().unwrap()).collect();
+    assert!(rates.iter().all(|rate| *rate > 0.0) && rates[4] > 2.0 * rates[3], "{rates:?}");
+    let line = said.lines().find(|line| line.starts_with("run.steps is 8 and was 4"));
+    assert!(line.is_some_and(|line| line.contains(&format!("{:.2e}", rates[4]))), "{said}");
+    // With as many steps as before there is nothing to say.
+    assert!(!train(&["--resume", "--set", "run.steps=8"]).contains("was 8"));
+}
