@@ -112,9 +112,9 @@ impl<'a> Encoded<'a> {
     pub fn finish(self) -> Result<RgbImage, ImageProblem> {
         unless_it_panics(|| {
             let decoded = DynamicImage::from_decoder(self.decoder).map_err(problem)?;
-            let mut picture = DynamicImage::ImageRgb8(flatten(decoded));
-            picture.apply_orientation(self.orientation);
-            Ok(picture.into_rgb8())
+            let mut image = DynamicImage::ImageRgb8(flatten(decoded));
+            image.apply_orientation(self.orientation);
+            Ok(image.into_rgb8())
         })
     }
 }

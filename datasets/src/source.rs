@@ -52,7 +52,7 @@ pub trait Source: Send + Sync {
         Vec::new()
     }
 
-    /// Why the picture at `index` has no captions: what was looked at, and why it was not used.
+    /// Why the image at `index` has no captions: what was looked at, and why it was not used.
     fn why_no_captions(&self, _index: usize) -> String {
         "its source knows none".into()
     }

@@ -110,8 +110,8 @@ pub struct Extent {
     pub samples: usize,
 }
 
-/// Validates `model` (without autodiff) on the first pictures of `set`; nothing if `should_stop` says so in between, or while
-/// pictures are waited for. `progress` is told of each few that are done, and `say` of those that are waited for long.
+/// Validates `model` (without autodiff) on the first images of `set`; nothing if `should_stop` says so in between, or while
+/// images are waited for. `progress` is told of each few that are done, and `say` of those that are waited for long.
 ///
 /// # Errors
 /// If a picture limit is exceeded or the device fails.
