@@ -6,7 +6,7 @@ use serde_json::Value as Json;
 
 use super::names::Naming;
 use super::{Activation, ClipArchitecture, Tower};
-use crate::weights::{WeightsError, WeightsFile};
+use crate::files::{WeightsError, WeightsFile};
 
 /// OpenAI's: of the images that its models were trained on.
 pub(super) const MEAN: [f64; 3] = [0.48145466, 0.4578275, 0.40821073];

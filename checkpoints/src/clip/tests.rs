@@ -6,7 +6,7 @@ use serde_json::{Value as Json, json};
 use tempfile::TempDir;
 
 use super::*;
-use crate::torch_file::write_torch;
+use crate::files::write_torch;
 use crate::write_safetensors;
 
 fn fixture(name: &str) -> PathBuf {

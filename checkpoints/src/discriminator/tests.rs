@@ -2,8 +2,8 @@ use std::fs::File;
 use std::path::Path;
 
 use super::*;
+use crate::files::write_torch;
 use crate::fixtures::{Shapes, place, published};
-use crate::torch_file::write_torch;
 
 /// The PatchGAN in a taming checkpoint, by the names that it has for itself.
 fn patchgan() -> Shapes {

@@ -6,7 +6,9 @@ use std::io;
 use std::path::Path;
 
 use super::FileChoice;
-use crate::{architecture, clip};
+use crate::clip;
+use crate::family::Family;
+use crate::files::INDEX;
 
 /// Paths inside the repository or folder.
 #[derive(Debug, PartialEq, Eq)]
@@ -51,18 +53,15 @@ impl FileChoice {
     }
 
     /// The small files beside the weights without which they are of little use.
-    pub(super) fn beside(self) -> &'static [&'static str] {
+    pub(super) fn beside(self) -> Vec<&'static str> {
         match self {
-            FileChoice::Vqgan => &[architecture::CONFIG],
-            FileChoice::Clip => &clip::BESIDE,
-            FileChoice::Tokenizer => &clip::CLIP_TOKENIZERS,
-            FileChoice::Any => &[],
+            FileChoice::Vqgan => Family::config_files(),
+            FileChoice::Clip => clip::BESIDE.to_vec(),
+            FileChoice::Tokenizer => clip::CLIP_TOKENIZERS.to_vec(),
+            FileChoice::Any => Vec::new(),
         }
     }
 }
-
-/// Of the file that tells which of several has which tensor.
-pub(crate) const INDEX: &str = ".index.json";
 
 /// Endings of weights; those of one row are alike, and an earlier row is preferred.
 const ENDINGS: [&[&str]; 4] = [&["safetensors"], &["ckpt"], &["pt", "pth"], &["bin"]];
@@ -75,7 +74,7 @@ pub(super) fn choose(listing: &[String], asked: Option<&str>, files: FileChoice)
     let has = |path: &str| listing.iter().any(|file| file == path);
     let chosen = |weights: String| {
         let (folder, _) = split(&weights);
-        let beside = files.beside().iter().map(|name| format!("{folder}{name}"));
+        let beside = files.beside().into_iter().map(|name| format!("{folder}{name}"));
         let beside = beside.filter(|file| has(file) && *file != weights).collect();
         Ok(Chosen { weights, beside })
     };

@@ -12,7 +12,7 @@ use hf_hub::progress::{DownloadEvent, ProgressEvent, ProgressHandler};
 use hf_hub::{HFClient, HFError, HFRepositorySync, HFResult, RepoTypeModel};
 
 use super::{DownloadProgress, HubError, HubSettings, Location};
-use crate::run::sha256_of;
+use crate::disk::sha256_of;
 
 /// One repository of the Hub.
 pub(super) struct Client {

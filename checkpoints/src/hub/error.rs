@@ -208,15 +208,3 @@ impl HubError {
         )
     }
 }
-
-/// The first few of a list, so that the line stays a line.
-pub(crate) fn enumerate(items: impl ExactSizeIterator<Item = String>) -> String {
-    const SHOWN: usize = 8;
-    let count = items.len();
-    let shown: Vec<String> = items.take(SHOWN).collect();
-    match count {
-        0 => "nothing".to_owned(),
-        _ if count > SHOWN => format!("{} and {} more", shown.join(", "), count - SHOWN),
-        _ => shown.join(", "),
-    }
-}

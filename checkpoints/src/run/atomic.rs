@@ -1,11 +1,12 @@
 //! Small files that are either the old one or the new one, never half of each.
 
-use std::fs::{self, File};
+use std::fs::File;
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::RunError;
+use crate::disk;
 
 /// Replaces `path` by `bytes`: written beside, synced, renamed. A crash leaves the old file or the new one.
 pub fn atomic_write(path: &Path, bytes: &[u8]) -> Result<(), RunError> {
@@ -14,18 +15,8 @@ pub fn atomic_write(path: &Path, bytes: &[u8]) -> Result<(), RunError> {
 
 /// [`atomic_write`] for a file that is written piece by piece.
 pub(super) fn replace(path: &Path, write: impl FnOnce(&mut File) -> io::Result<()>) -> io::Result<()> {
-    let temporary = temporary_beside(path);
-    let written = File::create(&temporary)
-        .and_then(|mut file| write(&mut file).and_then(|()| file.sync_all()))
-        .and_then(|()| fs::rename(&temporary, path));
-    match written {
-        Ok(()) => sync_folder(folder_of(path)),
-        Err(error) => {
-            // The first error is the one to report, and on a full disk the half-written file is what has to go.
-            let _ = fs::remove_file(&temporary);
-            Err(error)
-        }
-    }
+    disk::replace(path, &temporary_beside(path), write)?;
+    sync_folder(folder_of(path))
 }
 
 /// A hidden name in the same folder, that no other writer uses.
@@ -64,6 +55,8 @@ pub(super) fn sync_folder(folder: &Path) -> io::Result<()> {
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use super::*;
 
     #[test]

@@ -5,9 +5,8 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-use crate::hub::Fetched;
-use crate::tensor::{HostTensor, is_float};
-use crate::weights::{WeightsError, WeightsFile, in_folder};
+use crate::files::{Differences, Fetched, WeightsError, WeightsFile, in_folder};
+use crate::tensor::HostTensor;
 
 mod config;
 mod names;
@@ -180,50 +179,41 @@ impl<'a> Tensors<'a> {
             file.insert(&mut names, inside, in_file)?;
         }
         let starts = |prefix: &str| names.keys().any(|name| name.starts_with(prefix));
-        let refuse = |what: String| Err(WeightsError::Unsupported { path: file.path().to_owned(), what });
         let first = |prefix: &str| {
             let mut found = names.range(prefix.to_owned()..).map(|(_, in_file)| *in_file);
             found.next().unwrap_or_default().to_owned()
         };
         if starts("visual.layer1.") {
-            return refuse(format!(
-                "it is a CLIP with a ResNet ({}); only vision transformers are read",
-                first("visual.layer1.")
-            ));
+            let first = first("visual.layer1.");
+            return file.refuse(format!("it is a CLIP with a ResNet ({first}); only vision transformers are read"));
         }
         if starts("visual.trunk.") {
             let what = "it is a CLIP whose image tower is timm's";
-            return refuse(format!("{what} ({}); only CLIP's own is read", first("visual.trunk.")));
+            return file.refuse(format!("{what} ({}); only CLIP's own is read", first("visual.trunk.")));
         }
         let transformers = [starts("vision_model."), starts("text_model.")];
         let original = [starts("visual."), starts("transformer.") || names.contains_key("token_embedding.weight")];
         if original[0] && starts("text.") {
             let what = "it is a CLIP whose text tower is not CLIP's own";
-            return refuse(format!("{what} ({})", first("text.")));
+            return file.refuse(format!("{what} ({})", first("text.")));
         }
         let naming = match (transformers, original) {
             ([true, true], _) => Naming::Transformers,
             (_, [true, true]) => Naming::Original,
             ([true, _], _) | (_, [true, _]) => {
-                return refuse("it is the image tower of a CLIP alone; the text tower is needed too".to_owned());
+                return file.refuse("it is the image tower of a CLIP alone; the text tower is needed too");
             }
             ([_, true], _) => {
-                return refuse("it is the text tower of a CLIP alone; the image tower is needed too".to_owned());
+                return file.refuse("it is the text tower of a CLIP alone; the image tower is needed too");
             }
             _ => {
-                let some: Vec<&str> = file.names().take(3).collect();
-                let some = some.join(", ");
-                return refuse(format!(
-                    "it is no CLIP of transformers, OpenCLIP or OpenAI; its tensors are {some}, ..."
-                ));
+                let some = file.first_names();
+                return file
+                    .refuse(format!("it is no CLIP of transformers, OpenCLIP or OpenAI; its tensors are {some}, ..."));
             }
         };
         let names = names.into_iter().filter(|(name, _)| !naming.is_no_parameter(name)).collect();
         Ok(Tensors { file, naming, names })
-    }
-
-    fn refuse<T>(&self, what: String) -> Result<T, WeightsError> {
-        Err(WeightsError::Unsupported { path: self.file.path().to_owned(), what })
     }
 
     /// What the file calls a canonical parameter, and its shape there turned back to the canonical one.
@@ -257,7 +247,7 @@ impl<'a> Tensors<'a> {
             return Ok(true);
         }
         match self.shape(names::PATCHES) {
-            Some((_, shape)) if shape.first().is_some_and(|width| *width > MOST_OF_64) => self.refuse(format!(
+            Some((_, shape)) if shape.first().is_some_and(|width| *width > MOST_OF_64) => self.file.refuse(format!(
                 "open_clip_config.json is not beside it; how many heads share the {} channels is written nowhere else",
                 shape[0]
             )),
@@ -285,13 +275,15 @@ impl<'a> Tensors<'a> {
                 continue;
             };
             if let Some(&found) = shape.get(axis).filter(|found| **found != value) {
-                return self.refuse(format!("{in_file} has {what} {found}, but {} gives {value}", said(key)));
+                return self.file.refuse(format!("{in_file} has {what} {found}, but {} gives {value}", said(key)));
             }
         }
         for (tower, key, value) in [("vision", "vision.layers", vision.layers), ("text", "text.layers", text.layers)] {
             let found = self.layers(tower);
             if found != value {
-                return self.refuse(format!("the {tower} tower has {found} layers, but {} gives {value}", said(key)));
+                return self
+                    .file
+                    .refuse(format!("the {tower} tower has {found} layers, but {} gives {value}", said(key)));
             }
         }
         let side = architecture.image_size / architecture.patch_size;
@@ -303,7 +295,7 @@ impl<'a> Tensors<'a> {
                 Some(side) => format!("{side}x{side} patches"),
                 None => format!("{} patches", positions.saturating_sub(1)),
             };
-            return self.refuse(format!(
+            return self.file.refuse(format!(
                 "the position embedding is for {found}, but image_size {} / patch_size {} gives {side}x{side}",
                 architecture.image_size, architecture.patch_size
             ));
@@ -313,16 +305,15 @@ impl<'a> Tensors<'a> {
 
     /// The architecture as OpenAI's own code infers it.
     fn infer(&self) -> Result<ClipArchitecture, WeightsError> {
-        let mut missing = Vec::new();
-        let mut different = Vec::new();
+        let mut differences = Differences::default();
         let mut shape = |canonical: &str, dimensions: usize| match self.shape(canonical) {
             Some((_, shape)) if shape.len() == dimensions && !shape.contains(&0) => shape,
             Some((in_file, shape)) => {
-                different.push(format!("{in_file} is {shape:?}, must have {dimensions} dimensions"));
+                differences.different.push(format!("{in_file} is {shape:?}, must have {dimensions} dimensions"));
                 vec![1; dimensions]
             }
             None => {
-                missing.push(self.naming.of(canonical).0);
+                differences.missing.push(self.naming.of(canonical).0);
                 vec![1; dimensions]
             }
         };
@@ -333,28 +324,25 @@ impl<'a> Tensors<'a> {
         let embedding = shape("text_projection.weight", 2)[0];
         let mut mlp = |tower: &str| shape(&format!("{tower}_model.encoder.layers.0.mlp.fc1.weight"), 2)[0];
         let (vision_mlp, text_mlp) = (mlp("vision"), mlp("text"));
-        if !(missing.is_empty() && different.is_empty()) {
-            let path = self.file.path().to_owned();
-            return Err(WeightsError::Mismatch { path, missing, unexpected: Vec::new(), different });
-        }
+        differences.check(self.file.path())?;
         let (width, patch_size, vocabulary) = (patches[0], patches[3], tokens[0]);
         let Some(side) = grid(grid_positions) else {
             let patches = grid_positions.saturating_sub(1);
-            return self.refuse(format!("its position embedding is for {patches} patches, which make no square"));
+            return self.file.refuse(format!("its position embedding is for {patches} patches, which make no square"));
         };
         let tower = |name: &str, width: usize, mlp| {
             if !width.is_multiple_of(HEAD_WIDTH) {
-                return self.refuse(format!(
+                return self.file.refuse(format!(
                     "the {name} tower is {width} wide, no multiple of the {HEAD_WIDTH} that every head of OpenAI's has"
                 ));
             }
             Ok(Tower { width, layers: self.layers(name), heads: width / HEAD_WIDTH, mlp })
         };
         let Some(end_of_text) = u32::try_from(vocabulary - 1).ok() else {
-            return self.refuse(format!("{vocabulary} tokens are more than any vocabulary has"));
+            return self.file.refuse(format!("{vocabulary} tokens are more than any vocabulary has"));
         };
         let Some(image_size) = side.checked_mul(patch_size) else {
-            return self.refuse("its image size is beyond any memory".to_owned());
+            return self.file.refuse("its image size is beyond any memory".to_owned());
         };
         let said = [("input_resolution", image_size), ("context_length", context_length), ("vocab_size", vocabulary)];
         for (name, inferred) in said {
@@ -362,7 +350,7 @@ impl<'a> Tensors<'a> {
             if self.file.info(name).is_some_and(|(_, shape)| shape.is_empty()) {
                 let value = self.file.read(name)?.to_f32();
                 if value != [inferred as f32] {
-                    return self.refuse(format!("{name} is {value:?}, but its tensors are for {inferred}"));
+                    return self.file.refuse(format!("{name} is {value:?}, but its tensors are for {inferred}"));
                 }
             }
         }
@@ -389,13 +377,13 @@ impl<'a> Tensors<'a> {
         is_wanted: impl Fn(&str) -> bool,
     ) -> Result<BTreeMap<String, HostTensor>, WeightsError> {
         let mut left: BTreeSet<&str> = self.names.keys().map(String::as_str).collect();
-        let (mut missing, mut different) = (BTreeSet::new(), BTreeSet::new());
+        let mut differences = Differences::default();
         let mut found = Vec::new();
         for (canonical, shape) in architecture.parameters() {
             let (name, form) = self.naming.of(&canonical);
             left.remove(name.as_str());
             let Some(&in_file) = self.names.get(name.as_str()) else {
-                missing.insert(name);
+                differences.missing.push(name);
                 continue;
             };
             let Some((dtype, stored)) = self.file.info(in_file) else {
@@ -404,21 +392,18 @@ impl<'a> Tensors<'a> {
             let expected = form.stored(&shape);
             // OpenCLIP can keep the scale as a vector of one.
             let is_scale = canonical == names::SCALE && stored == [1];
-            if stored != expected && !is_scale {
-                different.insert(format!("{in_file} is {stored:?}, must be {expected:?}"));
-            } else if !is_float(dtype) {
-                different.insert(format!("{in_file} is {dtype}, must be floating-point"));
-            } else {
+            if differences.compare(in_file, (dtype, stored), if is_scale { stored } else { &expected }) {
                 found.push((canonical, shape, in_file, form));
             }
         }
-        let unexpected: Vec<String> =
-            left.iter().filter_map(|name| self.names.get(*name)).map(|name| (*name).to_owned()).collect();
-        if !(missing.is_empty() && unexpected.is_empty() && different.is_empty()) {
-            let path = self.file.path().to_owned();
-            let (missing, different) = (missing.into_iter().collect(), different.into_iter().collect());
-            return Err(WeightsError::Mismatch { path, missing, unexpected, different });
+        let unexpected = left.iter().filter_map(|name| self.names.get(*name));
+        differences.unexpected = unexpected.map(|in_file| (*in_file).to_owned()).collect();
+        // Query, key and value can be one tensor of the file, which is to be named once.
+        for names in [&mut differences.missing, &mut differences.different] {
+            names.sort();
+            names.dedup();
         }
+        differences.check(self.file.path())?;
         let mut weights = BTreeMap::new();
         for (canonical, shape, in_file, form) in found.into_iter().filter(|(canonical, ..)| is_wanted(canonical)) {
             let tensor = form.canonical(self.file.read_weight(in_file)?);

@@ -157,7 +157,7 @@ fn sharded(folder: &Path, name: &str, shards: [&str; 2]) -> BTreeMap<String, Hos
         let some = some.map(|(name, tensor)| (name.clone(), tensor.clone())).collect();
         let path = folder.join(shard);
         match shard.ends_with("bin") {
-            true => crate::torch_file::write_torch(File::create(path).unwrap(), "state_dict", &some, None).unwrap(),
+            true => write_torch(File::create(path).unwrap(), "state_dict", &some, None).unwrap(),
             false => drop(crate::write_safetensors(&path, &some, None).unwrap()),
         }
     }

@@ -1,5 +1,11 @@
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use serde_json::json;
+
+use super::architecture::is_projection;
 use super::*;
-use crate::architecture::Quantizer;
+use crate::files::write_safetensors;
 use crate::fixtures::{Shapes, place, published};
 use crate::hub::{self, FileChoice, HubSettings, Location};
 

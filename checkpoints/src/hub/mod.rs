@@ -17,13 +17,12 @@ mod settings;
 #[cfg(test)]
 mod tests;
 
-use crate::weights;
+pub use crate::files::Fetched;
+use crate::files::{enumerate, shards_of};
 use cache::RepoCache;
-pub(crate) use choose::INDEX;
 use choose::{Chosen, Refused, choose};
 use client::Client;
 pub use error::HubError;
-pub(crate) use error::enumerate;
 pub use settings::{HubSettings, expand_home};
 
 /// What `pretrained = "…"` says.
@@ -192,22 +191,6 @@ pub enum FileChoice {
     Any,
 }
 
-/// Weights on this machine.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Fetched {
-    /// The file with the weights, or the index of the files that they are split over. What belongs to them lies beside
-    /// it.
-    pub weights: PathBuf,
-    /// The key of a torch file that holds the weights; `/` leads into inner dicts.
-    pub key: Option<String>,
-}
-
-impl<P: AsRef<Path>> From<P> for Fetched {
-    fn from(path: P) -> Fetched {
-        Fetched { weights: path.as_ref().to_owned(), key: None }
-    }
-}
-
 /// Told about a download, so that a program can draw a bar.
 pub trait DownloadProgress {
     /// `bytes` of the `total` of `file` are here; a `total` of 0 is not known yet.
@@ -275,11 +258,11 @@ fn explain(refused: Refused, location: &Location, listing: &[String]) -> HubErro
         }
         .to_string(),
     };
-    let candidates = |files: &[String]| error::enumerate(files.iter().map(|file| whole(file)));
+    let candidates = |files: &[String]| enumerate(&files.iter().map(|file| whole(file)).collect::<Vec<_>>());
     match refused {
         Refused::NoSuchFile => HubError::NoSuchFile { place, candidates: candidates(&choose::weights_in(listing, "")) },
-        Refused::NoWeights => HubError::NoWeights { place, found: error::enumerate(listing.iter().cloned()) },
-        Refused::NoTokenizer => HubError::NoTokenizer { place, found: error::enumerate(listing.iter().cloned()) },
+        Refused::NoWeights => HubError::NoWeights { place, found: enumerate(listing) },
+        Refused::NoTokenizer => HubError::NoTokenizer { place, found: enumerate(listing) },
         Refused::Several(files) => HubError::Several { place, candidates: candidates(&files) },
     }
 }
@@ -330,7 +313,7 @@ impl Request<'_> {
         })?;
         let weights = snapshot.join(chosen.weights);
         // What an index names and the repository has not is for its reader to say; what is not here is not cached.
-        if !weights::shards_of(&weights).iter().all(|shard| weights.with_file_name(shard).is_file()) {
+        if !shards_of(&weights).iter().all(|shard| weights.with_file_name(shard).is_file()) {
             return Err(not_cached());
         }
         Ok(Fetched { weights, key: self.key.clone() })
@@ -345,7 +328,7 @@ impl Request<'_> {
         beside.iter().try_for_each(|file| client.download(&commit, file, progress).map(drop))?;
         let (folder, _) = choose::split(&weights);
         let weights = client.download(&commit, &weights, progress)?;
-        let shards = weights::shards_of(&weights).into_iter().map(|shard| format!("{folder}{shard}"));
+        let shards = shards_of(&weights).into_iter().map(|shard| format!("{folder}{shard}"));
         for shard in shards.filter(|shard| listing.contains(shard)) {
             client.download(&commit, &shard, progress)?;
         }

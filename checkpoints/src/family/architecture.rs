@@ -1,34 +1,10 @@
-//! What a VQGAN is built like: inferred from the names and shapes of its weights.
-
-use std::path::Path;
+//! The architecture of a VQGAN, and the parameters that it has.
 
 use serde::{Deserialize, Serialize};
 use serde_json::Value as Json;
 
-use crate::names::ModelNames;
-use crate::weights::{WeightsError, WeightsFile, read_config};
-
-/// Who made the model: decides the names in its files and the defaults of its quantizer.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Family {
-    /// taming-transformers, and the first stages of latent-diffusion.
-    Taming,
-    /// LlamaGen's image tokenizer.
-    LlamaGen,
-    /// `VQModel` of diffusers.
-    Diffusers,
-}
-
-impl std::fmt::Display for Family {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str(match self {
-            Family::Taming => "taming",
-            Family::LlamaGen => "LlamaGen",
-            Family::Diffusers => "diffusers",
-        })
-    }
-}
+use super::Family;
+use crate::files::WeightsError;
 
 /// How a latent becomes a code.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -54,12 +30,6 @@ pub struct GumbelTraining {
     pub temperature_steps: u64,
 }
 
-impl GumbelTraining {
-    /// As taming's model of OpenImages was trained (8,192 codes, f8).
-    pub const PUBLISHED: GumbelTraining =
-        GumbelTraining { kl_weight: 1e-8, temperature_start: 0.9, temperature_end: 1e-6, temperature_steps: 1_000_001 };
-}
-
 /// How the codebook is looked up and trained.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -79,13 +49,6 @@ pub struct Quantizer {
 }
 
 impl Quantizer {
-    /// What the family trains with unless told otherwise.
-    pub fn of(family: Family) -> Quantizer {
-        let llamagen = family == Family::LlamaGen;
-        let kind = QuantizerKind::Nearest;
-        Quantizer { kind, l2_norm: llamagen, legacy_beta: !llamagen, beta: 0.25, entropy_ratio: 0.0 }
-    }
-
     /// Canonical name of the codebook, `[codes, code_dim]`.
     pub fn codebook(&self) -> &'static str {
         match self.kind {
@@ -95,7 +58,7 @@ impl Quantizer {
     }
 }
 
-/// The architecture of a VQGAN, the same in all three families.
+/// The architecture of a VQGAN, the same in all families.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Architecture {
@@ -137,87 +100,10 @@ pub struct Architecture {
     pub diffusers: serde_json::Map<String, Json>,
 }
 
-/// Keys of a diffusers configuration that only its pipelines and trainers read.
-const KEPT: [&str; 2] = ["force_upcast", "sample_size"];
-
-/// What diffusers calls the configuration beside its weights.
-pub(crate) const CONFIG: &str = "config.json";
-
 /// No published model comes near it, and nothing beyond it could be allocated.
 const MAX_SIZE: usize = 1 << 22;
 
 impl Architecture {
-    /// Reads the architecture off the names and shapes in a file.
-    ///
-    /// `config` is a `config.json` of diffusers; without it, the one beside the weights is used, if diffusers made
-    /// them. What neither shapes nor configuration say is the family's default. Of the other families nothing beside
-    /// the weights is read: what taming's YAML says of a VQGAN, its state dict shows.
-    ///
-    /// # Errors
-    /// [`WeightsError::Unsupported`] names a model that is no VQGAN (or is a MoVQ or KL autoencoder);
-    /// [`WeightsError::Architecture`] says what does not go together.
-    pub fn infer(file: &WeightsFile, config: Option<&Path>) -> Result<Architecture, WeightsError> {
-        let names = ModelNames::of(file)?;
-        let family = names.family();
-        let config = match config {
-            Some(path) => Some(read_config(path)?),
-            None if family == Family::Diffusers => file.json_beside(CONFIG)?,
-            None => None,
-        };
-
-        let mut levels = 0;
-        let first_conv = |level: usize| format!("encoder.down.{level}.block.0.conv1.weight");
-        let mut channels = Vec::new();
-        while let Some(shape) = names.shape(&first_conv(levels), levels) {
-            channels.push(dimension(&first_conv(levels), shape, 0)?);
-            levels += 1;
-        }
-        let has = |name: String| names.shape(&name, levels).is_some();
-        let size = |name: &str, axis: usize| match names.shape(name, levels) {
-            Some(shape) => dimension(name, shape, axis),
-            None => Err(WeightsError::NoTensor { path: file.path().to_owned(), name: names.in_file(name, levels) }),
-        };
-        let res_blocks = (0..).take_while(|block| has(format!("encoder.down.0.block.{block}.conv1.weight"))).count();
-        let attended = |side: &str| -> Vec<usize> {
-            let levels = 0..levels;
-            levels.filter(|level| has(format!("{side}.{level}.attn.0.norm.weight"))).collect()
-        };
-        let attention_levels = attended("encoder.down");
-        if attended("decoder.up") != attention_levels {
-            return Err(WeightsError::Unsupported {
-                path: file.path().to_owned(),
-                what: "encoder and decoder have attention at different levels".to_owned(),
-            });
-        }
-        let quantizer = Quantizer { kind: names.quantizer(), ..Quantizer::of(family) };
-        let mut architecture = Architecture {
-            family,
-            in_channels: size("encoder.conv_in.weight", 1)?,
-            out_channels: size("decoder.conv_out.weight", 0)?,
-            base_channels: size("encoder.conv_in.weight", 0)?,
-            channels,
-            res_blocks,
-            attention_levels,
-            mid_attention: has("encoder.mid.attn_1.norm.weight".to_owned()),
-            latent_channels: size("encoder.conv_out.weight", 0)?,
-            code_dim: size(quantizer.codebook(), 1)?,
-            codes: size(quantizer.codebook(), 0)?,
-            groups: 32,
-            quantizer,
-            lookup_from_codebook: false,
-            scaling_factor: None,
-            diffusers: serde_json::Map::new(),
-        };
-        if family == Family::LlamaGen {
-            architecture.quantizer.read_args(file);
-        }
-        if let Some(config) = config {
-            architecture.read_config(&config, file.path())?;
-        }
-        architecture.check()?;
-        Ok(architecture)
-    }
-
     /// How many pixels of the image one code stands for, along each axis: 2^(levels - 1).
     pub fn downsampling(&self) -> usize {
         let halvings = self.channels.len().saturating_sub(1) as u32;
@@ -343,56 +229,12 @@ impl Architecture {
         }
         list.block(&format!("{side}.mid.block_2"), channels, channels);
     }
-
-    /// Takes over what a `config.json` of diffusers says beyond the shapes.
-    fn read_config(&mut self, config: &Json, path: &Path) -> Result<(), WeightsError> {
-        let refuse = |what: String| Err(WeightsError::Unsupported { path: path.to_owned(), what });
-        let text = |key: &str| config.get(key).and_then(Json::as_str);
-        if let Some(class) = text("_class_name").filter(|class| *class != "VQModel") {
-            return refuse(format!("its config.json says {class}, not VQModel"));
-        }
-        if text("norm_type") == Some("spatial") {
-            return refuse(MOVQ.to_owned());
-        }
-        if let Some(act) = text("act_fn").filter(|act| !matches!(*act, "silu" | "swish")) {
-            return refuse(format!("its activation is {act}; only silu is built here"));
-        }
-        if let Some(groups) = config.get("norm_num_groups").and_then(Json::as_u64) {
-            self.groups = usize::try_from(groups).unwrap_or(usize::MAX);
-        }
-        let flag = |key: &str| config.get(key).and_then(Json::as_bool);
-        self.lookup_from_codebook = flag("lookup_from_codebook").unwrap_or(false);
-        self.scaling_factor = config.get("scaling_factor").and_then(Json::as_f64);
-        let kept = KEPT.iter().filter_map(|key| Some(((*key).to_owned(), config.get(*key)?.clone())));
-        self.diffusers = kept.collect();
-        Ok(())
-    }
 }
 
-impl Quantizer {
-    /// Takes over what LlamaGen's training arguments say, where they were saved.
-    fn read_args(&mut self, file: &WeightsFile) {
-        let number = |name| file.hyper(name).and_then(|value| value.as_f64());
-        let l2_norm = file.hyper("codebook_l2_norm");
-        if let Some(value) = l2_norm.and_then(|value| value.as_bool()) {
-            self.l2_norm = value;
-        }
-        if let Some(value) = number("commit_loss_beta") {
-            self.beta = value;
-        }
-        if let Some(value) = number("entropy_loss_ratio") {
-            self.entropy_ratio = value;
-        }
-    }
-}
-
-/// Why MoVQ is refused, said by configuration and by names alike.
-pub(crate) const MOVQ: &str =
-    "it is a MoVQ (norms modulated by the codes, norm_type \"spatial\"), which is not built here";
-
-fn dimension(name: &str, shape: &[usize], axis: usize) -> Result<usize, WeightsError> {
-    let missing = || WeightsError::Architecture(format!("{name} has the shape {shape:?}"));
-    shape.get(axis).copied().ok_or_else(missing)
+/// Whether a canonical parameter is a 1x1 convolution that some files keep as a matrix.
+pub(super) fn is_projection(canonical: &str) -> bool {
+    let parts: Vec<&str> = canonical.split('.').collect();
+    canonical.contains(".attn") && matches!(parts[..], [.., "q" | "k" | "v" | "proj_out", "weight"])
 }
 
 struct Parameters(Vec<(String, Vec<usize>)>);

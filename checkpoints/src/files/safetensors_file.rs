@@ -4,18 +4,14 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::fs::File;
-use std::io::{self, BufWriter, Read, Seek, SeekFrom, Write};
+use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::path::Path;
 use std::sync::{Mutex, PoisonError};
 
 use safetensors::tensor::{Metadata, TensorInfo};
-use sha2::{Digest, Sha256};
 
-use crate::run::{FileRecord, hexadecimal};
+use crate::disk::{FileRecord, Hashing, write_whole};
 use crate::tensor::HostTensor;
-
-/// Bytes that are handed to the system at once: few enough to stay near the processor, enough not to be copied once more.
-const PIECE: usize = 1 << 18;
 
 /// The format's own limit.
 const MAX_HEADER: u64 = 100_000_000;
@@ -133,56 +129,12 @@ pub fn write_safetensors(
     header.resize(header.len().next_multiple_of(8), b' ');
 
     write_whole(path, |output| {
-        let mut output = Hashing { output, hash: Sha256::new(), size: 0 };
+        let mut output = Hashing::new(output);
         output.write_all(&(header.len() as u64).to_le_bytes())?;
         output.write_all(&header)?;
         for (_, tensor) in &order {
             output.write_all(&tensor.bytes)?;
         }
-        Ok(FileRecord { size: output.size, sha256: hexadecimal(&output.hash.finalize()) })
+        Ok(output.record())
     })
-}
-
-/// Hashes what goes through it while the processor has it at hand.
-struct Hashing<W> {
-    output: W,
-    hash: Sha256,
-    size: u64,
-}
-
-impl<W: Write> Write for Hashing<W> {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        let written = self.output.write(&bytes[..bytes.len().min(PIECE)])?;
-        self.hash.update(&bytes[..written]);
-        self.size += written as u64;
-        Ok(written)
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        self.output.flush()
-    }
-}
-
-/// Writes a file beside its place and renames it when it is whole, so that no reader ever sees a part.
-pub(crate) fn write_whole<T, E: From<io::Error>>(
-    path: &Path,
-    write: impl FnOnce(&mut BufWriter<File>) -> Result<T, E>,
-) -> Result<T, E> {
-    let mut partial = path.as_os_str().to_owned();
-    partial.push(".partial");
-    let finish = || {
-        let mut output = BufWriter::with_capacity(PIECE, File::create(&partial)?);
-        let written = write(&mut output)?;
-        output.flush()?;
-        output.get_ref().sync_all()?;
-        drop(output);
-        std::fs::rename(&partial, path)?;
-        Ok(written)
-    };
-    let result = finish();
-    if result.is_err() {
-        // What failed half-way is of no use; failing to remove it must not hide why.
-        let _ = std::fs::remove_file(&partial);
-    }
-    result
 }

@@ -6,11 +6,13 @@
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::io::{self, Read};
+use std::io;
 use std::path::{Component, Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
-use sha2::{Digest, Sha256};
+
+pub use crate::disk::FileRecord;
+use crate::disk::sha256_of;
 
 mod atomic;
 mod background;
@@ -160,15 +162,6 @@ pub struct Manifest {
     pub files: FileRecords,
 }
 
-/// One file of a checkpoint.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct FileRecord {
-    /// Bytes.
-    pub size: u64,
-    /// SHA-256, in lower-case hexadecimal.
-    pub sha256: String,
-}
-
 /// Checks a checkpoint against its manifest: every file there, of the right size, with the right hash.
 pub fn verify(checkpoint: &Path) -> Result<Manifest, RunError> {
     let manifest = check_sizes(checkpoint)?;
@@ -228,25 +221,4 @@ fn read_manifest(checkpoint: &Path) -> Result<Manifest, RunError> {
         Some(name) => Err(bad(format!("it names {name:?}, which is not inside the checkpoint"))),
         None => Ok(manifest),
     }
-}
-
-/// SHA-256 of a file in lower-case hexadecimal, read piece by piece: weights need not fit in memory.
-pub(crate) fn sha256_of(path: &Path) -> io::Result<String> {
-    let mut file = fs::File::open(path)?;
-    let mut hash = Sha256::new();
-    let mut buffer = vec![0; 1 << 20];
-    loop {
-        match file.read(&mut buffer) {
-            Ok(0) => break,
-            Ok(read) => hash.update(&buffer[..read]),
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-            Err(error) => return Err(error),
-        }
-    }
-    Ok(hexadecimal(&hash.finalize()))
-}
-
-/// In lower case.
-pub(crate) fn hexadecimal(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }

@@ -6,9 +6,8 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
-use crate::hub::Fetched;
-use crate::tensor::{HostTensor, is_float};
-use crate::weights::{WeightsError, WeightsFile};
+use crate::files::{Differences, Fetched, WeightsError, WeightsFile};
+use crate::tensor::HostTensor;
 
 #[cfg(test)]
 mod tests;
@@ -124,12 +123,11 @@ pub fn load_lpips_linear(
 }
 
 fn convolutions(network: LpipsNetwork, file: &WeightsFile) -> Result<BTreeMap<String, HostTensor>, WeightsError> {
-    let refuse = |what: String| Err(WeightsError::Unsupported { path: file.path().to_owned(), what });
     let names = file.unwrapped()?;
     let found = FIRST_CONVOLUTION.iter().filter_map(|name| Some((names.prefix_of(name)?, *name)));
     let Some((prefix, first)) = found.min_by_key(|(prefix, _)| prefix.len()) else {
         let [classifier, lpips] = FIRST_CONVOLUTION;
-        return refuse(format!("it has no convolutions of {network}, neither {classifier} nor LPIPS's {lpips}"));
+        return file.refuse(format!("it has no convolutions of {network}, neither {classifier} nor LPIPS's {lpips}"));
     };
     // Number and kind of a parameter -> its name in the file.
     let mut parameters = BTreeMap::new();
@@ -148,7 +146,7 @@ fn convolutions(network: LpipsNetwork, file: &WeightsFile) -> Result<BTreeMap<St
             Some((number, kind @ ("weight" | "bias"))) if known(number) => {
                 parameters.insert((number, kind), *in_file);
             }
-            _ => return refuse(format!("it is not {network}, which has no {in_file}")),
+            _ => return file.refuse(format!("it is not {network}, which has no {in_file}")),
         }
     }
     let mut wanted = Vec::new();
@@ -174,8 +172,7 @@ fn linear_layers(network: LpipsNetwork, file: &WeightsFile) -> Result<BTreeMap<S
     let first = linear_names(0);
     let mut styles = first.iter().enumerate();
     let Some((style, prefix)) = styles.find_map(|(style, name)| Some((style, unwrapped.prefix_of(name)?))) else {
-        let what = format!("it has no linear layers of LPIPS ({})", first[0]);
-        return Err(WeightsError::Unsupported { path: file.path().to_owned(), what });
+        return file.refuse(format!("it has no linear layers of LPIPS ({})", first[0]));
     };
     let wanted = network.channels().into_iter().enumerate().map(|(layer, channels)| {
         let name = format!("{prefix}{}", linear_names(layer)[style]);
@@ -196,20 +193,13 @@ struct Wanted {
 }
 
 fn read(file: &WeightsFile, wanted: Vec<Wanted>) -> Result<BTreeMap<String, HostTensor>, WeightsError> {
-    let (mut missing, mut different) = (Vec::new(), Vec::new());
+    let mut differences = Differences::default();
     for Wanted { in_file, shape, .. } in &wanted {
         match file.info(in_file) {
-            None => missing.push(in_file.clone()),
-            Some((_, found)) if found != shape => different.push(format!("{in_file} is {found:?}, must be {shape:?}")),
-            Some((dtype, _)) if !is_float(dtype) => {
-                different.push(format!("{in_file} is {dtype}, must be floating-point"));
-            }
-            Some(_) => {}
+            None => differences.missing.push(in_file.clone()),
+            Some(info) => drop(differences.compare(in_file, info, shape)),
         }
     }
-    if !(missing.is_empty() && different.is_empty()) {
-        let path = file.path().to_owned();
-        return Err(WeightsError::Mismatch { path, missing, unexpected: Vec::new(), different });
-    }
+    differences.check(file.path())?;
     wanted.into_iter().map(|Wanted { canonical, in_file, .. }| Ok((canonical, file.read_weight(&in_file)?))).collect()
 }

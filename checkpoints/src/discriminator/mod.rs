@@ -2,9 +2,8 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use crate::hub::Fetched;
+use crate::files::{Differences, Fetched, WeightsError, WeightsFile};
 use crate::tensor::{HostTensor, is_float};
-use crate::weights::{WeightsError, WeightsFile};
 
 #[cfg(test)]
 mod tests;
@@ -29,13 +28,12 @@ pub fn load_discriminator(weights: impl Into<Fetched>) -> Result<BTreeMap<String
         Err(WeightsError::Key { .. }) if key.is_none() => WeightsFile::open(&weights)?,
         opened => opened?,
     };
-    let refuse = |what: String| Err(WeightsError::Unsupported { path: file.path().to_owned(), what });
     let names = file.unwrapped()?;
     let Some(prefix) = names.prefix_of(FIRST) else {
         let names: Vec<&str> = file.names().collect();
         return match names.iter().find(|name| name.contains("final_linear.")) {
-            Some(name) => refuse(format!("its discriminator is StyleGAN's ({name}); only a PatchGAN is read")),
-            None => refuse(format!("it has no PatchGAN, which begins with {FIRST}; it has {}, ...", names[0])),
+            Some(name) => file.refuse(format!("its discriminator is StyleGAN's ({name}); only a PatchGAN is read")),
+            None => file.refuse(format!("it has no PatchGAN, which begins with {FIRST}; it has {}, ...", names[0])),
         };
     };
     let prefix = format!("{prefix}main.");
@@ -53,12 +51,14 @@ pub fn load_discriminator(weights: impl Into<Fetched>) -> Result<BTreeMap<String
                 parameters.insert((number, kind), name);
             }
             Some((_, "loc" | "scale" | "initialized")) => {
-                return refuse(format!("its discriminator has ActNorm ({name}); only batch and group norms are read"));
+                return file
+                    .refuse(format!("its discriminator has ActNorm ({name}); only batch and group norms are read"));
             }
             Some((_, kind)) if kind.starts_with("weight_") || kind.starts_with("parametrizations.") => {
-                return refuse(format!("its discriminator has a reparametrized weight ({name}), which is not read"));
+                return file
+                    .refuse(format!("its discriminator has a reparametrized weight ({name}), which is not read"));
             }
-            _ => return refuse(format!("its discriminator is no PatchGAN, which has no {name}")),
+            _ => return file.refuse(format!("its discriminator is no PatchGAN, which has no {name}")),
         }
     }
     let layers: BTreeSet<usize> = parameters.keys().map(|(number, _)| *number).collect();
@@ -66,9 +66,9 @@ pub fn load_discriminator(weights: impl Into<Fetched>) -> Result<BTreeMap<String
     let last = layers.last().copied().filter(|last| *last >= 2 && last % 3 == 2 && last / 3 < parameters.len());
     let Some(last) = last else {
         let numbers: Vec<String> = layers.iter().map(usize::to_string).collect();
-        return refuse(format!("its layers are numbered {}, which is no PatchGAN", numbers.join(", ")));
+        return file.refuse(format!("its layers are numbered {}, which is no PatchGAN", numbers.join(", ")));
     };
-    let mut check = Check { file: &file, prefix, parameters, missing: Vec::new(), different: Vec::new() };
+    let mut check = Check { file: &file, prefix, parameters, differences: Differences::default() };
     let first = check.convolution(0, None);
     check.needs(0, "bias", first);
     let mut channels = first;
@@ -80,7 +80,10 @@ pub fn load_discriminator(weights: impl Into<Fetched>) -> Result<BTreeMap<String
     let logits = check.convolution(last, Some(channels));
     check.needs(last, "bias", logits);
     if logits != 1 {
-        check.different.push(format!("{} gives {logits} channels, must give 1", check.name(last, "weight")));
+        check
+            .differences
+            .different
+            .push(format!("{} gives {logits} channels, must give 1", check.name(last, "weight")));
     }
     check.read()
 }
@@ -90,8 +93,7 @@ struct Check<'a> {
     file: &'a WeightsFile,
     prefix: String,
     parameters: BTreeMap<(usize, &'a str), &'a str>,
-    missing: Vec<String>,
-    different: Vec<String>,
+    differences: Differences,
 }
 
 impl Check<'_> {
@@ -103,7 +105,7 @@ impl Check<'_> {
         match self.parameters.get(&(number, kind)) {
             Some(name) => self.file.info(name).map(|(_, shape)| shape),
             None => {
-                self.missing.push(self.name(number, kind));
+                self.differences.missing.push(self.name(number, kind));
                 None
             }
         }
@@ -116,13 +118,15 @@ impl Check<'_> {
             return 0;
         };
         let [out, inner, height, width] = shape[..] else {
-            self.different.push(format!("{name} is {shape:?}, must be a convolution's"));
+            self.differences.different.push(format!("{name} is {shape:?}, must be a convolution's"));
             return 0;
         };
         // Nothing can be said where the layer before is missing.
         let expected = channels.filter(|channels| *channels > 0).unwrap_or(inner);
         if (inner, height, width) != (expected, KERNEL, KERNEL) {
-            self.different.push(format!("{name} is {shape:?}, must be {:?}", [out, expected, KERNEL, KERNEL]));
+            self.differences
+                .different
+                .push(format!("{name} is {shape:?}, must be {:?}", [out, expected, KERNEL, KERNEL]));
         }
         out
     }
@@ -134,7 +138,7 @@ impl Check<'_> {
             return;
         };
         if shape != [channels] && channels > 0 {
-            self.different.push(format!("{name} is {shape:?}, must be {:?}", [channels]));
+            self.differences.different.push(format!("{name} is {shape:?}, must be {:?}", [channels]));
         }
     }
 
@@ -158,21 +162,18 @@ impl Check<'_> {
     }
 
     fn read(mut self) -> Result<BTreeMap<String, HostTensor>, WeightsError> {
-        let mut unexpected = Vec::new();
         for ((number, kind), name) in &self.parameters {
             // By threes: a norm, the activation behind it, the next convolution.
             let is_activation = number % 3 == 1;
             let is_convolution = *number == 0 || number % 3 == 2;
             if is_activation || (is_convolution && kind.starts_with("running")) {
-                unexpected.push((*name).to_owned());
+                self.differences.unexpected.push((*name).to_owned());
             } else if let Some((dtype, _)) = self.file.info(name).filter(|(dtype, _)| !is_float(*dtype)) {
-                self.different.push(format!("{name} is {dtype}, must be floating-point"));
+                self.differences.different.push(format!("{name} is {dtype}, must be floating-point"));
             }
         }
-        let Check { file, parameters, missing, different, .. } = self;
-        if !(missing.is_empty() && unexpected.is_empty() && different.is_empty()) {
-            return Err(WeightsError::Mismatch { path: file.path().to_owned(), missing, unexpected, different });
-        }
+        let Check { file, parameters, differences, .. } = self;
+        differences.check(file.path())?;
         let read = |((number, kind), name): ((usize, &str), &str)| {
             Ok((format!("main.{number}.{kind}"), file.read_weight(name)?))
         };
