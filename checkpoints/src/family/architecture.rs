@@ -49,6 +49,10 @@ pub struct Quantizer {
 }
 
 impl Quantizer {
+    /// What taming trains with unless told otherwise.
+    pub(super) const TAMING: Quantizer =
+        Quantizer { kind: QuantizerKind::Nearest, l2_norm: false, legacy_beta: true, beta: 0.25, entropy_ratio: 0.0 };
+
     /// Canonical name of the codebook, `[codes, code_dim]`.
     pub fn codebook(&self) -> &'static str {
         match self.kind {

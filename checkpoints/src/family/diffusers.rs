@@ -3,125 +3,65 @@
 use serde_json::{Value as Json, json};
 
 use super::architecture::is_projection;
-use super::{
-    Architecture, ConfigFile, ExportFile, Layout, MOVQ, Quantizer, QuantizerKind, level_from_coarsest, with_unit_codes,
-};
+use super::{Architecture, ConfigFile, ExportFile, Layout, MOVQ, Quantizer, level_from_coarsest, with_unit_codes};
 use crate::files::{WeightsError, WeightsFile};
-use crate::tensor::HostTensor;
 
 /// The configuration beside its weights.
 const CONFIG: &str = "config.json";
 /// Keys of the configuration that only pipelines and trainers of diffusers read.
 const KEPT: [&str; 2] = ["force_upcast", "sample_size"];
 
-pub(super) struct Diffusers;
-
-impl Layout for Diffusers {
-    fn name(&self) -> &'static str {
-        "diffusers"
-    }
-
-    fn prefixes(&self) -> &'static [&'static str] {
-        &["encoder.down_blocks.", "decoder.up_blocks."]
-    }
-
-    fn name_of(&self, canonical: &str, levels: usize) -> String {
-        let parts: Vec<&str> = canonical.split('.').collect();
-        match parts[..] {
-            [side, direction @ ("down" | "up"), level, ref rest @ ..] => {
-                let level = level_from_coarsest(side, level, levels);
-                let rest = match *rest {
-                    ["block", block, leaf, kind] => format!("resnets.{block}.{}.{kind}", leaf_name(leaf)),
-                    ["attn", block, leaf, kind] => format!("attentions.{block}.{}.{kind}", leaf_name(leaf)),
-                    [_sample, "conv", kind] => format!("{direction}samplers.0.conv.{kind}"),
-                    _ => rest.join("."),
-                };
-                format!("{side}.{direction}_blocks.{level}.{rest}")
-            }
-            [side, "mid", part, leaf, kind] => {
-                let part = match part {
-                    "block_1" => "resnets.0",
-                    "attn_1" => "attentions.0",
-                    _ => "resnets.1",
-                };
-                format!("{side}.mid_block.{part}.{}.{kind}", leaf_name(leaf))
-            }
-            [side, "norm_out", kind] => format!("{side}.conv_norm_out.{kind}"),
-            _ => canonical.to_owned(),
-        }
-    }
-
-    /// The name that diffusers before 0.17 gave to a projection of attention.
-    fn old_name(&self, name: &str) -> Option<String> {
-        if !name.contains(".attentions.") {
-            return None;
-        }
-        let pairs = [(".to_q.", ".query."), (".to_k.", ".key."), (".to_v.", ".value."), (".to_out.0.", ".proj_attn.")];
-        let (new, old) = pairs.iter().find(|(new, _)| name.contains(new))?;
-        Some(name.replace(new, old))
-    }
-
-    fn buffers(&self) -> &'static [&'static str] {
-        // The indices in use (`remap`).
-        &["quantize.used"]
-    }
-
-    fn quantizer(&self) -> Quantizer {
-        let kind = QuantizerKind::Nearest;
-        Quantizer { kind, l2_norm: false, legacy_beta: true, beta: 0.25, entropy_ratio: 0.0 }
-    }
-
-    fn config_file(&self) -> Option<&'static str> {
-        Some(CONFIG)
-    }
-
-    fn read_settings(
-        &self,
-        architecture: &mut Architecture,
-        file: &WeightsFile,
-        config: Option<&Json>,
-    ) -> Result<(), WeightsError> {
-        let Some(config) = config else {
-            return Ok(());
-        };
-        let text = |key: &str| config.get(key).and_then(Json::as_str);
-        if let Some(class) = text("_class_name").filter(|class| *class != "VQModel") {
-            return file.refuse(format!("its config.json says {class}, not VQModel"));
-        }
-        if text("norm_type") == Some("spatial") {
-            return file.refuse(MOVQ);
-        }
-        if let Some(act) = text("act_fn").filter(|act| !matches!(*act, "silu" | "swish")) {
-            return file.refuse(format!("its activation is {act}; only silu is built here"));
-        }
-        if let Some(groups) = config.get("norm_num_groups").and_then(Json::as_u64) {
-            architecture.groups = usize::try_from(groups).unwrap_or(usize::MAX);
-        }
-        architecture.lookup_from_codebook = config.get("lookup_from_codebook").and_then(Json::as_bool).unwrap_or(false);
-        architecture.scaling_factor = config.get("scaling_factor").and_then(Json::as_f64);
-        let kept = KEPT.iter().filter_map(|key| Some(((*key).to_owned(), config.get(*key)?.clone())));
-        architecture.diffusers = kept.collect();
-        Ok(())
-    }
-
-    fn obstacle(&self, architecture: &Architecture) -> Option<&'static str> {
+pub(super) static LAYOUT: Layout = Layout {
+    name: "diffusers",
+    prefixes: &["encoder.down_blocks.", "decoder.up_blocks."],
+    // The indices in use (`remap`).
+    buffers: &["quantize.used"],
+    quantizer: Quantizer::TAMING,
+    has_gumbel: false,
+    name_of,
+    old_name,
+    config_file: Some(CONFIG),
+    read_settings: |architecture, file, config| config.map_or(Ok(()), |config| read_config(architecture, file, config)),
+    note: None,
+    obstacle: |architecture| {
         let is_other = architecture.channels.first() != Some(&architecture.base_channels);
         is_other.then_some("a first level with other than base_channels")
-    }
-
-    fn weights_file(&self) -> ExportFile {
-        ExportFile::Safetensors("diffusion_pytorch_model.safetensors")
-    }
-
-    fn convert(&self, canonical: &str, mut weight: HostTensor, architecture: &Architecture) -> HostTensor {
+    },
+    weights_file: ExportFile::Safetensors("diffusion_pytorch_model.safetensors"),
+    convert: |canonical, mut weight, architecture| {
         if is_projection(canonical) {
             weight.shape.truncate(2);
         }
         with_unit_codes(canonical, weight, architecture)
-    }
+    },
+    more_tensors: Vec::new,
+    config: |architecture| Some(ConfigFile { name: CONFIG, text: format!("{:#}\n", config(architecture)) }),
+    args: |_| None,
+};
 
-    fn config(&self, architecture: &Architecture) -> Option<ConfigFile> {
-        Some(ConfigFile { name: CONFIG, text: format!("{:#}\n", config(architecture)) })
+fn name_of(canonical: &str, levels: usize) -> String {
+    let parts: Vec<&str> = canonical.split('.').collect();
+    match parts[..] {
+        [side, direction @ ("down" | "up"), level, ref rest @ ..] => {
+            let level = level_from_coarsest(side, level, levels);
+            let rest = match *rest {
+                ["block", block, leaf, kind] => format!("resnets.{block}.{}.{kind}", leaf_name(leaf)),
+                ["attn", block, leaf, kind] => format!("attentions.{block}.{}.{kind}", leaf_name(leaf)),
+                [_sample, "conv", kind] => format!("{direction}samplers.0.conv.{kind}"),
+                _ => rest.join("."),
+            };
+            format!("{side}.{direction}_blocks.{level}.{rest}")
+        }
+        [side, "mid", part, leaf, kind] => {
+            let part = match part {
+                "block_1" => "resnets.0",
+                "attn_1" => "attentions.0",
+                _ => "resnets.1",
+            };
+            format!("{side}.mid_block.{part}.{}.{kind}", leaf_name(leaf))
+        }
+        [side, "norm_out", kind] => format!("{side}.conv_norm_out.{kind}"),
+        _ => canonical.to_owned(),
     }
 }
 
@@ -135,6 +75,37 @@ fn leaf_name(leaf: &str) -> &str {
         "proj_out" => "to_out.0",
         other => other,
     }
+}
+
+/// The name that diffusers before 0.17 gave to a projection of attention.
+fn old_name(name: &str) -> Option<String> {
+    if !name.contains(".attentions.") {
+        return None;
+    }
+    let pairs = [(".to_q.", ".query."), (".to_k.", ".key."), (".to_v.", ".value."), (".to_out.0.", ".proj_attn.")];
+    let (new, old) = pairs.iter().find(|(new, _)| name.contains(new))?;
+    Some(name.replace(new, old))
+}
+
+fn read_config(architecture: &mut Architecture, file: &WeightsFile, config: &Json) -> Result<(), WeightsError> {
+    let text = |key: &str| config.get(key).and_then(Json::as_str);
+    if let Some(class) = text("_class_name").filter(|class| *class != "VQModel") {
+        return file.refuse(format!("its config.json says {class}, not VQModel"));
+    }
+    if text("norm_type") == Some("spatial") {
+        return file.refuse(MOVQ);
+    }
+    if let Some(act) = text("act_fn").filter(|act| !matches!(*act, "silu" | "swish")) {
+        return file.refuse(format!("its activation is {act}; only silu is built here"));
+    }
+    if let Some(groups) = config.get("norm_num_groups").and_then(Json::as_u64) {
+        architecture.groups = usize::try_from(groups).unwrap_or(usize::MAX);
+    }
+    architecture.lookup_from_codebook = config.get("lookup_from_codebook").and_then(Json::as_bool).unwrap_or(false);
+    architecture.scaling_factor = config.get("scaling_factor").and_then(Json::as_f64);
+    let kept = KEPT.iter().filter_map(|key| Some(((*key).to_owned(), config.get(*key)?.clone())));
+    architecture.diffusers = kept.collect();
+    Ok(())
 }
 
 fn config(architecture: &Architecture) -> Json {

@@ -50,7 +50,7 @@ pub fn export_vqgan(
     refuse_obstacle(architecture, family)?;
     let layout = family.layout();
     let levels = architecture.channels.len();
-    let more = layout.more_tensors().into_iter();
+    let more = (layout.more_tensors)().into_iter();
     let mut tensors: BTreeMap<String, HostTensor> = more.map(|(name, tensor)| (name.to_owned(), tensor)).collect();
     for (canonical, shape) in architecture.parameters() {
         let wrong = |what: String| WeightsError::Architecture(format!("{canonical} {what}"));
@@ -58,10 +58,10 @@ pub fn export_vqgan(
         if weight.shape != shape {
             return Err(wrong(format!("is {:?}, must be {shape:?}", weight.shape)));
         }
-        let weight = layout.convert(&canonical, weight.clone(), architecture);
-        tensors.insert(layout.name_of(&canonical, levels), weight);
+        let weight = (layout.convert)(&canonical, weight.clone(), architecture);
+        tensors.insert((layout.name_of)(&canonical, levels), weight);
     }
-    Ok(Export { family, tensors, config: layout.config(architecture), args: layout.args(architecture) })
+    Ok(Export { family, tensors, config: (layout.config)(architecture), args: (layout.args)(architecture) })
 }
 
 impl Export {
@@ -78,7 +78,7 @@ impl Export {
             let path = folder.join(config.name);
             std::fs::write(&path, &config.text).map_err(|source| failed(&path, source))?;
         }
-        match self.family.layout().weights_file() {
+        match self.family.layout().weights_file {
             ExportFile::Safetensors(name) => {
                 let path = folder.join(name);
                 let metadata = BTreeMap::from([("format".to_owned(), "pt".to_owned())]);
@@ -108,7 +108,7 @@ fn refuse_obstacle(architecture: &Architecture, family: Family) -> Result<(), We
 /// What of an architecture a family's programs cannot build.
 fn obstacle(architecture: &Architecture, family: Family) -> Option<&'static str> {
     match architecture.quantizer.kind {
-        QuantizerKind::Gumbel if !family.layout().has_gumbel() => Some("a Gumbel quantizer"),
-        QuantizerKind::Gumbel | QuantizerKind::Nearest => family.layout().obstacle(architecture),
+        QuantizerKind::Gumbel if !family.layout().has_gumbel => Some("a Gumbel quantizer"),
+        QuantizerKind::Gumbel | QuantizerKind::Nearest => (family.layout().obstacle)(architecture),
     }
 }

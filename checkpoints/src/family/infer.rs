@@ -19,7 +19,7 @@ impl Architecture {
     pub fn infer(file: &WeightsFile, config: Option<&Path>) -> Result<Architecture, WeightsError> {
         let names = ModelNames::of(file)?;
         let layout = names.family.layout();
-        let config = match (config, layout.config_file()) {
+        let config = match (config, layout.config_file) {
             (Some(path), _) => Some(read_config(path)?),
             (None, Some(name)) => file.json_beside(name)?,
             (None, None) => None,
@@ -46,7 +46,7 @@ impl Architecture {
         if attended("decoder.up") != attention_levels {
             return file.refuse("encoder and decoder have attention at different levels");
         }
-        let quantizer = Quantizer { kind: names.quantizer, ..layout.quantizer() };
+        let quantizer = Quantizer { kind: names.quantizer, ..layout.quantizer.clone() };
         let mut architecture = Architecture {
             family: names.family,
             in_channels: size("encoder.conv_in.weight", 1)?,
@@ -65,7 +65,7 @@ impl Architecture {
             scaling_factor: None,
             diffusers: serde_json::Map::new(),
         };
-        layout.read_settings(&mut architecture, file, config.as_ref())?;
+        (layout.read_settings)(&mut architecture, file, config.as_ref())?;
         architecture.check()?;
         Ok(architecture)
     }

@@ -15,8 +15,8 @@ use crate::tensor::HostTensor;
 pub fn vqgan_notes(file: &WeightsFile) -> Result<Vec<String>, WeightsError> {
     let names = ModelNames::of(file)?;
     let prefix = names.unknown_prefix.iter().map(|prefix| format!("its weights are those that begin with {prefix}"));
-    let note = names.family.layout().note(&|name| names.names.contains_key(name));
-    Ok(prefix.chain(note.map(str::to_owned)).collect())
+    let note = names.family.layout().note.filter(|(tensor, _)| names.names.contains_key(*tensor));
+    Ok(prefix.chain(note.map(|(_, note)| note.to_owned())).collect())
 }
 
 /// Reads a VQGAN's weights under their canonical names and in their canonical shapes, in the file's element types.

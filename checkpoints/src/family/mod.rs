@@ -36,7 +36,7 @@ macro_rules! families {
         impl Family {
             const ALL: &[Family] = &[$(Family::$family),+];
 
-            fn layout(self) -> &'static dyn Layout {
+            fn layout(self) -> &'static Layout {
                 match self { $(Family::$family => &$layout),+ }
             }
         }
@@ -45,108 +45,72 @@ macro_rules! families {
 
 families! {
     /// taming-transformers, and the first stages of latent-diffusion.
-    Taming => taming::Taming,
+    Taming => taming::LAYOUT,
     /// LlamaGen's image tokenizer.
-    LlamaGen => llamagen::LlamaGen,
+    LlamaGen => llamagen::LAYOUT,
     /// `VQModel` of diffusers.
-    Diffusers => diffusers::Diffusers,
+    Diffusers => diffusers::LAYOUT,
 }
 
 impl fmt::Display for Family {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.layout().name())
+        f.write_str(self.layout().name)
     }
 }
 
 impl Family {
     /// Files beside the weights from which any family's configuration is read.
     pub(crate) fn config_files() -> Vec<&'static str> {
-        Family::ALL.iter().filter_map(|family| family.layout().config_file()).collect()
+        Family::ALL.iter().filter_map(|family| family.layout().config_file).collect()
     }
 }
 
 impl Quantizer {
     /// What the family trains with unless told otherwise.
     pub fn of(family: Family) -> Quantizer {
-        family.layout().quantizer()
+        family.layout().quantizer.clone()
     }
 }
 
 /// A canonical parameter's name in a family's files; `levels` is the number of resolutions.
 pub fn family_name(family: Family, levels: usize, canonical: &str) -> String {
-    family.layout().name_of(canonical, levels)
+    (family.layout().name_of)(canonical, levels)
 }
 
 /// How a family's programs store a VQGAN.
-trait Layout {
+struct Layout {
     /// The family's name in messages.
-    fn name(&self) -> &'static str;
-
+    name: &'static str,
     /// How names begin that only this family has. A file with one of them is recognised as the family's.
-    fn prefixes(&self) -> &'static [&'static str];
-
-    /// A canonical parameter's name in the family's files; `levels` is the number of resolutions.
-    fn name_of(&self, canonical: &str, levels: usize) -> String;
-
-    /// The name that earlier versions of the family's programs gave to one of its parameters.
-    fn old_name(&self, _name: &str) -> Option<String> {
-        None
-    }
-
+    prefixes: &'static [&'static str],
     /// Tensors of the quantizer beside its parameters, on which no reconstruction depends.
-    fn buffers(&self) -> &'static [&'static str];
-
+    buffers: &'static [&'static str],
     /// What the family trains with unless told otherwise.
-    fn quantizer(&self) -> Quantizer;
-
+    quantizer: Quantizer,
     /// Whether the family has a Gumbel quantizer.
-    fn has_gumbel(&self) -> bool {
-        false
-    }
-
+    has_gumbel: bool,
+    /// A canonical parameter's name in the family's files; the number is that of the resolutions.
+    name_of: fn(&str, usize) -> String,
+    /// The name that earlier versions of the family's programs gave to one of its parameters.
+    old_name: fn(&str) -> Option<String>,
     /// The configuration beside the weights that says what their shapes do not show.
-    fn config_file(&self) -> Option<&'static str> {
-        None
-    }
-
+    config_file: Option<&'static str>,
     /// Takes over what the configuration, or arguments that were saved with the weights, say beyond the shapes.
-    fn read_settings(
-        &self,
-        _architecture: &mut Architecture,
-        _file: &WeightsFile,
-        _config: Option<&Json>,
-    ) -> Result<(), WeightsError> {
-        Ok(())
-    }
-
-    /// What the user should be told about a file in which the model has some names.
-    fn note(&self, _has: &dyn Fn(&str) -> bool) -> Option<&'static str> {
-        None
-    }
-
+    read_settings: fn(&mut Architecture, &WeightsFile, Option<&Json>) -> Result<(), WeightsError>,
+    /// A tensor of whose presence the user should be told, in these words.
+    note: Option<(&'static str, &'static str)>,
     /// What of an architecture the family's programs cannot build, or build differently unless told.
-    fn obstacle(&self, architecture: &Architecture) -> Option<&'static str>;
-
+    obstacle: fn(&Architecture) -> Option<&'static str>,
     /// The weights' file that the family's programs load.
-    fn weights_file(&self) -> ExportFile;
-
-    /// A weight as the family's files hold it.
-    fn convert(&self, canonical: &str, weight: HostTensor, architecture: &Architecture) -> HostTensor;
-
+    weights_file: ExportFile,
+    /// A weight, by its canonical name, as the family's files hold it.
+    convert: fn(&str, HostTensor, &Architecture) -> HostTensor,
     /// Tensors that the family's programs want beside the parameters.
-    fn more_tensors(&self) -> Vec<(&'static str, HostTensor)> {
-        Vec::new()
-    }
-
+    more_tensors: fn() -> Vec<(&'static str, HostTensor)>,
     /// The configuration to be written beside the weights.
-    fn config(&self, _architecture: &Architecture) -> Option<ConfigFile> {
-        None
-    }
-
+    config: fn(&Architecture) -> Option<ConfigFile>,
     /// The training's arguments to be written with the weights.
-    fn args(&self, _architecture: &Architecture) -> Option<Map<String, Json>> {
-        None
-    }
+    args: fn(&Architecture) -> Option<Map<String, Json>>,
 }
 
 /// A file of exported weights.
@@ -159,7 +123,7 @@ enum ExportFile {
 
 /// Families in a sentence, as in "taming, LlamaGen or diffusers".
 fn in_words<'a>(families: impl Iterator<Item = &'a Family>, word: &str) -> String {
-    let names: Vec<&str> = families.map(|family| family.layout().name()).collect();
+    let names: Vec<&str> = families.map(|family| family.layout().name).collect();
     match names.split_last() {
         None => "no other format".to_owned(),
         Some((last, [])) => (*last).to_owned(),

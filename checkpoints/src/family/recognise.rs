@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use super::{CODEBOOK, Family, MOVQ, QuantizerKind, in_words};
+use super::{CODEBOOK, Family, MOVQ, QuantizerKind, family_name, in_words};
 use crate::files::{WeightsError, WeightsFile, enumerate};
 
 /// Names under which programs keep a VQGAN. The last is latent-diffusion's, whose diffusion model is beside it.
@@ -32,7 +32,7 @@ impl<'a> ModelNames<'a> {
     pub fn of(file: &'a WeightsFile) -> Result<ModelNames<'a>, WeightsError> {
         let Placed { names, around, unknown_prefix } = Placed::of(file)?;
         let starts = |prefix: &str| names.keys().any(|name| name.starts_with(prefix));
-        let is_of = |family: &&Family| family.layout().prefixes().iter().any(|prefix| starts(prefix));
+        let is_of = |family: &&Family| family.layout().prefixes.iter().any(|prefix| starts(prefix));
         // taming's names are the plain ones, so it is asked last.
         let Some(&family) = Family::ALL.iter().rev().find(is_of) else {
             let known = in_words(Family::ALL.iter(), "or");
@@ -40,8 +40,8 @@ impl<'a> ModelNames<'a> {
         };
         let layout = family.layout();
         let quantizer = match starts("quantize.embed.") || starts("quantize.proj.") {
-            true if !layout.has_gumbel() => {
-                let able = in_words(Family::ALL.iter().filter(|family| family.layout().has_gumbel()), "and");
+            true if !layout.has_gumbel => {
+                let able = in_words(Family::ALL.iter().filter(|family| family.layout().has_gumbel), "and");
                 return file.refuse(format!(
                     "it is a GumbelVQ (quantize.proj, quantize.embed), which only {able}'s format has; its other names \
                      are those of {family}"
@@ -58,7 +58,7 @@ impl<'a> ModelNames<'a> {
             QuantizerKind::Gumbel => &["quantize.proj.weight", "quantize.proj.bias", "quantize.embed.weight"],
         };
         let is_foreign =
-            |name: &str| name.starts_with("quantize.") && !own.contains(&name) && !layout.buffers().contains(&name);
+            |name: &str| name.starts_with("quantize.") && !own.contains(&name) && !layout.buffers.contains(&name);
         let foreign: Vec<&str> =
             names.iter().filter(|(name, _)| is_foreign(name)).map(|(_, in_file)| *in_file).collect();
         if !foreign.is_empty() {
@@ -85,21 +85,21 @@ impl<'a> ModelNames<'a> {
         if let Some((_, in_file)) = self.find(canonical, levels) {
             return in_file.to_owned();
         }
-        format!("{}{}", self.around, self.family.layout().name_of(canonical, levels))
+        format!("{}{}", self.around, family_name(self.family, levels, canonical))
     }
 
     /// A canonical parameter's name within the model, and its name in the file.
     pub fn find(&self, canonical: &str, levels: usize) -> Option<(&str, &'a str)> {
         let layout = self.family.layout();
-        let name = layout.name_of(canonical, levels);
+        let name = (layout.name_of)(canonical, levels);
         let entry = self.names.get_key_value(&name);
-        let entry = entry.or_else(|| self.names.get_key_value(&layout.old_name(&name)?));
+        let entry = entry.or_else(|| self.names.get_key_value(&(layout.old_name)(&name)?));
         entry.map(|(name, in_file)| (name.as_str(), *in_file))
     }
 
     /// Whether a name within the model is of a known tensor that is no weight of a VQGAN.
     pub fn is_ignored(&self, name: &str) -> bool {
-        TRAINING.iter().any(|prefix| name.starts_with(prefix)) || self.family.layout().buffers().contains(&name)
+        TRAINING.iter().any(|prefix| name.starts_with(prefix)) || self.family.layout().buffers.contains(&name)
     }
 }
 

@@ -4,7 +4,6 @@ use super::{
     Architecture, ConfigFile, ExportFile, GumbelTraining, Layout, Quantizer, QuantizerKind, obstacle_of_multiples,
     with_unit_codes,
 };
-use crate::tensor::HostTensor;
 
 /// The average of codes that taming's `EMAVectorQuantizer` keeps.
 const AVERAGE: &str = "quantize.embedding.embed_avg";
@@ -15,62 +14,36 @@ impl GumbelTraining {
         GumbelTraining { kl_weight: 1e-8, temperature_start: 0.9, temperature_end: 1e-6, temperature_steps: 1_000_001 };
 }
 
-pub(super) struct Taming;
+pub(super) static LAYOUT: Layout = Layout {
+    name: "taming",
+    prefixes: &["encoder.down.", "decoder.up."],
+    // The indices in use (`remap`), and the averages of `EMAVectorQuantizer`, which looks codes up like any other.
+    buffers: &["quantize.used", "quantize.embedding.cluster_size", AVERAGE],
+    quantizer: Quantizer::TAMING,
+    has_gumbel: true,
+    name_of: |canonical, _| canonical.to_owned(),
+    old_name: |_| None,
+    config_file: None,
+    read_settings: |_, _, _| Ok(()),
+    note: Some((AVERAGE, "its codebook was learnt by moving averages, and is trained by gradients here")),
+    obstacle,
+    weights_file: ExportFile::Torch { name: "model.ckpt", key: "state_dict" },
+    convert: with_unit_codes,
+    more_tensors: Vec::new,
+    config: |architecture| Some(ConfigFile { name: "config.yaml", text: config_text(architecture) }),
+    args: |_| None,
+};
 
-impl Layout for Taming {
-    fn name(&self) -> &'static str {
-        "taming"
+fn obstacle(architecture: &Architecture) -> Option<&'static str> {
+    let Architecture { attention_levels, mid_attention, quantizer, .. } = architecture;
+    if quantizer.kind == QuantizerKind::Gumbel && !mid_attention {
+        return Some("a Gumbel quantizer and no attention in the middle");
     }
-
-    fn prefixes(&self) -> &'static [&'static str] {
-        &["encoder.down.", "decoder.up."]
-    }
-
-    fn name_of(&self, canonical: &str, _levels: usize) -> String {
-        canonical.to_owned()
-    }
-
-    fn buffers(&self) -> &'static [&'static str] {
-        // The indices in use (`remap`), and the averages of `EMAVectorQuantizer`, which looks codes up like any other.
-        &["quantize.used", "quantize.embedding.cluster_size", AVERAGE]
-    }
-
-    fn quantizer(&self) -> Quantizer {
-        let kind = QuantizerKind::Nearest;
-        Quantizer { kind, l2_norm: false, legacy_beta: true, beta: 0.25, entropy_ratio: 0.0 }
-    }
-
-    fn has_gumbel(&self) -> bool {
-        true
-    }
-
-    fn note(&self, has: &dyn Fn(&str) -> bool) -> Option<&'static str> {
-        has(AVERAGE).then_some("its codebook was learnt by moving averages, and is trained by gradients here")
-    }
-
-    fn obstacle(&self, architecture: &Architecture) -> Option<&'static str> {
-        let Architecture { attention_levels, mid_attention, quantizer, .. } = architecture;
-        if quantizer.kind == QuantizerKind::Gumbel && !mid_attention {
-            return Some("a Gumbel quantizer and no attention in the middle");
-        }
-        obstacle_of_multiples(architecture).or_else(|| {
-            // latent-diffusion's attn_type is that of all levels.
-            let is_partial = !mid_attention && !attention_levels.is_empty();
-            is_partial.then_some("attention at a level and none in the middle")
-        })
-    }
-
-    fn weights_file(&self) -> ExportFile {
-        ExportFile::Torch { name: "model.ckpt", key: "state_dict" }
-    }
-
-    fn convert(&self, canonical: &str, weight: HostTensor, architecture: &Architecture) -> HostTensor {
-        with_unit_codes(canonical, weight, architecture)
-    }
-
-    fn config(&self, architecture: &Architecture) -> Option<ConfigFile> {
-        Some(ConfigFile { name: "config.yaml", text: config_text(architecture) })
-    }
+    obstacle_of_multiples(architecture).or_else(|| {
+        // latent-diffusion's attn_type is that of all levels.
+        let is_partial = !mid_attention && !attention_levels.is_empty();
+        is_partial.then_some("attention at a level and none in the middle")
+    })
 }
 
 fn config_text(architecture: &Architecture) -> String {

@@ -233,110 +233,14 @@ impl<R: BufRead> Machine<'_, R> {
     }
 
     fn step(&mut self, opcode: u8) -> Result<(), PickleError> {
+        if let Some(value) = self.value(opcode)? {
+            return self.push(value);
+        }
         match opcode {
-            // Protocol and frames: nothing but announcements.
-            0x80 => {
-                if self.input.byte()? > 5 {
-                    return Err(PickleError::Unsupported("a pickle protocol above 5"));
-                }
-                Ok(())
-            }
+            // Protocol and frames announce what follows.
+            0x80 if self.input.byte()? > 5 => Err(PickleError::Unsupported("a pickle protocol above 5")),
+            0x80 => Ok(()),
             0x95 => self.input.array::<8>().map(drop),
-
-            b'N' => self.push(Value::None),
-            0x88 => self.push(Value::Bool(true)),
-            0x89 => self.push(Value::Bool(false)),
-            b'J' => {
-                let value = i32::from_le_bytes(self.input.array()?);
-                self.push(Value::Int(value.into()))
-            }
-            b'K' => {
-                let value = self.input.byte()?;
-                self.push(Value::Int(value.into()))
-            }
-            b'M' => {
-                let value = u16::from_le_bytes(self.input.array()?);
-                self.push(Value::Int(value.into()))
-            }
-            b'I' => {
-                let line = self.input.line()?;
-                let value = match line.as_str() {
-                    "00" => Value::Bool(false),
-                    "01" => Value::Bool(true),
-                    digits => decimal(digits)?,
-                };
-                self.push(value)
-            }
-            b'L' => {
-                let line = self.input.line()?;
-                let value = decimal(line.strip_suffix('L').unwrap_or(&line))?;
-                self.push(value)
-            }
-            0x8a => {
-                let length = self.input.byte()?;
-                self.long(length.into())
-            }
-            0x8b => {
-                let length = self.length4()?;
-                self.long(length)
-            }
-            b'F' => {
-                let line = self.input.line()?;
-                let value = line.trim().parse();
-                let value = value.map_err(|_| PickleError::Malformed("a number"))?;
-                self.push(Value::Float(value))
-            }
-            b'G' => {
-                let value = f64::from_be_bytes(self.input.array()?);
-                self.push(Value::Float(value))
-            }
-
-            b'S' => {
-                let line = self.input.line()?;
-                let quoted = line.trim();
-                let text = ['\'', '"'].iter().find_map(|quote| quoted.strip_prefix(*quote)?.strip_suffix(*quote));
-                let text = text.ok_or(PickleError::Malformed("a string without quotes"))?;
-                self.push(Value::Text(text.to_owned()))
-            }
-            b'V' => {
-                let line = self.input.line()?;
-                self.push(Value::Text(line))
-            }
-            // Python 2 wrote texts as byte strings.
-            b'T' => {
-                let length = self.length4()?;
-                let bytes = self.input.bytes(length)?;
-                self.push(text_or_bytes(bytes))
-            }
-            b'U' => {
-                let length = self.input.byte()?;
-                let bytes = self.input.bytes(length.into())?;
-                self.push(text_or_bytes(bytes))
-            }
-            b'X' => {
-                let length = self.length4()?;
-                self.text(length)
-            }
-            0x8c => {
-                let length = self.input.byte()?;
-                self.text(length.into())
-            }
-            0x8d => {
-                let length = u64::from_le_bytes(self.input.array()?);
-                self.text(length)
-            }
-            b'B' => {
-                let length = self.length4()?;
-                self.blob(length)
-            }
-            b'C' => {
-                let length = self.input.byte()?;
-                self.blob(length.into())
-            }
-            0x8e | 0x96 => {
-                let length = u64::from_le_bytes(self.input.array()?);
-                self.blob(length)
-            }
 
             b'(' => {
                 self.grows(self.marks.len())?;
@@ -344,7 +248,7 @@ impl<R: BufRead> Machine<'_, R> {
                 Ok(())
             }
             b'0' => match self.marks.last() {
-                // Popping an empty frame takes its mark away, as Python does.
+                // Popping an empty frame removes its mark, as in Python.
                 Some(&mark) if mark == self.stack.len() => {
                     self.marks.pop();
                     Ok(())
@@ -357,19 +261,6 @@ impl<R: BufRead> Machine<'_, R> {
                 self.push_id(top)
             }
 
-            b')' => self.push(Value::Tuple(Vec::new())),
-            0x85 => self.tuple(1),
-            0x86 => self.tuple(2),
-            0x87 => self.tuple(3),
-            b't' => {
-                let items = self.pop_mark()?;
-                self.push(Value::Tuple(items))
-            }
-            b']' => self.push(Value::List(Vec::new())),
-            b'l' => {
-                let items = self.pop_mark()?;
-                self.push(Value::List(items))
-            }
             b'a' => {
                 let item = self.pop()?;
                 self.extend(vec![item])
@@ -377,16 +268,6 @@ impl<R: BufRead> Machine<'_, R> {
             b'e' | 0x90 => {
                 let items = self.pop_mark()?;
                 self.extend(items)
-            }
-            0x8f => self.push(Value::Set(Vec::new())),
-            0x91 => {
-                let items = self.pop_mark()?;
-                self.push(Value::Set(items))
-            }
-            b'}' => self.push(Value::Dict(Vec::new())),
-            b'd' => {
-                let items = pairs(self.pop_mark()?)?;
-                self.push(Value::Dict(items))
             }
             b's' => {
                 let value = self.pop()?;
@@ -397,91 +278,22 @@ impl<R: BufRead> Machine<'_, R> {
                 let items = pairs(self.pop_mark()?)?;
                 self.insert(items)
             }
-
-            b'c' => {
-                let module = self.input.line()?;
-                let name = self.input.line()?;
-                self.push(Value::Class(Box::new(Class { module, name })))
-            }
-            0x93 => {
-                let name = self.pop_text()?;
-                let module = self.pop_text()?;
-                self.push(Value::Class(Box::new(Class { module, name })))
-            }
-            b'R' | 0x81 => {
-                let args = self.pop()?;
-                let class = self.pop()?;
-                self.object(class, args)
-            }
-            0x92 => {
-                let _keywords = self.pop()?;
-                let args = self.pop()?;
-                let class = self.pop()?;
-                self.object(class, args)
-            }
-            b'i' => {
-                let module = self.input.line()?;
-                let name = self.input.line()?;
-                let args = self.pop_mark()?;
-                let class = self.add(Value::Class(Box::new(Class { module, name })))?;
-                let args = self.add(Value::Tuple(args))?;
-                self.object(class, args)
-            }
-            b'o' => {
-                let mut args = self.pop_mark()?;
-                if args.is_empty() {
-                    return Err(PickleError::Malformed("an object without a class"));
-                }
-                let class = args.remove(0);
-                let args = self.add(Value::Tuple(args))?;
-                self.object(class, args)
-            }
             b'b' => {
                 let state = self.pop()?;
                 let target = self.top()?;
-                // Whatever is no object keeps no state: nothing here looks for it.
+                // Only objects have a state that is read.
                 if let Value::Object(object) = self.value_mut(target) {
                     object.state = Some(state);
                 }
                 Ok(())
             }
 
-            b'P' => {
-                let line = self.input.line()?;
-                let id = self.add(Value::Text(line))?;
-                self.push(Value::Persistent(id))
-            }
-            b'Q' => {
-                let id = self.pop()?;
-                self.push(Value::Persistent(id))
-            }
-
-            b'p' => {
-                let index = self.memo_line()?;
+            b'p' | b'q' | b'r' | 0x94 => {
+                let index = self.memo_index(opcode)?;
                 self.remember(index)
             }
-            b'q' => {
-                let index = self.input.byte()?;
-                self.remember(index.into())
-            }
-            b'r' => {
-                let index = u32::from_le_bytes(self.input.array()?);
-                self.remember(index)
-            }
-            0x94 => {
-                let index = self.memo.len() as u32;
-                self.remember(index)
-            }
-            b'g' => {
-                let index = self.memo_line()?;
-                self.recall(index)
-            }
-            b'h' => {
-                let index = self.input.byte()?;
-                self.recall(index.into())
-            }
-            b'j' => {
-                let index = u32::from_le_bytes(self.input.array()?);
+            b'g' | b'h' | b'j' => {
+                let index = self.memo_index(opcode)?;
                 self.recall(index)
             }
 
@@ -491,6 +303,103 @@ impl<R: BufRead> Machine<'_, R> {
             0x82..=0x84 => Err(PickleError::Unsupported("registered extension codes")),
             other => Err(PickleError::Opcode(other)),
         }
+    }
+
+    /// The value that an instruction makes; None for one that does something else.
+    fn value(&mut self, opcode: u8) -> Result<Option<Value>, PickleError> {
+        let value = match opcode {
+            b'N' => Value::None,
+            0x88 => Value::Bool(true),
+            0x89 => Value::Bool(false),
+            b'J' => Value::Int(i32::from_le_bytes(self.input.array()?).into()),
+            b'K' => Value::Int(self.input.byte()?.into()),
+            b'M' => Value::Int(u16::from_le_bytes(self.input.array()?).into()),
+            b'I' => match self.input.line()?.as_str() {
+                "00" => Value::Bool(false),
+                "01" => Value::Bool(true),
+                digits => decimal(digits)?,
+            },
+            b'L' => {
+                let line = self.input.line()?;
+                decimal(line.strip_suffix('L').unwrap_or(&line))?
+            }
+            0x8a | 0x8b => integer(self.input.counted(opcode == 0x8a)?),
+            b'F' => {
+                let value = self.input.line()?.trim().parse();
+                Value::Float(value.map_err(|_| PickleError::Malformed("a number"))?)
+            }
+            b'G' => Value::Float(f64::from_be_bytes(self.input.array()?)),
+
+            b'S' => {
+                let line = self.input.line()?;
+                let quoted = line.trim();
+                let text = ['\'', '"'].iter().find_map(|quote| quoted.strip_prefix(*quote)?.strip_suffix(*quote));
+                Value::Text(text.ok_or(PickleError::Malformed("a string without quotes"))?.to_owned())
+            }
+            b'V' => Value::Text(self.input.line()?),
+            // Python 2 wrote texts as byte strings.
+            b'T' | b'U' => text_or_bytes(self.input.counted(opcode == b'U')?),
+            b'X' | 0x8c => text(self.input.counted(opcode == 0x8c)?),
+            0x8d => text(self.input.counted8()?),
+            b'B' | b'C' => {
+                self.input.counted(opcode == b'C')?;
+                Value::Bytes
+            }
+            0x8e | 0x96 => {
+                self.input.counted8()?;
+                Value::Bytes
+            }
+
+            b')' => Value::Tuple(Vec::new()),
+            0x85 => Value::Tuple(self.pop_last(1)?),
+            0x86 => Value::Tuple(self.pop_last(2)?),
+            0x87 => Value::Tuple(self.pop_last(3)?),
+            b't' => Value::Tuple(self.pop_mark()?),
+            b']' => Value::List(Vec::new()),
+            b'l' => Value::List(self.pop_mark()?),
+            0x8f => Value::Set(Vec::new()),
+            0x91 => Value::Set(self.pop_mark()?),
+            b'}' => Value::Dict(Vec::new()),
+            b'd' => Value::Dict(pairs(self.pop_mark()?)?),
+
+            b'c' => self.input.class()?,
+            0x93 => {
+                let name = self.pop_text()?;
+                let module = self.pop_text()?;
+                Value::Class(Box::new(Class { module, name }))
+            }
+            b'R' | 0x81 => {
+                let args = self.pop()?;
+                object(self.pop()?, args)
+            }
+            0x92 => {
+                let _keywords = self.pop()?;
+                let args = self.pop()?;
+                object(self.pop()?, args)
+            }
+            b'i' => {
+                let class = self.input.class()?;
+                let args = self.pop_mark()?;
+                let class = self.add(class)?;
+                object(class, self.add(Value::Tuple(args))?)
+            }
+            b'o' => {
+                let mut args = self.pop_mark()?;
+                if args.is_empty() {
+                    return Err(PickleError::Malformed("an object without a class"));
+                }
+                let class = args.remove(0);
+                object(class, self.add(Value::Tuple(args))?)
+            }
+
+            b'P' => {
+                let line = self.input.line()?;
+                Value::Persistent(self.add(Value::Text(line))?)
+            }
+            b'Q' => Value::Persistent(self.pop()?),
+            _ => return Ok(None),
+        };
+        Ok(Some(value))
     }
 
     fn add(&mut self, value: Value) -> Result<Id, PickleError> {
@@ -550,17 +459,11 @@ impl<R: BufRead> Machine<'_, R> {
         }
     }
 
-    fn tuple(&mut self, length: usize) -> Result<(), PickleError> {
-        let mut items = Vec::with_capacity(length);
-        for _ in 0..length {
-            items.push(self.pop()?);
-        }
+    /// The last values, in the order in which they were pushed.
+    fn pop_last(&mut self, length: usize) -> Result<Vec<Id>, PickleError> {
+        let mut items = (0..length).map(|_| self.pop()).collect::<Result<Vec<_>, _>>()?;
         items.reverse();
-        self.push(Value::Tuple(items))
-    }
-
-    fn object(&mut self, class: Id, args: Id) -> Result<(), PickleError> {
-        self.push(Value::Object(Box::new(Object { class, args, state: None, items: Vec::new(), elements: Vec::new() })))
+        Ok(items)
     }
 
     fn extend(&mut self, items: Vec<Id>) -> Result<(), PickleError> {
@@ -596,32 +499,17 @@ impl<R: BufRead> Machine<'_, R> {
         self.push_id(id)
     }
 
-    fn memo_line(&mut self) -> Result<u32, PickleError> {
-        let line = self.input.line()?;
-        let index = line.trim().parse();
-        index.map_err(|_| PickleError::Malformed("a memo number"))
-    }
-
-    fn length4(&mut self) -> Result<u64, PickleError> {
-        Ok(u32::from_le_bytes(self.input.array()?).into())
-    }
-
-    fn text(&mut self, length: u64) -> Result<(), PickleError> {
-        let bytes = self.input.bytes(length)?;
-        // Lone surrogates, which Python allows, cannot matter in a name.
-        let text =
-            String::from_utf8(bytes).unwrap_or_else(|error| String::from_utf8_lossy(error.as_bytes()).into_owned());
-        self.push(Value::Text(text))
-    }
-
-    fn blob(&mut self, length: u64) -> Result<(), PickleError> {
-        self.input.bytes(length)?;
-        self.push(Value::Bytes)
-    }
-
-    fn long(&mut self, length: u64) -> Result<(), PickleError> {
-        let bytes = self.input.bytes(length)?;
-        self.push(integer(bytes))
+    /// The memo's number in an instruction; the next one where it is not written.
+    fn memo_index(&mut self, opcode: u8) -> Result<u32, PickleError> {
+        match opcode {
+            b'p' | b'g' => {
+                let index = self.input.line()?.trim().parse();
+                index.map_err(|_| PickleError::Malformed("a memo number"))
+            }
+            b'q' | b'h' => Ok(self.input.byte()?.into()),
+            b'r' | b'j' => Ok(u32::from_le_bytes(self.input.array()?)),
+            _ => Ok(self.memo.len() as u32),
+        }
     }
 }
 
@@ -647,6 +535,25 @@ impl<R: BufRead> Input<'_, R> {
     fn byte(&mut self) -> Result<u8, PickleError> {
         let [byte] = self.array()?;
         Ok(byte)
+    }
+
+    /// Bytes after their number, which has 1 byte or 4.
+    fn counted(&mut self, is_short: bool) -> Result<Vec<u8>, PickleError> {
+        let length = if is_short { self.byte()?.into() } else { u32::from_le_bytes(self.array()?) };
+        self.bytes(length.into())
+    }
+
+    /// Bytes after their number, which has 8 bytes.
+    fn counted8(&mut self) -> Result<Vec<u8>, PickleError> {
+        let length = u64::from_le_bytes(self.array()?);
+        self.bytes(length)
+    }
+
+    /// The name of a class in two lines.
+    fn class(&mut self) -> Result<Value, PickleError> {
+        let module = self.line()?;
+        let name = self.line()?;
+        Ok(Value::Class(Box::new(Class { module, name })))
     }
 
     /// Grows with what is really there, not with the length that the file claims.
@@ -678,6 +585,16 @@ fn pairs(items: Vec<Id>) -> Result<Vec<(Id, Id)>, PickleError> {
         return Err(PickleError::Malformed("a key without a value"));
     }
     Ok(pairs.iter().map(|&[key, value]| (key, value)).collect())
+}
+
+fn object(class: Id, args: Id) -> Value {
+    Value::Object(Box::new(Object { class, args, state: None, items: Vec::new(), elements: Vec::new() }))
+}
+
+/// Text of which nothing is lost but lone surrogates, which Python allows and no name has.
+fn text(bytes: Vec<u8>) -> Value {
+    let text = String::from_utf8(bytes);
+    Value::Text(text.unwrap_or_else(|error| String::from_utf8_lossy(error.as_bytes()).into_owned()))
 }
 
 fn text_or_bytes(bytes: Vec<u8>) -> Value {
