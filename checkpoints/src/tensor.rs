@@ -34,7 +34,7 @@ impl HostTensor {
     pub fn from_f32(shape: impl AsRef<[usize]>, values: &[f32]) -> HostTensor {
         let shape = shape.as_ref().to_vec();
         assert_eq!(elements(&shape), Some(values.len()), "{shape:?} does not hold the values");
-        // Into place and not collected byte by byte: this is most of what a run waits for when it saves.
+        // Written in place and not collected byte by byte: a run waits for this when it saves.
         let mut bytes = vec![0; size_of_val(values)];
         for (bytes, value) in bytes.as_chunks_mut::<4>().0.iter_mut().zip(values) {
             *bytes = value.to_le_bytes();

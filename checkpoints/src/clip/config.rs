@@ -1,4 +1,4 @@
-//! What the configuration beside a CLIP's weights says, and in which words.
+//! Reads the configuration beside a CLIP's weights.
 
 use std::path::Path;
 
@@ -210,7 +210,7 @@ fn open_clip(config: &Section) -> Result<ClipArchitecture, WeightsError> {
     })
 }
 
-/// Refuses the settings of OpenCLIP that change what is computed without changing the tensors.
+/// Refuses settings of OpenCLIP that change the computation and not the tensors.
 fn plain(section: &Section, usual: &[(&str, &str)]) -> Result<(), WeightsError> {
     let refuse = |key: &str, value: &Json| {
         section.refuse(format!("{}.{key} is {value} in {}, which is not built here", section.name, section.file))

@@ -1,4 +1,4 @@
-//! CLIP's weights, whoever published them: transformers, OpenCLIP or OpenAI, brought in under transformers' names.
+//! Loads a CLIP that transformers, OpenCLIP or OpenAI published, under transformers' names.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
@@ -19,9 +19,9 @@ use names::{Form, Naming};
 /// What transformers and OpenCLIP call the weights in a model's folder, best first.
 pub(crate) const WEIGHTS: [&str; 4] =
     ["model.safetensors", "open_clip_model.safetensors", "pytorch_model.bin", "open_clip_pytorch_model.bin"];
-/// Under which programs keep a CLIP that is part of something larger.
+/// The prefix of a CLIP that is part of a larger model.
 const HOLDER: &str = "model.";
-/// What belongs to a CLIP and lies beside its weights.
+/// Files beside the weights that belong to a CLIP.
 pub(crate) const BESIDE: [&str; 6] =
     ["config.json", "open_clip_config.json", "preprocessor_config.json", "tokenizer.json", "vocab.json", "merges.txt"];
 
@@ -29,7 +29,7 @@ pub(crate) const BESIDE: [&str; 6] =
 pub const CLIP_TOKENIZERS: [&str; 5] =
     ["tokenizer.json", "vocab.json", "bpe_simple_vocab_16e6.txt.gz", "bpe_simple_vocab_16e6.txt", "merges.txt"];
 
-/// What a CLIP with a vision transformer is built like.
+/// The architecture of a CLIP with a vision transformer.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct ClipArchitecture {
@@ -51,9 +51,9 @@ pub struct ClipArchitecture {
     pub activation: Activation,
     /// Added to the variance in every norm.
     pub layer_norm_epsilon: f64,
-    /// Taken from an image's red, green and blue in 0..1.
+    /// Subtracted from an image's red, green and blue in 0..1.
     pub mean: [f64; 3],
-    /// What is left is divided by it.
+    /// The colours minus `mean` are divided by it.
     pub deviation: [f64; 3],
     /// The token whose position gives the text's embedding.
     pub end_of_text: u32,
@@ -86,7 +86,7 @@ pub enum Activation {
 /// A CLIP as it was published.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Clip {
-    /// What it is built like.
+    /// Its architecture.
     pub architecture: ClipArchitecture,
     /// The weights under the names of transformers' `CLIPModel`, in the file's element types; projections are
     /// `[out, in]`.
@@ -104,8 +104,9 @@ pub struct Clip {
 /// | the same | OpenAI (`torch.save` or TorchScript) | the shapes, with 64 channels per head and QuickGELU |
 ///
 /// The configurations lie beside the weights. Without `open_clip_config.json` a file is OpenAI's if it is a TorchScript
-/// program, has OpenAI's `input_resolution`, or is nothing but a state dict with the names as they are; not if the file's
-/// name begins with `open_clip`, its tensors have wrappers around them or lie under a key, as in a checkpoint of a training.
+/// program, has OpenAI's `input_resolution`, or is nothing but a state dict with the names as they are; not if the
+/// file's name begins with `open_clip`, its tensors have wrappers around them or lie under a key, as in a checkpoint of
+/// a training.
 ///
 /// # Errors
 /// One line: what the file is instead, or what of configuration and tensors contradict each other.
@@ -115,8 +116,8 @@ pub fn load_clip(weights: impl Into<Fetched>) -> Result<Clip, WeightsError> {
     read_clip(weights, None, true)
 }
 
-/// As [`load_clip`], without the weights of the text tower: what `text_model.` and `text_projection.` begin is checked and
-/// not read.
+/// As [`load_clip`], without the weights of the text tower: what `text_model.` and `text_projection.` begin is checked
+/// and not read.
 ///
 /// # Errors
 /// As [`load_clip`].
@@ -171,7 +172,7 @@ struct Tensors<'a> {
 }
 
 impl<'a> Tensors<'a> {
-    /// Recognises whose names they are, and says what else it is that only looks like a CLIP.
+    /// Recognises whose names they are, and refuses by name other models that look like a CLIP.
     fn of(file: &'a WeightsFile) -> Result<Tensors<'a>, WeightsError> {
         let mut names = BTreeMap::new();
         for (name, in_file) in file.unwrapped()?.0 {
@@ -255,7 +256,7 @@ impl<'a> Tensors<'a> {
         }
     }
 
-    /// Compares the sizes of the configuration with those of the tensors, each where it shows first.
+    /// Compares the sizes in the configuration with those of the tensors.
     fn agree(&self, architecture: &ClipArchitecture, source: &Source) -> Result<(), WeightsError> {
         let said = |key: &str| source.words(key);
         let ClipArchitecture { vision, text, .. } = architecture;
@@ -370,7 +371,7 @@ impl<'a> Tensors<'a> {
         })
     }
 
-    /// Reads the parameters that are wanted by their canonical names, once all are known to be there.
+    /// Checks all parameters, then reads those that are wanted by their canonical names.
     fn read(
         &self,
         architecture: &ClipArchitecture,

@@ -47,7 +47,7 @@ impl ClipArchitecture {
     }
 }
 
-/// Whether a canonical parameter is of use to texts alone.
+/// Whether a canonical parameter is used for texts alone.
 pub(super) fn is_of_texts(canonical: &str) -> bool {
     canonical.starts_with("text_model.") || canonical.starts_with("text_projection.")
 }

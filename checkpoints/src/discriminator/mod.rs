@@ -1,4 +1,4 @@
-//! A PatchGAN's weights (Isola et al. 2017, arXiv 1611.07004) out of a VQGAN's checkpoint.
+//! Loads a PatchGAN's weights (Isola et al. 2017, arXiv 1611.07004) from a VQGAN's checkpoint.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -9,19 +9,19 @@ use crate::tensor::{HostTensor, is_float};
 mod tests;
 
 const FIRST: &str = "main.0.weight";
-/// Of every convolution, in each direction.
+/// Height and width of every convolution's kernel.
 const KERNEL: usize = 4;
 
 /// Reads the PatchGAN of a checkpoint: under `loss.discriminator.` in taming's, at the top-level key `discriminator` in
 /// LlamaGen's, or a state dict of its own.
 ///
-/// The names are those within the discriminator: `main.N.weight` and `main.N.bias` for convolutions `[out, in, 4, 4]` and
-/// norms `[channels]`, `main.N.running_mean` and `main.N.running_var` for batch norms. With `n` inner layers, the
+/// The names are those within the discriminator: `main.N.weight` and `main.N.bias` for convolutions `[out, in, 4, 4]`
+/// and norms `[channels]`, `main.N.running_mean` and `main.N.running_var` for batch norms. With `n` inner layers, the
 /// convolutions are at 0, 2, 5, ... 2 + 3 `n`, and a norm is behind each but the first and the last.
 ///
 /// # Errors
-/// One line when there is no discriminator, or one of another kind. [`WeightsError::Mismatch`] names all tensors that do
-/// not make a PatchGAN, by the file's own names.
+/// One line when there is no discriminator, or another kind of one. [`WeightsError::Mismatch`] names all tensors that
+/// do not fit a PatchGAN, by the file's own names.
 pub fn load_discriminator(weights: impl Into<Fetched>) -> Result<BTreeMap<String, HostTensor>, WeightsError> {
     let Fetched { weights, key } = weights.into();
     let file = match WeightsFile::open_with(&weights, Some(key.as_deref().unwrap_or("discriminator"))) {
@@ -88,7 +88,7 @@ pub fn load_discriminator(weights: impl Into<Fetched>) -> Result<BTreeMap<String
     check.read()
 }
 
-/// Goes through the layers and keeps what is left over.
+/// Compares the layers with those of a PatchGAN and collects the differences.
 struct Check<'a> {
     file: &'a WeightsFile,
     prefix: String,
@@ -111,7 +111,7 @@ impl Check<'_> {
         }
     }
 
-    /// Looks at a convolution of so many input channels, and gives those of its output.
+    /// Checks a convolution with this number of input channels; gives the number of its output channels.
     fn convolution(&mut self, number: usize, channels: Option<usize>) -> usize {
         let name = self.name(number, "weight");
         let Some(shape) = self.shape(number, "weight").map(<[usize]>::to_vec) else {
@@ -121,7 +121,7 @@ impl Check<'_> {
             self.differences.different.push(format!("{name} is {shape:?}, must be a convolution's"));
             return 0;
         };
-        // Nothing can be said where the layer before is missing.
+        // Without the layer before it, any number of input channels is right.
         let expected = channels.filter(|channels| *channels > 0).unwrap_or(inner);
         if (inner, height, width) != (expected, KERNEL, KERNEL) {
             self.differences
@@ -131,7 +131,7 @@ impl Check<'_> {
         out
     }
 
-    /// Looks at a vector that must be there.
+    /// Checks a vector that must be there.
     fn needs(&mut self, number: usize, kind: &'static str, channels: usize) {
         let name = self.name(number, kind);
         let Some(shape) = self.shape(number, kind).map(<[usize]>::to_vec) else {
@@ -142,14 +142,14 @@ impl Check<'_> {
         }
     }
 
-    /// Looks at a vector that may be there.
+    /// Checks a vector that may be there.
     fn takes(&mut self, number: usize, kind: &'static str, channels: usize) {
         if self.parameters.contains_key(&(number, kind)) {
             self.needs(number, kind, channels);
         }
     }
 
-    /// Looks at a norm; a group norm keeps no statistics.
+    /// Checks a norm. A group norm has no statistics.
     fn norm(&mut self, number: usize, channels: usize) {
         self.needs(number, "weight", channels);
         self.needs(number, "bias", channels);
@@ -163,7 +163,7 @@ impl Check<'_> {
 
     fn read(mut self) -> Result<BTreeMap<String, HostTensor>, WeightsError> {
         for ((number, kind), name) in &self.parameters {
-            // By threes: a norm, the activation behind it, the next convolution.
+            // Layers repeat by threes: a norm, its activation, the next convolution.
             let is_activation = number % 3 == 1;
             let is_convolution = *number == 0 || number % 3 == 2;
             if is_activation || (is_convolution && kind.starts_with("running")) {

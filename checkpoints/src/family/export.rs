@@ -39,8 +39,8 @@ pub struct ConfigFile {
 /// configuration names that class.
 ///
 /// # Errors
-/// [`WeightsError::Architecture`] when the family's programs would not load the same model without further arguments, or a
-/// weight is missing or has another shape than the architecture says.
+/// [`WeightsError::Architecture`] when the family's programs would not load the same model without further arguments,
+/// or a weight is missing or has another shape than the architecture says.
 pub fn export_vqgan(
     weights: &BTreeMap<String, HostTensor>,
     architecture: &Architecture,

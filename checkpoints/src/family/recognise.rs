@@ -111,8 +111,8 @@ struct Placed<'a> {
 }
 
 impl<'a> Placed<'a> {
-    /// Removes what is around the names of a VQGAN: [`HOLDERS`] anywhere, else one prefix that all its names have. A name
-    /// with another prefix is not the model's. In a file without any prefix, all names are.
+    /// Removes what is around the names of a VQGAN: [`HOLDERS`] anywhere, else one prefix that all its names have. A
+    /// name with another prefix is not the model's. In a file without any prefix, all names are.
     fn of(file: &'a WeightsFile) -> Result<Placed<'a>, WeightsError> {
         let all = file.unwrapped()?.0;
         // The file's own name of each model's first tensor, by the model's prefix.

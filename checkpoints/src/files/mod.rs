@@ -89,8 +89,8 @@ impl WeightsFile {
         Self::open_with(path, None)
     }
 
-    /// [`open`](Self::open), with the key of a torch file that holds the weights: one at the top, or `state/generator` for
-    /// one in a dict below it.
+    /// [`open`](Self::open), with the key of a torch file that holds the weights: one at the top, or `state/generator`
+    /// for one in a dict below it.
     ///
     /// # Errors
     /// As for `open`; [`WeightsError::Key`] lists the keys that there are.
@@ -160,8 +160,8 @@ impl WeightsFile {
         Err(WeightsError::Unsupported { path: self.path.clone(), what: what.into() })
     }
 
-    /// The JSON file of that name beside the weights, if there is one. To be asked only for a configuration that belongs
-    /// to such weights: other files beside weights may be anything.
+    /// The JSON file of that name beside the weights, if there is one. To be asked only for a configuration that
+    /// belongs to such weights: other files beside weights may be anything.
     pub(crate) fn json_beside(&self, name: &str) -> Result<Option<Json>, WeightsError> {
         let path = self.path.with_file_name(name);
         // A folder or a pipe of that name is no configuration, and opening a pipe waits for ever.

@@ -99,8 +99,8 @@ impl SafetensorsFile {
     }
 }
 
-/// Writes a safetensors file; `metadata` goes into its header (Python libraries want `format` = `pt` there). Returns what it is to
-/// be recognised by, of the bytes before they went to the disk.
+/// Writes a safetensors file; `metadata` goes into its header (Python libraries want `format` = `pt` there). Returns
+/// what it is to be recognised by, of the bytes before they went to the disk.
 ///
 /// The file appears under its name only when it is whole.
 ///

@@ -13,8 +13,8 @@ use super::torch_file::{TensorRef, TorchError, TorchFile};
 const STATE_DICTS: [&str; 3] = ["state_dict", "ema", "model"];
 /// Names the listed keys where nothing was found at the top of a file.
 pub(super) const TOP: &str = "top-level keys";
-/// Most attributes of a TorchScript program's modules. Modules can share inner modules or contain themselves, so a small
-/// file can have attributes without end.
+/// Most attributes of a TorchScript program's modules. Modules can share inner modules or contain themselves, so a
+/// small file can have attributes without end.
 const MAX_ATTRIBUTES: usize = 1 << 20;
 /// Longest name of a parameter in a TorchScript program, in bytes.
 const MAX_NAME: usize = 256;
@@ -139,8 +139,8 @@ fn get(pickle: &Pickle, entries: &[(Id, Id)], key: &str) -> Option<Id> {
 
 type Entries = Vec<(Id, Id)>;
 
-/// Looks up a key in which `/` leads into inner dicts. Gives the entries of the dict that is found there, whether the key
-/// was looked up at the top, and the entries of the dict in which it was looked up.
+/// Looks up a key in which `/` leads into inner dicts. Gives the entries of the dict that is found there, whether the
+/// key was looked up at the top, and the entries of the dict in which it was looked up.
 fn find_nested(pickle: &Pickle, mut entries: Entries, mut key: &str) -> (Option<Entries>, bool, Entries) {
     let mut is_top = true;
     loop {

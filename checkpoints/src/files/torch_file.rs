@@ -1,7 +1,7 @@
 //! Files of `torch.save`, both the zip archives of today and the legacy form of torch before 1.6, and the attributes
-//! of TorchScript programs, whose code is left alone.
+//! of TorchScript programs, whose code is never run.
 //!
-//! Opening reads the pickle alone; the bytes of a tensor are read when it is asked for, so optimizer states cost nothing.
+//! Opening reads the pickle alone. A tensor is read when it is asked for, so optimizer states cost nothing.
 
 use std::collections::HashMap;
 use std::fs::File;
@@ -256,7 +256,7 @@ impl TorchFile {
     }
 }
 
-/// torch itself does not check the sums, and has an option to save without them.
+/// Checksums are not checked: torch does not check them either, and has an option to save without them.
 fn reading() -> ZipReadOptions<'static> {
     ZipReadOptions::new().ignore_crc32(true)
 }
@@ -300,7 +300,7 @@ impl Container {
 
 /// Exactly `length` bytes, or None when there are fewer. Memory is taken as the bytes arrive.
 fn exactly(input: &mut impl Read, length: usize) -> std::io::Result<Option<Vec<u8>>> {
-    // One piece for every honest tensor; a dishonest length ends with the file.
+    // A real tensor is read in one piece; a length that is too large ends with the file.
     let mut bytes = Vec::with_capacity(length.min(1 << 28));
     input.take(length as u64).read_to_end(&mut bytes)?;
     Ok((bytes.len() == length).then_some(bytes))
@@ -429,7 +429,7 @@ fn legacy_storages(
     Ok(storages)
 }
 
-/// Bytes per element of a storage class, for the ones that are only skipped too.
+/// Bytes per element of a storage class, also for classes that are only skipped.
 fn element_bytes(class: &str) -> Option<u64> {
     let element = class.strip_suffix("Storage")?;
     Some(match element {
@@ -456,7 +456,7 @@ fn is_contiguous(shape: &[usize], strides: &[usize]) -> bool {
 
 /// Copies a strided tensor into row-major order.
 fn gather(bytes: &[u8], shape: &[usize], strides: &[usize], size: usize, total: usize) -> Vec<u8> {
-    // The stride of a single element is never taken and may be anything.
+    // The stride of a dimension with one element is never used and may be anything.
     let steps = shape.iter().zip(strides);
     let steps: Vec<usize> = steps.map(|(&length, &stride)| if length == 1 { 0 } else { stride }).collect();
     let mut gathered = Vec::with_capacity(total);

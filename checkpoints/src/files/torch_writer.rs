@@ -86,11 +86,11 @@ fn storage_class(dtype: Dtype) -> Option<&'static str> {
     })
 }
 
-/// A pickle of protocol 2 in the making.
+/// A pickle of protocol 2 that is being written.
 struct Pickling(Vec<u8>);
 
 impl Pickling {
-    /// A number, a truth or a text; None for all else.
+    /// Writes a number, a bool or a text; None for any other value.
     fn plain(&mut self, value: &serde_json::Value) {
         use serde_json::Value as Json;
         match value {

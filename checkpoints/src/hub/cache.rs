@@ -19,7 +19,7 @@ impl RepoCache {
         &self.folder
     }
 
-    /// The folder with the files of a revision, if any of them is here.
+    /// The folder with the files of a revision, if there is one.
     pub(super) fn snapshot(&self, revision: &str) -> Option<PathBuf> {
         let commit = match is_commit(revision) {
             true => revision.to_owned(),
@@ -29,13 +29,13 @@ impl RepoCache {
         (is_commit(commit.trim()) && snapshot.is_dir()).then_some(snapshot)
     }
 
-    /// Notes which commit a branch or tag stands for, for the day without a network.
+    /// Records the commit of a branch or tag, for later use without a network.
     pub(super) fn remember(&self, revision: &str, commit: &str) {
         let path = self.folder.join("refs").join(revision);
         if is_commit(revision) || fs::read_to_string(&path).is_ok_and(|known| known.trim() == commit) {
             return;
         }
-        // The cache may be one that can only be read; then the files are there and only the note is not.
+        // In a cache that is read-only the record is left out; the files are there.
         if let Some(folder) = path.parent() {
             let _ = fs::create_dir_all(folder).map(|()| atomic_write(&path, commit.as_bytes()));
         }

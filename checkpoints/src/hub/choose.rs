@@ -1,4 +1,4 @@
-//! Which file of a repository or folder holds the weights, and which others belong to them.
+//! Chooses the file of a repository or folder that holds the weights, and the files that belong to it.
 
 use std::collections::VecDeque;
 use std::fs;
@@ -14,7 +14,7 @@ use crate::files::INDEX;
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Chosen {
     pub(super) weights: String,
-    /// What else belongs to the weights and lies beside them.
+    /// Other files that belong to the weights, in the same folder.
     pub(super) beside: Vec<String>,
 }
 
@@ -44,7 +44,7 @@ impl FileChoice {
         }
     }
 
-    /// Puts first what is called like the weights that are looked for.
+    /// Puts names that sound like a VQGAN first, if one is looked for.
     fn likely_first(self, mut weights: Vec<String>) -> Vec<String> {
         const TOKENIZERS: [&str; 5] = ["vq", "tokenizer", "autoencoder", "first_stage", "movq"];
         let is_likely = |file: &String| TOKENIZERS.iter().any(|word| file.to_ascii_lowercase().contains(word));
@@ -52,7 +52,7 @@ impl FileChoice {
         weights
     }
 
-    /// The small files beside the weights without which they are of little use.
+    /// The small files beside the weights that loading them needs.
     pub(super) fn beside(self) -> Vec<&'static str> {
         match self {
             FileChoice::Vqgan => Family::config_files(),
@@ -63,7 +63,7 @@ impl FileChoice {
     }
 }
 
-/// Endings of weights; those of one row are alike, and an earlier row is preferred.
+/// Endings of weights. An earlier row is preferred; the endings in a row are equal.
 const ENDINGS: [&[&str]; 4] = [&["safetensors"], &["ckpt"], &["pt", "pth"], &["bin"]];
 
 /// Files of a trainer that end like weights.
@@ -90,7 +90,7 @@ pub(super) fn choose(listing: &[String], asked: Option<&str>, files: FileChoice)
         for name in files.names() {
             let path = format!("{folder}{inner}{name}");
             let index = format!("{path}{INDEX}");
-            // A vocabulary is of no use without its merges.
+            // A vocabulary cannot be used without its merges.
             let is_whole = *name != "vocab.json" || has(&format!("{folder}{inner}merges.txt"));
             if let Some(path) = [path, index].into_iter().find(|path| has(path) && is_whole) {
                 return chosen(path);
@@ -124,7 +124,7 @@ pub(super) fn choose(listing: &[String], asked: Option<&str>, files: FileChoice)
     Err(Refused::NoWeights)
 }
 
-/// What looks like weights below a folder, which is empty or ends in a slash.
+/// Files below a folder that look like weights. `folder` is empty or ends in a slash.
 pub(super) fn weights_in(listing: &[String], folder: &str) -> Vec<String> {
     let is_weights = |file: &&String| {
         let (_, name) = split(file);
@@ -133,7 +133,8 @@ pub(super) fn weights_in(listing: &[String], folder: &str) -> Vec<String> {
     listing.iter().filter(|file| file.starts_with(folder)).filter(is_weights).cloned().collect()
 }
 
-/// Every file below a folder, sorted, with `/` between folders. Deep trees are not weights, and could be a whole disk.
+/// Every file below a folder, sorted, with `/` between folders. Deeper folders are not listed: they could be a whole
+/// disk.
 pub(super) fn list_folder(root: &Path) -> io::Result<Vec<String>> {
     const DEPTH: usize = 3;
     let mut files = Vec::new();
@@ -145,7 +146,7 @@ pub(super) fn list_folder(root: &Path) -> io::Result<Vec<String>> {
                 continue;
             };
             let path = entry.path();
-            // Links are followed, as the Hub's cache consists of them; a dangling one is a file that is not here.
+            // The Hub's cache consists of links, so they are followed. A link to nothing is a file that is not here.
             match fs::metadata(&path) {
                 Ok(metadata) if metadata.is_file() => files.push(format!("{inside}{name}")),
                 Ok(metadata) if metadata.is_dir() && depth > 0 => {
@@ -159,7 +160,7 @@ pub(super) fn list_folder(root: &Path) -> io::Result<Vec<String>> {
     Ok(files)
 }
 
-/// The folder with its slash, and the name.
+/// Parts a path into the folder with its slash and the name.
 pub(super) fn split(path: &str) -> (&str, &str) {
     path.split_at(path.rfind('/').map_or(0, |slash| slash + 1))
 }

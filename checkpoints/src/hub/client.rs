@@ -1,4 +1,4 @@
-//! The network: what a repository has, and one file of it at a time into the cache.
+//! The network: lists the files of a repository, and downloads them into the cache one at a time.
 
 use std::error::Error;
 use std::fs;
@@ -104,8 +104,8 @@ impl Client {
         }
     }
 
-    /// Does `work` on a thread of its own and gives up when nothing has come for too long: the library has no timeout,
-    /// and a connection can stay open and silent for hours. The thread is then left behind.
+    /// Does `work` on a thread of its own and gives up when nothing has arrived for too long: the library has no
+    /// timeout, and a connection can stay open and silent for hours. That thread is then not waited for.
     fn watch<T: Send + 'static>(
         &self,
         file: &str,
@@ -142,7 +142,7 @@ impl Client {
         }
     }
 
-    /// Compares what came with what the Hub announced. The library takes any answer for the file, an error page too.
+    /// Compares the bytes with what the Hub announced. The library takes any answer for the file, even an error page.
     fn check(&self, path: PathBuf, file: &str, size: u64) -> Result<PathBuf, HubError> {
         let failed = |source: io::Error| HubError::Unreadable { path: path.clone(), source };
         let blob = fs::canonicalize(&path).map_err(failed)?;
@@ -176,7 +176,7 @@ impl Client {
                 } else if context.error_code.as_deref() == Some("GatedRepo") || context.status == 403 {
                     HubError::Forbidden { endpoint, repository }
                 } else {
-                    // The Hub answers so for what is missing, too, lest strangers learn what is private.
+                    // The Hub gives the same answer for what is missing, to keep private names secret.
                     HubError::NoRepository { endpoint, repository }
                 }
             }
@@ -207,7 +207,7 @@ impl Client {
     }
 }
 
-/// How often a request is made again: about three seconds in all.
+/// How often a request is repeated: about three seconds in all.
 const RETRIES: usize = 4;
 
 enum Event<T> {
@@ -215,7 +215,7 @@ enum Event<T> {
     Done(HFResult<T>),
 }
 
-/// Carries the library's progress from its threads to the caller's, whose handler need not be made for threads.
+/// Sends the library's progress to the caller's thread, so that the caller's handler need not be thread-safe.
 struct Relay<T>(Sender<Event<T>>);
 
 impl<T: Send> ProgressHandler for Relay<T> {
@@ -232,7 +232,7 @@ impl<T: Send> ProgressHandler for Relay<T> {
             },
             DownloadEvent::Complete => return,
         };
-        // Nobody listens any more once the caller has lost patience.
+        // After a timeout nobody listens any more.
         let _ = self.0.send(Event::Bytes { bytes, total });
     }
 }

@@ -1,9 +1,9 @@
-//! Why weights could not be had, and what to do about it, in one line.
+//! Why weights could not be found or downloaded, and what to do about it, in one line.
 
 use std::io;
 use std::path::PathBuf;
 
-/// Why weights could not be had.
+/// Why weights could not be found or downloaded.
 #[derive(Debug, thiserror::Error)]
 pub enum HubError {
     /// Neither a path nor a place on the Hub.
@@ -23,13 +23,13 @@ pub enum HubError {
         /// What was set.
         endpoint: String,
     },
-    /// Nothing there on this machine.
+    /// No such path on this machine.
     #[error("{} does not exist; for a repository on the Hugging Face Hub write hf://owner/name", .path.display())]
     NoSuchPath {
         /// The path.
         path: PathBuf,
     },
-    /// Something there on this machine, but not for us.
+    /// A path on this machine that cannot be read.
     #[error("cannot read {}: {source}", .path.display())]
     Unreadable {
         /// The path.
@@ -98,7 +98,7 @@ pub enum HubError {
         /// The revision that was asked for.
         revision: String,
     },
-    /// The owner wants terms accepted, and nobody is logged in.
+    /// The owner requires terms to be accepted, and nobody is logged in.
     #[error(
         "{repository} is gated: accept its terms at {endpoint}/{repository}, then set HF_TOKEN to a token of that account"
     )]
@@ -108,7 +108,7 @@ pub enum HubError {
         /// Owner and name.
         repository: String,
     },
-    /// Somebody is logged in, but may not.
+    /// The account that is logged in has no access.
     #[error("the account of this HF_TOKEN may not read {repository}: ask for access at {endpoint}/{repository}")]
     Forbidden {
         /// The Hub.
@@ -138,12 +138,12 @@ pub enum HubError {
         /// The innermost cause.
         reason: String,
     },
-    /// A connection over which nothing comes.
+    /// A connection that stays open and sends nothing.
     #[error("{endpoint} sent nothing for {seconds} s while {file} was waited for: check the network and try again")]
     Stalled {
         /// The Hub.
         endpoint: String,
-        /// The patience that was had.
+        /// How long it was waited for.
         seconds: u64,
         /// The file.
         file: String,
@@ -156,7 +156,7 @@ pub enum HubError {
         /// The HTTP status.
         status: String,
     },
-    /// Something answered that does not talk like the Hub, as the login page of a network.
+    /// Something else than the Hub answered, for example the login page of a network.
     #[error("{endpoint} did not answer like the Hugging Face Hub ({reason}): check HF_ENDPOINT and the proxy")]
     NotAHub {
         /// The address.
@@ -164,7 +164,7 @@ pub enum HubError {
         /// What was missing.
         reason: String,
     },
-    /// The bytes that came are not those of the file.
+    /// The bytes that arrived are not those of the file.
     #[error("what {endpoint} sent is not {file}: it was cut short or changed on the way, so try again")]
     Damaged {
         /// The Hub.
@@ -191,12 +191,12 @@ pub enum HubError {
 }
 
 impl HubError {
-    /// Whether what was written is to blame, and not what was found.
+    /// Whether the error is in what the user wrote, not in what was found.
     pub fn is_wrong_usage(&self) -> bool {
         matches!(self, HubError::BadSpec { .. } | HubError::BadEndpoint { .. })
     }
 
-    /// Whether a copy in the cache is the better answer.
+    /// Whether the network failed, so that a copy in the cache can be used instead.
     pub(super) fn is_about_the_network(&self) -> bool {
         matches!(
             self,

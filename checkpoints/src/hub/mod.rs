@@ -51,10 +51,11 @@ pub enum Location {
 }
 
 impl Location {
-    /// Reads `hf://owner/name[@revision][/path/to/file][#key]`; anything without a scheme is a path with or without a key.
+    /// Reads `hf://owner/name[@revision][/path/to/file][#key]`; anything without a scheme is a path with or without a
+    /// key.
     ///
-    /// A revision with slashes is written with `%2F`, but for `refs/pr/3` and `refs/convert/parquet`, and one with a `#`
-    /// with `%23`. A path that is there as it is written has no key.
+    /// A revision with slashes is written with `%2F`, but for `refs/pr/3` and `refs/convert/parquet`, and one with a
+    /// `#` with `%23`. A path that is there as it is written has no key.
     pub fn parse(spec: &str) -> Result<Location, HubError> {
         let bad = |reason: &str| HubError::BadSpec { spec: spec.to_owned(), reason: reason.to_owned() };
         let Some(path) = spec.strip_prefix("hf://") else {
@@ -123,7 +124,7 @@ impl Location {
     }
 }
 
-/// Cuts `last.ckpt#ema` before its key, unless a file or folder has that whole name.
+/// Splits `last.ckpt#ema` before its key, unless a file or folder has that whole name.
 fn split_local(spec: &str) -> (&str, Option<&str>) {
     let is_there = |path: &str| expand_home(path).exists();
     let cut = |(at, _)| (&spec[..at], Some(&spec[at + 1..]));
@@ -135,7 +136,7 @@ fn split_local(spec: &str) -> (&str, Option<&str>) {
     there.or_else(|| spec.match_indices('#').next().map(cut)).unwrap_or((spec, None))
 }
 
-/// Cuts `main/folder/file` after the revision, of which the Hub has two kinds with slashes.
+/// Splits `main/folder/file` after the revision. The Hub has two kinds of revisions with slashes.
 fn split_revision(text: &str) -> (&str, &str) {
     let parts = if text.starts_with("refs/pr/") || text.starts_with("refs/convert/") { 3 } else { 1 };
     match text.match_indices('/').nth(parts - 1) {
@@ -176,7 +177,7 @@ impl fmt::Display for Location {
     }
 }
 
-/// What kind of weights are looked for where no file is named.
+/// The kind of weights to look for if no file is named.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum FileChoice {
     /// A VQGAN: `diffusion_pytorch_model.*` at the root or in `vqvae/`, `vqgan/`, `movq/`, else the only weights; the
@@ -191,12 +192,12 @@ pub enum FileChoice {
     Any,
 }
 
-/// Told about a download, so that a program can draw a bar.
+/// Receives the progress of a download, to show it.
 pub trait DownloadProgress {
-    /// `bytes` of the `total` of `file` are here; a `total` of 0 is not known yet.
+    /// `bytes` of the `total` of `file` have arrived; a `total` of 0 is not known yet.
     fn advance(&self, bytes: u64, total: u64, file: &str);
 
-    /// One line for the user, as that a cached copy is used since the Hub cannot be reached.
+    /// One line for the user, for example that a cached copy is used because the Hub cannot be reached.
     fn note(&self, _line: &str) {}
 }
 
@@ -282,7 +283,7 @@ impl Request<'_> {
         if settings.offline {
             return self.cached();
         }
-        // A commit never changes, so nothing about it needs asking if all is here that could belong to the weights.
+        // A commit never changes: if all files that could belong to the weights are here, the Hub is not asked.
         if cache::is_commit(self.revision)
             && self.file.is_some()
             && let Ok(fetched) = self.cached()
@@ -312,7 +313,7 @@ impl Request<'_> {
             Refused::NoSuchFile | Refused::NoWeights | Refused::NoTokenizer => not_cached(),
         })?;
         let weights = snapshot.join(chosen.weights);
-        // What an index names and the repository has not is for its reader to say; what is not here is not cached.
+        // A file that is missing from the repository too is reported by the reader of the index.
         if !shards_of(&weights).iter().all(|shard| weights.with_file_name(shard).is_file()) {
             return Err(not_cached());
         }
@@ -324,7 +325,7 @@ impl Request<'_> {
         let (commit, listing) = client.list(self.revision, progress)?;
         let Chosen { weights, beside } =
             choose(&listing, self.file, self.files).map_err(|refused| explain(refused, self.location, &listing))?;
-        // The small files first: they tell at once if the repository is not for everyone.
+        // The small files first: they show at once if access is refused.
         beside.iter().try_for_each(|file| client.download(&commit, file, progress).map(drop))?;
         let (folder, _) = choose::split(&weights);
         let weights = client.download(&commit, &weights, progress)?;

@@ -1,4 +1,4 @@
-//! What the environment says about the Hub, by the names that every Hugging Face tool reads.
+//! Reads the settings for the Hub from the environment variables that all Hugging Face tools read.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -30,7 +30,7 @@ impl HubSettings {
         HubSettings::from_variables(&|name| std::env::var(name).ok())
     }
 
-    /// The same with another source of variables: those of a process cannot be changed safely.
+    /// The same with another source of variables: tests cannot safely change those of the process.
     pub(super) fn from_variables(variable: &dyn Fn(&str) -> Option<String>) -> HubSettings {
         let set = |name: &str| variable(name).map(|value| value.trim().to_owned()).filter(|value| !value.is_empty());
         let path = |name: &str| set(name).map(|value| expand_home(&value));
@@ -56,7 +56,7 @@ impl HubSettings {
         }
     }
 
-    /// Whether the Hub's address is one, which only matters where it is needed.
+    /// Checks the Hub's address. Called only where it is used.
     pub(super) fn check_endpoint(&self) -> Result<(), HubError> {
         let host = ["https://", "http://"].iter().find_map(|scheme| self.endpoint.strip_prefix(scheme));
         match host {
@@ -89,8 +89,7 @@ fn is_yes(value: &str) -> bool {
     ["1", "on", "yes", "true"].iter().any(|yes| value.eq_ignore_ascii_case(yes))
 }
 
-/// A path with the home folder in place of a leading `~/`: people write it, and no shell has seen a path from a
-/// configuration file.
+/// Replaces a leading `~/` by the home folder, as a shell would: paths in a configuration file do not pass through one.
 pub fn expand_home(path: &str) -> PathBuf {
     let rest = path.strip_prefix("~/").or_else(|| (path == "~").then_some(""));
     match (rest, std::env::home_dir()) {

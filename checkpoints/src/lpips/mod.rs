@@ -15,13 +15,13 @@ mod tests;
 /// A convolution's number among torchvision's layers, and its weight's shape `[out, in, height, width]`.
 pub type Convolution = (usize, [usize; 4]);
 
-/// The classifier whose features are compared.
+/// The classifier whose features LPIPS compares.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum LpipsNetwork {
-    /// The one that VQGANs are trained with.
+    /// The network that VQGANs are trained with.
     Vgg16,
-    /// Smaller, and what LPIPS is mostly reported with.
+    /// A smaller network, with which LPIPS is mostly reported.
     AlexNet,
 }
 
@@ -63,7 +63,7 @@ impl LpipsNetwork {
         }
     }
 
-    /// Where each of the five slices ends into which LPIPS cuts the layers.
+    /// The layer before which each of the five slices of LPIPS ends.
     fn slices(self) -> [usize; 5] {
         match self {
             LpipsNetwork::Vgg16 => [4, 9, 16, 23, 30],
@@ -80,10 +80,10 @@ impl LpipsNetwork {
     }
 }
 
-/// The first convolution in classifiers and in LPIPS, which cuts the layers into five slices.
+/// The first convolution in classifiers, and in LPIPS with its five slices of layers.
 const FIRST_CONVOLUTION: [&str; 2] = ["features.0.weight", "net.slice1.0.weight"];
 
-/// Names of a linear layer; the dropout before it counts as a layer, where there is one.
+/// Names that a linear layer can have. A dropout before it, if there is one, is layer 0.
 fn linear_names(layer: usize) -> [String; 5] {
     [
         format!("lin{layer}.model.1.weight"),
@@ -96,12 +96,13 @@ fn linear_names(layer: usize) -> [String; 5] {
 
 /// Reads the convolutions of LPIPS: `features.N.weight`, `features.N.bias` by torchvision's numbers.
 ///
-/// `weights` is a classifier of torchvision or timm, or something that has an LPIPS in it: the state dict of `lpips.LPIPS`, or
-/// a checkpoint of taming, whose loss it is part of. Classifiers' heads and all else are left alone.
+/// `weights` is a classifier of torchvision or timm, or something that has an LPIPS in it: the state dict of
+/// `lpips.LPIPS`, or a checkpoint of taming, whose loss it is part of. Other tensors, such as classifiers' heads, are
+/// ignored.
 ///
 /// # Errors
-/// One line when the file has not what it should have, or is of another network. [`WeightsError::Mismatch`] names all
-/// tensors that are missing or different, by the file's own names.
+/// One line when the file does not have these weights, or has those of another network. [`WeightsError::Mismatch`]
+/// names all tensors that are missing or different, by the file's own names.
 pub fn load_lpips_backbone(
     network: LpipsNetwork,
     weights: impl Into<Fetched>,

@@ -1,4 +1,4 @@
-//! Small files that are either the old one or the new one, never half of each.
+//! Replaces small files: after a crash either the old or the new file is there, never half of each.
 
 use std::fs::File;
 use std::io::{self, Write};

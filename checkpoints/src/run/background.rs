@@ -1,4 +1,4 @@
-//! Saving beside the run: what is to be written is handed over, and the run goes on.
+//! Saves checkpoints in the background while the run continues.
 
 use std::error::Error;
 use std::io;
@@ -31,15 +31,15 @@ pub struct Saved {
     pub step: u64,
     /// Its folder.
     pub path: PathBuf,
-    /// From being handed over to being safe.
+    /// Time from the call of `save` until the checkpoint was safe on the disk.
     pub took: Duration,
 }
 
-/// Lets the run's own threads go before this one: a step of theirs ends when the slowest of them is through, and a checkpoint can
-/// wait. Where that is refused, the checkpoint is as good.
+/// Gives this thread a lower priority than the run's own: a step ends when the slowest of its threads does, and a
+/// checkpoint can wait. If the system refuses, the checkpoint is saved all the same.
 fn step_aside() {
-    // Niceness is not enough on Linux: a thread that wakes up waits for one of any niceness to have had its slice, which is as long
-    // as many of a step's operations.
+    // Niceness is not enough on Linux: a thread that wakes up waits until a running one, nice or not, has used its time
+    // slice, which is as long as many operations of a step.
     #[cfg(target_os = "linux")]
     let _ = {
         use thread_priority::unix::{
@@ -52,7 +52,7 @@ fn step_aside() {
     let _ = thread_priority::set_current_thread_priority(ThreadPriority::Min);
 }
 
-/// Writes checkpoints in a thread of its own, one at a time; where there can be no thread, in the one that saves.
+/// Writes checkpoints in a thread of its own, one at a time. If no thread can be started, `save` writes them itself.
 #[derive(Debug)]
 pub struct BackgroundWriter<E: Error + Send + 'static> {
     store: Arc<RunStore>,
@@ -74,14 +74,14 @@ impl<E: Error + Send + 'static> BackgroundWriter<E> {
         Self { store: Arc::new(store), pending: None }
     }
 
-    /// The folder of checkpoints. Only to be read while a checkpoint is written.
+    /// The folder of checkpoints. While a checkpoint is written it may only be read.
     pub fn store(&self) -> &RunStore {
         &self.store
     }
 
-    /// Begins to save a checkpoint: `write` fills the folder that it is given, as in [`RunStore::save`], and what it holds is
-    /// freed. Then the best one is marked and old ones go. Where no thread can be started, for want of memory most likely, all of it is
-    /// done on return.
+    /// Begins to save a checkpoint: `write` fills the folder that it is given, as in [`RunStore::save`], and is
+    /// dropped. Then the best checkpoint is marked and old ones are deleted. If no thread can be started, most likely
+    /// for lack of memory, all this is done on return.
     ///
     /// # Errors
     /// If the checkpoint before this one, which is waited for, could not be saved.
@@ -107,7 +107,7 @@ impl<E: Error + Send + 'static> BackgroundWriter<E> {
             let mut write = Some(write);
             let path =
                 store.save(step, &mut |folder| write.take().map_or(Ok(FileRecords::new()), |write| write(folder)))?;
-            // That of a run that this one is a branch of is not here.
+            // The best checkpoint may be in the run from which this one was branched off.
             if let Some(best) = keep.best
                 && store.steps()?.contains(&best)
             {
@@ -116,7 +116,7 @@ impl<E: Error + Send + 'static> BackgroundWriter<E> {
             store.prune(keep.last, keep.every)?;
             Ok(Saved { step, path, took: started.elapsed() })
         };
-        // A thread that cannot be started takes what it was given with it, so it is given its work once it runs.
+        // A closure is lost if its thread cannot be started, so the work is sent to the thread once it runs.
         let (give, given) = channel::<Work<E>>();
         let thread = spawn(Box::new(move || {
             step_aside();
@@ -156,7 +156,7 @@ impl<E: Error + Send + 'static> BackgroundWriter<E> {
     }
 }
 
-/// What was begun is finished, even if the run ends by an error.
+/// Finishes the checkpoint that is being written, even if the run ends by an error.
 impl<E: Error + Send + 'static> Drop for BackgroundWriter<E> {
     fn drop(&mut self) {
         if let Some(Pending::Writing(thread)) = self.pending.take() {

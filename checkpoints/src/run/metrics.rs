@@ -19,10 +19,10 @@ pub struct MetricsLog {
 }
 
 impl MetricsLog {
-    /// Opens the log for a run that goes on after `resume_step` (0 for a new run).
+    /// Opens the log for a run that resumes after `resume_step` (0 for a new run).
     ///
-    /// Lines of later steps go: those steps are about to be done again. So do lines that a crash tore. All others stay
-    /// as they are, to the byte.
+    /// Drops the lines of later steps, which will be done again, and lines that a crash left incomplete. All other
+    /// lines keep their bytes.
     pub fn open(path: &Path, resume_step: u64) -> Result<MetricsLog, RunError> {
         let dropped = match rewind(path, resume_step) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => 0,
@@ -38,7 +38,8 @@ impl MetricsLog {
         self.dropped
     }
 
-    /// Adds one line. A line that does not fit on the disk is taken back, so that the next one is not glued to it.
+    /// Adds one line. A line that does not fit on the disk is removed again, so that the next one starts on its own
+    /// line.
     pub fn append(&mut self, line: &Value) -> Result<(), RunError> {
         let mut text = line.to_string();
         text.push('\n');
@@ -54,14 +55,14 @@ impl MetricsLog {
         }
     }
 
-    /// Makes the lines so far survive a power cut. Called before a checkpoint is saved, so that a checkpoint never is
+    /// Makes the lines so far survive a power cut. To be called before a checkpoint is saved, so that no checkpoint is
     /// ahead of its log.
     pub fn sync(&self) -> Result<(), RunError> {
         self.file.sync_data().map_err(RunError::io("write", &self.path))
     }
 }
 
-/// Takes the log back to `step`; returns how many lines were dropped. A log that is right already is not touched.
+/// Takes the log back to `step`; returns how many lines were dropped. A log without such lines is not written.
 fn rewind(path: &Path, step: u64) -> io::Result<usize> {
     let found = scan(path, step, |_| Ok(()))?;
     if found.dropped > 0 || found.torn {

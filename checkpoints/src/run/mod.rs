@@ -1,4 +1,4 @@
-//! What a run leaves on disk: checkpoints that are whole or absent, one writer at a time, and a log without gaps.
+//! A run on the disk: checkpoints that are whole or absent, one writer at a time, and a log without gaps.
 //!
 //! A checkpoint is written under a hidden temporary name, synced, described by a manifest of sizes and SHA-256 hashes,
 //! and only then renamed. So a folder called `step-000100` was complete when it got its name, and [`verify`] tells
@@ -109,7 +109,7 @@ pub enum RunError {
         /// Why not.
         reason: String,
     },
-    /// The writer of a checkpoint left something that cannot be checked.
+    /// The checkpoint's writer made something else than files and folders.
     #[error("{} cannot be part of a checkpoint: {reason}", .path.display())]
     NotAFile {
         /// The entry.
@@ -135,7 +135,7 @@ impl RunError {
     }
 }
 
-/// What a user can do about the errors that are about the place and not about the program, to follow the error itself.
+/// What a user can do about an error of the file system, to be appended to its message.
 pub fn advice(error: &io::Error) -> &'static str {
     match error.kind() {
         io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => {

@@ -13,7 +13,7 @@ use super::{FORMAT, FileRecord, FileRecords, MANIFEST, Manifest, RunError, check
 
 /// Names the newest checkpoint, for people and scripts; [`RunStore::newest`] goes by what is whole.
 const LATEST: &str = "latest";
-/// Names the checkpoint that [`RunStore::prune`] spares.
+/// Names the checkpoint that [`RunStore::prune`] keeps.
 const BEST: &str = "best";
 /// The suffix of a whole checkpoint that is about to take the place of an older one of the same step.
 const REPLACEMENT: &str = ".new";
@@ -103,15 +103,15 @@ impl RunStore {
         RunStore { folder: folder.into(), saved: AtomicU64::new(NONE_SAVED), hook: Hook::default() }
     }
 
-    /// The same folder, of which `after` hears whenever something in it was written, renamed or removed, by what that
-    /// was: the moments between which a crash can be staged.
+    /// The same folder, with `after` called whenever something in it was written, renamed or removed, and told what it
+    /// was. Tests simulate a crash there.
     #[must_use]
     pub fn with_hook(self, after: impl Fn(&'static str) + Send + Sync + 'static) -> RunStore {
         RunStore { hook: Hook(Box::new(after)), ..self }
     }
 
-    /// Saves a checkpoint: `write` fills the folder that it is given, the rest is done here. The files that `write` returns are not
-    /// read again to be hashed.
+    /// Saves a checkpoint: `write` fills the folder that it is given, the rest is done here. The files that `write`
+    /// returns are not read again to be hashed.
     ///
     /// Whatever happens in between, [`RunStore::newest`] finds this checkpoint or the one before it. An older
     /// checkpoint of the same step is replaced.
@@ -125,7 +125,7 @@ impl RunStore {
         let temporary = temporary_beside(&path);
         let written = self.write(&temporary, step, write).and_then(|()| Ok(self.publish(&temporary, &path)?));
         if written.is_err() {
-            // On a full disk the half-written checkpoint is the first thing that has to go.
+            // On a full disk the half-written checkpoint has to be removed first.
             let _ = fs::remove_dir_all(&temporary);
         }
         written?;
@@ -159,8 +159,8 @@ impl RunStore {
         replace(path, write).map_err(RunError::io("write", path))
     }
 
-    /// Syncs and records every file below `folder`, as `known` where it is. `inside` is the folder's path in the checkpoint, empty
-    /// or ending in a slash.
+    /// Syncs and records every file below `folder`, as `known` where it is. `inside` is the folder's path in the
+    /// checkpoint, empty or ending in a slash.
     fn seal(&self, folder: &Path, inside: &str, known: &FileRecords, files: &mut FileRecords) -> Result<(), RunError> {
         for entry in fs::read_dir(folder).map_err(RunError::io("read", folder))? {
             let entry = entry.map_err(RunError::io("read", folder))?;
@@ -218,8 +218,8 @@ impl RunStore {
         }
     }
 
-    /// Takes a checkpoint out of sight in one go, does `then`, and deletes it: a half-deleted folder never looks like
-    /// a damaged checkpoint.
+    /// Hides a checkpoint by one rename, does `then`, and deletes it: a half-deleted folder never looks like a damaged
+    /// checkpoint.
     fn remove(&self, path: &Path, then: impl FnOnce() -> Result<(), RunError>) -> Result<(), RunError> {
         let hidden = temporary_beside(path);
         self.rename(path, &hidden)?;
@@ -235,12 +235,12 @@ impl RunStore {
         Ok(())
     }
 
-    /// The newest checkpoint that is whole, and what newer ones were passed over. Changes nothing.
+    /// The newest checkpoint that is whole, and the newer ones that are not. Changes nothing.
     pub fn newest(&self) -> Result<Newest, RunError> {
         self.newest_usable(|_| Ok::<(), RunError>(()))
     }
 
-    /// [`RunStore::newest`] of those that `check`, which is given a whole one's folder, does not refuse either.
+    /// [`RunStore::newest`], where `check` can also refuse a whole checkpoint by its folder.
     pub fn newest_usable<E: Error>(&self, check: impl Fn(&Path) -> Result<(), E>) -> Result<Newest, RunError> {
         let mut passed_over = Vec::new();
         for Named { path, step, .. } in self.named()?.into_iter().rev() {
@@ -264,8 +264,7 @@ impl RunStore {
         Ok(Checkpoint { path: path.to_path_buf(), step: manifest.step, manifest })
     }
 
-    /// Takes the checkpoints of later steps than `step` out of the way of a run that goes on from there, and keeps them
-    /// under other names. Returns those.
+    /// Renames the checkpoints of later steps than `step`, for a run that resumes from there. Returns the new names.
     pub fn set_aside(&self, step: u64) -> Result<Vec<PathBuf>, RunError> {
         let later: Vec<Named> = self.named()?.into_iter().filter(|at| at.step > step).collect();
         let mut aside = Vec::new();
@@ -290,7 +289,7 @@ impl RunStore {
         Ok(steps.into_iter().collect())
     }
 
-    /// Remembers the checkpoint of `step` as the best so far; [`RunStore::prune`] spares it.
+    /// Records the checkpoint of `step` as the best so far; [`RunStore::prune`] keeps it.
     pub fn set_best(&self, step: u64) -> Result<(), RunError> {
         self.replace(&self.folder.join(BEST), format!("{}\n", name_of(step)).as_bytes(), "best begun")?;
         self.point("best written");
@@ -389,7 +388,7 @@ impl RunStore {
         self.folder.join(name_of(step))
     }
 
-    /// Where a test may pull the plug.
+    /// A point at which a test may simulate a crash.
     fn point(&self, after: &'static str) {
         (self.hook.0)(after);
     }
