@@ -7,10 +7,11 @@ use tempfile::TempDir;
 
 use super::*;
 use crate::files::write_torch;
+use crate::fixtures::shared_fixture;
 use crate::write_safetensors;
 
 fn fixture(name: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/fixtures/clip").join(name)
+    shared_fixture("clip").join(name)
 }
 
 fn tensors(name: &str) -> BTreeMap<String, HostTensor> {

@@ -1,9 +1,8 @@
 use std::fs::File;
-use std::path::Path;
 
 use super::*;
 use crate::files::write_torch;
-use crate::fixtures::{Shapes, place, published};
+use crate::fixtures::{Shapes, place, published, shared_fixture};
 
 /// The PatchGAN in a taming checkpoint, by the names that it has for itself.
 fn patchgan() -> Shapes {
@@ -78,7 +77,7 @@ fn a_top_level_key_holds_llamagens() {
     }
 
     // The fixtures' checkpoints have a piece of one each, where the real ones have the whole.
-    let fixtures = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/fixtures");
+    let fixtures = shared_fixture("");
     let error = load_discriminator(fixtures.join("llamagen/model.pt")).unwrap_err().to_string();
     assert!(error.ends_with("model.pt: its layers are numbered 0, which is no PatchGAN"), "{error}");
 

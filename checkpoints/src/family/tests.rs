@@ -6,7 +6,7 @@ use serde_json::json;
 use super::architecture::is_projection;
 use super::*;
 use crate::files::write_safetensors;
-use crate::fixtures::{Shapes, place, published};
+use crate::fixtures::{Shapes, place, published, shared_fixture};
 use crate::hub::{self, FileChoice, HubSettings, Location};
 
 /// A safetensors file with these tensors, and nothing but zeros in them.
@@ -397,7 +397,7 @@ fn tamings_configuration_names_the_class_that_heeds_it() {
 
 #[test]
 fn diffusers_own_settings_survive() {
-    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/fixtures/diffusers");
+    let folder = shared_fixture("diffusers");
     let config = |path: &Path| -> serde_json::Map<String, serde_json::Value> {
         serde_json::from_slice(&std::fs::read(path.join("config.json")).unwrap()).unwrap()
     };
@@ -648,7 +648,7 @@ fn everything_that_does_not_fit_is_named_at_once() {
 /// The parity fixtures of the whole program: real files of all three families, made by their own code.
 #[test]
 fn files_of_every_family_load() {
-    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/fixtures");
+    let folder = shared_fixture("");
     for name in [
         "taming/model.ckpt",
         "taming/model-legacy.ckpt",

@@ -1,10 +1,5 @@
-use std::path::PathBuf;
-
 use super::*;
-
-fn fixture(name: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("src/fixtures").join(name)
-}
+use crate::fixtures::fixture;
 
 fn open_bytes(bytes: &[u8]) -> Result<WeightsFile, WeightsError> {
     let folder = tempfile::tempdir().unwrap();
