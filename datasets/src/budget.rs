@@ -1,16 +1,16 @@
-//! How much memory all that decode images at the same time may take together.
+//! A memory budget for all images that are decoded at the same time.
 
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
-/// So many bytes, of which each takes a share for as long as it needs it.
+/// A number of bytes. Each thread takes a share of it for as long as it needs the memory.
 #[derive(Debug)]
 pub(crate) struct Budget {
     capacity: u64,
     taken: Mutex<u64>,
-    given_back: Condvar,
+    returned: Condvar,
 }
 
-/// A part of a [`Budget`], given back when it is dropped.
+/// A part of a [`Budget`], returned when it is dropped.
 #[derive(Debug)]
 pub(crate) struct Share {
     budget: Arc<Budget>,
@@ -19,15 +19,15 @@ pub(crate) struct Share {
 
 impl Budget {
     pub fn new(capacity: u64) -> Arc<Self> {
-        Arc::new(Self { capacity, taken: Mutex::new(0), given_back: Condvar::new() })
+        Arc::new(Self { capacity, taken: Mutex::new(0), returned: Condvar::new() })
     }
 
-    /// Waits until there are so many bytes left. More than there are at all is given to one that is alone.
+    /// Waits until this many bytes are free. More than the whole budget is given to a thread that is alone.
     ///
-    /// Whoever waits must not hold another share: two that do would wait for each other.
+    /// A thread that waits must not hold another share: two of these would wait for each other.
     pub fn take(self: &Arc<Self>, bytes: u64) -> Share {
         let waits = |taken: &mut u64| !self.fits(*taken, bytes);
-        let taken = self.given_back.wait_while(self.lock(), waits);
+        let taken = self.returned.wait_while(self.lock(), waits);
         *taken.unwrap_or_else(PoisonError::into_inner) += bytes;
         Share { budget: Arc::clone(self), bytes }
     }
@@ -42,7 +42,7 @@ impl Budget {
 }
 
 impl Share {
-    /// Makes it as large as `bytes`, unless that would have to be waited for.
+    /// Changes the size of the share to `bytes`. Returns false, and changes nothing, if too few bytes are free.
     pub fn resize(&mut self, bytes: u64) -> bool {
         let mut taken = self.budget.lock();
         let others = *taken - self.bytes;
@@ -50,7 +50,7 @@ impl Share {
         if fits {
             *taken = others + bytes;
             self.bytes = bytes;
-            self.budget.given_back.notify_all();
+            self.budget.returned.notify_all();
         }
         fits
     }
@@ -59,7 +59,7 @@ impl Share {
 impl Drop for Share {
     fn drop(&mut self) {
         *self.budget.lock() -= self.bytes;
-        self.budget.given_back.notify_all();
+        self.budget.returned.notify_all();
     }
 }
 

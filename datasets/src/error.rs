@@ -1,57 +1,57 @@
-//! What can go wrong, each in one readable line.
+//! Errors, each with a message of one line.
 
 use std::path::PathBuf;
 
 use thiserror::Error;
 
-/// One picture that cannot be used, by name.
+/// An image that cannot be used.
 #[derive(Clone, Debug, Error, PartialEq, Eq)]
 #[error("{name}: {problem}")]
 pub struct ImageError {
-    /// The picture's name as its source gives it; a path for a file.
+    /// The name that the source gives the image; the path of a file.
     pub name: String,
     /// What is wrong with it.
     pub problem: ImageProblem,
 }
 
-/// What is wrong with one picture.
+/// What is wrong with an image.
 #[derive(Clone, Debug, Error, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum ImageProblem {
-    /// The file or the network did not give its bytes.
+    /// Reading the bytes failed.
     #[error("cannot be read: {0}")]
     Unreadable(String),
-    /// The path leads to something that is not read, since it might be without end or never answer.
+    /// The path is not a regular file. Such a path is not read: it may have no end, or never answer.
     #[error("is {0}, not a file")]
     NotAFile(&'static str),
     /// There are no bytes.
     #[error("the file is empty")]
     Empty,
-    /// The bytes end before the picture does.
-    #[error("the file is cut off before the end of the picture")]
+    /// The bytes end before the image does.
+    #[error("the file is cut off before the end of the image")]
     Truncated,
-    /// The first bytes belong to no format that is read here.
+    /// The first bytes do not belong to a supported format.
     #[error("not a JPEG, PNG, WebP, GIF, TIFF or BMP image")]
     UnknownFormat,
-    /// The decoder gave up.
-    #[error("broken picture: {0}")]
+    /// The decoder failed.
+    #[error("broken image: {0}")]
     Broken(String),
-    /// The file or its pixels would take more memory than any sensible image needs.
+    /// The file or its pixels would take too much memory.
     #[error("is too large: {size} bytes, and the limit is {limit}")]
     TooLarge {
-        /// Bytes of the file, of its pixels, or of its pixels as 8 bit RGB, whichever is over the limit.
+        /// The size of the file, of its pixels, or of its pixels as 8 bit RGB, in bytes: the one that exceeds the limit.
         size: u64,
-        /// The most that is accepted, in bytes.
+        /// The largest accepted size, in bytes.
         limit: u64,
     },
-    /// Fewer pixels than a training picture may have.
+    /// The image has too few pixels to train on.
     #[error("too small: {width}x{height} pixels, and the shorter side must have at least {min_side}")]
     Tiny {
         /// Width in pixels.
         width: u32,
         /// Height in pixels.
         height: u32,
-        /// The least accepted length of the shorter side, in pixels.
+        /// The smallest accepted length of the shorter side, in pixels.
         min_side: u32,
     },
     /// A loss needs a caption, and there is none.
@@ -60,38 +60,51 @@ pub enum ImageProblem {
 }
 
 impl ImageProblem {
-    /// Puts the picture's name to the problem.
+    /// Adds the name of the image.
     pub fn named(self, name: impl Into<String>) -> ImageError {
         ImageError { name: name.into(), problem: self }
     }
 }
 
-/// Why the data cannot be opened or cannot go on.
+/// A setting that does not fit the source that the configuration names.
+#[derive(Clone, Debug, Error, PartialEq, Eq)]
+#[error("`{key}` {message}")]
+pub struct SettingError {
+    /// The key, as in `data.path`.
+    pub key: &'static str,
+    /// What is wrong with it.
+    pub message: String,
+}
+
+/// Why data cannot be opened or loaded.
 #[derive(Clone, Debug, Error, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum DataError {
-    /// The folder of pictures does not exist.
+    /// A setting does not fit the source.
+    #[error(transparent)]
+    Setting(#[from] SettingError),
+    /// The folder of images does not exist.
     #[error("the folder of images {} does not exist", .path.display())]
     Missing {
-        /// The path as it was asked for.
+        /// The path in the settings.
         path: PathBuf,
     },
     /// The path of the folder is not a folder.
     #[error("{} is a file; a folder of images is needed", .path.display())]
     NotAFolder {
-        /// The path as it was asked for.
+        /// The path in the settings.
         path: PathBuf,
     },
-    /// The folder and its subfolders hold no pictures.
+    /// The folder and its subfolders have no images.
     #[error("no images in {} or its subfolders (looked for {extensions}; saw {other_files} other files{kinds})", .path.display())]
     NoImages {
-        /// The path as it was asked for.
+        /// The path in the settings.
         path: PathBuf,
-        /// The file name extensions that count as a picture.
+        /// The file name extensions that count as an image.
         extensions: String,
-        /// How many files of other kinds there are.
+        /// How many other files there are.
         other_files: usize,
-        /// `: 1200 heic, 3 json`, the most frequent of their extensions; nothing if there are no other files.
+        /// `: 1200 heic, 3 json`, their most frequent extensions; empty if there are no other files.
         kinds: String,
     },
     /// A subfolder cannot be listed.
@@ -99,7 +112,7 @@ pub enum DataError {
     Unlistable {
         /// The subfolder.
         path: PathBuf,
-        /// The operating system's words.
+        /// What the operating system reports.
         reason: String,
     },
     /// A file with the captions of a folder's images is broken.
@@ -110,76 +123,76 @@ pub enum DataError {
         /// What is wrong with it, and where.
         reason: String,
     },
-    /// There is not a single picture to draw from.
+    /// There are no images.
     #[error("the data set is empty")]
     EmptySet,
-    /// An index points behind the end of its source.
+    /// An index exceeds those of its source.
     #[error("image {index} was asked for and the source has {len}")]
     OutOfRange {
-        /// The index that was asked for.
+        /// The requested index.
         index: usize,
-        /// The number of pictures in the source.
+        /// The number of images in the source.
         len: usize,
     },
-    /// More pictures are asked for validation than can be spared.
+    /// The validation images leave none to train on.
     #[error("{wanted} images for validation leave none of the {len} to train on")]
     ValidationTooLarge {
-        /// The number asked for.
+        /// The requested number of validation images.
         wanted: usize,
-        /// The number there is.
+        /// The number of all images.
         len: usize,
     },
-    /// A share that is not a share.
+    /// The fraction of validation images is not in 0..1.
     #[error("the validation fraction must be at least 0 and below 1, not {fraction}")]
     ValidationFraction {
-        /// The share as it was given, in Rust's notation.
+        /// The fraction in the settings, as Rust writes it.
         fraction: String,
     },
-    /// A resolution nothing can be trained at.
+    /// A resolution at which no training is possible.
     #[error("the resolution must be between 1 and {limit} pixels, not {resolution}")]
     Resolution {
-        /// The resolution as it was given, in pixels.
+        /// The resolution in the settings, in pixels.
         resolution: u32,
-        /// The largest accepted one.
+        /// The largest accepted resolution.
         limit: u32,
     },
-    /// A size at which shapes cannot be told apart, or would take too long to draw.
+    /// At this size shapes cannot be told apart, or take too long to draw.
     #[error("shapes are drawn at {least} to {limit} pixels, not {size}")]
     ShapesSize {
-        /// The size as it was given, in pixels.
+        /// The size in the settings, in pixels.
         size: u32,
-        /// The least accepted size.
+        /// The smallest accepted size.
         least: u32,
         /// The largest accepted size.
         limit: u32,
     },
-    /// More distinct bad pictures than the configuration allows.
+    /// There are more distinct bad images than the configuration allows.
     #[error("{count} bad images, and at most {limit} are allowed; the last: {last}")]
     TooManyBad {
-        /// How many distinct bad pictures were met.
+        /// How many distinct bad images were found.
         count: usize,
         /// How many are allowed.
         limit: usize,
-        /// The one that went over the limit.
+        /// The image that exceeded the limit.
         last: ImageError,
     },
-    /// Every picture of the set is bad.
+    /// Every image of the set is bad.
     #[error("none of the {len} images can be used; the last: {last}")]
     NoneUsable {
-        /// The number of pictures in the set.
+        /// The number of images in the set.
         len: usize,
-        /// The last one tried.
+        /// The last image that was tried.
         last: ImageError,
     },
-    /// Whoever waited for samples was asked to stop. Nothing is lost: the next call goes on.
+    /// Waiting for samples was interrupted. No sample is lost: the next call continues.
     #[error("reading images was interrupted")]
     Interrupted,
-    /// Loading a sample ended in a panic, which is a defect of the source or of a decoder.
+    /// Loading a sample panicked, which is a bug of the source.
     #[error("loading sample {draw} failed inside the program: {message}")]
     Panicked {
-        /// The sample's position in its stream.
+        /// The position of the sample in its stream.
         draw: u64,
-        /// The panic's message.
+        /// The message of the panic.
         message: String,
     },
 }

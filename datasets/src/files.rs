@@ -1,4 +1,4 @@
-//! Files that are read as a whole: regular ones only, and never more of them than allowed.
+//! Reads whole files: regular files only, and at most an allowed number of bytes.
 
 use std::fs::{self, File, Metadata, OpenOptions};
 use std::io::{self, Read};
@@ -6,56 +6,56 @@ use std::path::Path;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use crate::ImageProblem;
+use crate::error::ImageProblem;
 
-/// How long a file may be lent to another program that was asked to give it back: somewhat more than Linux allows.
+/// How long to wait for another program that holds a lease on a file: somewhat longer than Linux lets it.
 const LEASE: Duration = Duration::from_secs(60);
 
-/// How often it is tried meanwhile.
-const ASK: Duration = Duration::from_millis(50);
+/// How often opening such a file is tried again.
+const RETRY: Duration = Duration::from_millis(50);
 
 /// Reads a regular file of at most `limit` bytes.
 ///
 /// # Errors
-/// The path leads to something else, such as a pipe or a device, which could be waited for without end; there is more in it
-/// than the limit; or it cannot be read.
+/// The path leads to something else, such as a pipe or a device, which may never answer; the file exceeds the limit; or it
+/// cannot be read.
 pub(crate) fn read(path: &Path, limit: u64) -> Result<Vec<u8>, ImageProblem> {
     open(path)?.read(limit)
 }
 
-/// A regular file that is open.
+/// An open regular file.
 pub(crate) struct RegularFile {
     file: File,
-    /// In bytes, as the system says; 0 for files that it makes up as they are read.
+    /// In bytes, as the system reports it; 0 for files without a size, such as those in `/proc`.
     pub size: u64,
 }
 
-/// Opens a regular file, and nothing else.
+/// Opens a regular file.
 ///
 /// # Errors
 /// As for [`read`].
 pub(crate) fn open(path: &Path) -> Result<RegularFile, ImageProblem> {
-    // Opening alone can make a device act.
+    // This comes first, because opening alone can make a device act.
     check(&fs::metadata(path).map_err(unreadable)?)?;
     let file = open_without_waiting(path).map_err(unreadable)?;
-    // Something else may have taken its place since.
+    // Another file may have taken its place since.
     let metadata = file.metadata().map_err(unreadable)?;
     check(&metadata)?;
     Ok(RegularFile { file, size: metadata.len() })
 }
 
 impl RegularFile {
-    /// Reads all of it, unless it has more than `limit` bytes.
+    /// Reads the whole file of at most `limit` bytes.
     ///
     /// # Errors
-    /// It has, or it cannot be read.
+    /// The file exceeds the limit, or cannot be read.
     pub fn read(self, limit: u64) -> Result<Vec<u8>, ImageProblem> {
         let too_large = |size: u64| ImageProblem::TooLarge { size, limit };
         if self.size > limit {
             return Err(too_large(self.size));
         }
         let mut bytes = Vec::with_capacity(self.size as usize);
-        // The size is not to be relied on: a file grows, or has none.
+        // The size may be wrong: the file may grow, or have no size.
         self.file.take(limit + 1).read_to_end(&mut bytes).map_err(unreadable)?;
         match bytes.len() as u64 {
             size if size > limit => Err(too_large(size)),
@@ -81,8 +81,8 @@ fn open_without_waiting(path: &Path) -> io::Result<File> {
     let began = Instant::now();
     loop {
         match options.open(path) {
-            // A file server has lent the file to someone else, and is now asking for it back.
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock && began.elapsed() < LEASE => thread::sleep(ASK),
+            // Another program holds a lease on the file, and the system is asking it to give the lease up.
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock && began.elapsed() < LEASE => thread::sleep(RETRY),
             result => return result,
         }
     }

@@ -1,50 +1,50 @@
-//! Counter-based randomness: every random choice has its own generator, found by what the choice is for.
+//! Counter-based random numbers: every random choice has its own generator, seeded by what the choice is for.
 
 use rand::SeedableRng;
 use rand::rngs::ChaCha8Rng;
 
-/// Names one sample of one run: the key of everything random about it.
+/// One sample of one run. All random choices for the sample depend on this key.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct SampleKey {
     /// The run's seed.
     pub seed: u64,
-    /// The sample's position in the endless training stream, counted over all epochs.
+    /// The position of the sample in the endless training stream, over all epochs.
     pub draw: u64,
 }
 
-/// What a random choice is for. Two purposes never share random numbers, so a new one leaves the others as they were.
+/// What a random choice is for. Two purposes never share random numbers, so adding a purpose does not change the others.
 ///
-/// The numbers are part of every run that can be resumed: never change one, never use one again.
+/// Never change or reuse the number of a purpose: a resumed run must make the same choices as before.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 #[repr(u64)]
 pub enum Purpose {
-    /// The order of an epoch; keyed by the epoch instead of a draw.
+    /// The order of an epoch. The key has the epoch in place of the draw.
     Shuffle = 1,
-    /// The choice of the validation images; one choice for a whole run.
+    /// Which images are for validation; one choice for a whole run.
     Split = 2,
-    /// The image that stands in for a bad one.
+    /// The image that replaces a bad one.
     Substitute = 3,
     /// Where an image is cropped.
     Crop = 4,
     /// Whether an image is mirrored.
     Flip = 5,
-    /// What a drawn picture shows; keyed by the picture's index.
+    /// What an image of shapes shows. The key has the index of the image in place of the draw.
     Shape = 6,
-    /// The choice of one of several captions.
+    /// Which of several captions is taken.
     Caption = 7,
     /// Where cutouts for CLIP are taken.
     Cutout = 8,
-    /// Augmentation of what a loss or a discriminator sees.
+    /// Augmentation of the images that a loss or a discriminator sees.
     Augment = 9,
     /// Noise that is added to pixels or latents.
     Noise = 10,
-    /// The noise by which a Gumbel quantizer draws its codes.
+    /// The noise with which a Gumbel quantizer draws its codes.
     Gumbel = 11,
 }
 
 impl SampleKey {
-    /// The generator for one purpose: always the same for the same key and purpose, independent for any other.
+    /// The generator for one purpose. It depends on the key and the purpose alone.
     pub fn rng(self, purpose: Purpose) -> ChaCha8Rng {
         let mut key = [0; 32];
         key[..8].copy_from_slice(&self.seed.to_le_bytes());
@@ -53,10 +53,10 @@ impl SampleKey {
         ChaCha8Rng::from_seed(key)
     }
 
-    /// The generator for one of many choices of the same purpose: independent for any other index, and of [`Self::rng`].
+    /// The generator for one of many choices with the same purpose. Every index has another one, and so has [`Self::rng`].
     pub fn rng_at(self, purpose: Purpose, index: u64) -> ChaCha8Rng {
         let mut rng = self.rng(purpose);
-        // Stream 0 is the one of `rng`.
+        // `rng` uses stream 0.
         rng.set_stream(index.wrapping_add(1));
         rng
     }

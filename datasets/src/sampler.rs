@@ -1,21 +1,22 @@
-//! The order in which images are drawn: without end, each epoch in an order of its own.
+//! The order in which images are drawn: without end, in another order in every epoch.
 
 use std::sync::{Arc, Mutex, PoisonError};
 
 use rand::seq::SliceRandom;
 
-use crate::{DataError, Purpose, SampleKey};
+use crate::error::DataError;
+use crate::key::{Purpose, SampleKey};
 
-/// Gives each draw its position in the data set. A pure function of (seed, draw), so nothing has to be saved to resume.
+/// Maps each draw to a position in the data set. A pure function of (seed, draw), so resuming a run needs no saved state.
 #[derive(Debug)]
 pub struct Sampler {
     len: usize,
     seed: u64,
-    /// The order of the last two epochs asked for: at an epoch's end threads work on both.
+    /// The orders of two epochs: at the end of an epoch, threads need both.
     orders: Mutex<[Option<Order>; 2]>,
 }
 
-/// The positions of one epoch in the order they are seen.
+/// The positions of one epoch in the order in which they are drawn.
 #[derive(Debug)]
 struct Order {
     epoch: u64,
@@ -34,15 +35,14 @@ impl Sampler {
         Ok(Self { len, seed, orders: Mutex::default() })
     }
 
-    /// The position, below `len`, of the image seen at `draw`. Each `len` draws from a multiple of `len` on see every image
-    /// once.
+    /// The position, below `len`, of the image at `draw`. In each epoch, every image is drawn once.
     pub fn position(&self, draw: u64) -> usize {
         let epoch = self.epoch(draw);
         let within = (draw % self.len as u64) as usize;
         self.order(epoch)[within]
     }
 
-    /// How often every image was seen before `draw`.
+    /// How many epochs end before `draw`.
     pub fn epoch(&self, draw: u64) -> u64 {
         draw / self.len as u64
     }

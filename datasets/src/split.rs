@@ -1,33 +1,34 @@
-//! Which images train and which validate.
+//! Which images are for training, and which for validation.
 
 use rand::seq::SliceRandom;
 
-use crate::{DataError, Purpose, SampleKey};
+use crate::error::DataError;
+use crate::key::{Purpose, SampleKey};
 
-/// How many images are kept away from training.
+/// How many images are for validation, and never trained on.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Validation {
-    /// So many images.
+    /// This number of images.
     Count(usize),
-    /// This share of the images, at least 0 and below 1; if it is not 0, at least one image.
+    /// This fraction of the images, at least 0 and below 1. At least one image if the fraction is not 0.
     Fraction(f64),
 }
 
-/// The indices of a source in two disjoint parts, each in ascending order.
+/// The indices of a source in two parts without a common index, each in ascending order.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Split {
-    /// Trained on; never empty.
+    /// For training; never empty.
     pub train: Vec<usize>,
-    /// Kept for validation; may be empty.
+    /// For validation; may be empty.
     pub validation: Vec<usize>,
 }
 
 impl Split {
-    /// Divides the indices below `len`: the same way for the same `len` and `seed`, and so that a smaller
-    /// validation part lies within a larger one.
+    /// Divides the indices below `len`. The result depends on the arguments alone. With the same `len` and `seed`, a larger
+    /// validation part contains a smaller one.
     ///
     /// # Errors
-    /// There are no images, none would be left to train on, or the fraction is not in 0..1.
+    /// There are no images, none is left to train on, or the fraction is not in 0..1.
     pub fn new(len: usize, validation: Validation, seed: u64) -> Result<Self, DataError> {
         if len == 0 {
             return Err(DataError::EmptySet);

@@ -1,41 +1,44 @@
-//! Text as people's programs write it, and as much of it as belongs into a message.
+//! Decodes text files, and shortens text for messages.
 
-/// Characters of a quoted value that are shown.
-const SHOWN: usize = 60;
+use std::any::Any;
+use std::borrow::Cow;
 
-/// The text of UTF-8 with or without a byte-order mark, or of UTF-16 with one; `None` where it is neither.
+use encoding_rs::{Encoding, UTF_8};
+
+/// The largest length of a quoted value, in characters.
+const QUOTED: usize = 60;
+
+/// Decodes UTF-8, or UTF-16 with a byte-order mark; `None` if the bytes are neither.
 pub(crate) fn decode_text(bytes: &[u8]) -> Option<String> {
-    let utf16 = |bytes: &[u8], unit: fn([u8; 2]) -> u16| {
-        let (pairs, rest) = bytes.as_chunks::<2>();
-        let units: Vec<u16> = pairs.iter().map(|pair| unit(*pair)).collect();
-        String::from_utf16(&units).ok().filter(|_| rest.is_empty())
-    };
-    match bytes {
-        [0xFF, 0xFE, rest @ ..] => utf16(rest, u16::from_le_bytes),
-        [0xFE, 0xFF, rest @ ..] => utf16(rest, u16::from_be_bytes),
-        [0xEF, 0xBB, 0xBF, rest @ ..] => String::from_utf8(rest.to_vec()).ok(),
-        _ => String::from_utf8(bytes.to_vec()).ok(),
-    }
+    let (encoding, mark) = Encoding::for_bom(bytes).unwrap_or((UTF_8, 0));
+    encoding.decode_without_bom_handling_and_without_replacement(&bytes[mark..]).map(Cow::into_owned)
 }
 
-/// The lines of a text that are not empty, without what surrounds them.
+/// The lines of a text, without empty lines and without white space around them.
 pub(crate) fn lines(text: &str) -> Vec<String> {
     let lines = text.split(['\n', '\r']).map(str::trim);
     lines.filter(|line| !line.is_empty()).map(str::to_owned).collect()
 }
 
-/// A value as a message quotes it: one short line, however long it is.
-pub(crate) fn cut(value: &str) -> String {
-    shortened(value, SHOWN)
+/// A value as a message quotes it: one short line.
+pub(crate) fn quoted(value: &str) -> String {
+    shortened(value, QUOTED)
 }
 
-/// One line of at most `most` characters, and a sign that there are more.
+/// The first `most` characters on one line, with an ellipsis if there are more.
 pub(crate) fn shortened(value: &str, most: usize) -> String {
     let mut line: String = value.chars().take(most).map(|c| if c.is_control() { ' ' } else { c }).collect();
     if value.chars().nth(most).is_some() {
         line.push('…');
     }
     line
+}
+
+/// The message of a panic, on one line.
+pub(crate) fn panic_message(panic: Box<dyn Any + Send>) -> String {
+    let text = panic.downcast_ref::<&str>().map(|text| text.to_string());
+    let text = text.or_else(|| panic.downcast_ref::<String>().cloned());
+    shortened(&text.unwrap_or_else(|| "no message".into()), 200)
 }
 
 #[cfg(test)]
@@ -66,9 +69,9 @@ mod tests {
 
     #[test]
     fn a_quoted_value_is_one_short_line() {
-        assert_eq!(cut("a\ncat"), "a cat");
+        assert_eq!(quoted("a\ncat"), "a cat");
         let long = "\u{e4}".repeat(5_000_000);
-        assert_eq!(cut(&long).chars().count(), SHOWN + 1);
-        assert_eq!(cut(&long[..2 * SHOWN]), long[..2 * SHOWN]);
+        assert_eq!(quoted(&long).chars().count(), QUOTED + 1);
+        assert_eq!(quoted(&long[..2 * QUOTED]), long[..2 * QUOTED]);
     }
 }

@@ -1,44 +1,45 @@
-//! From a picture of any size to a square of pixels.
+//! Crops and scales an image of any size to a square of pixels.
 
 use fast_image_resize::images::{Image, ImageRef};
 use fast_image_resize::{FilterType, PixelType, ResizeAlg, ResizeOptions, Resizer};
 use image::{RgbImage, imageops};
 use rand::RngExt;
 
-use crate::{DataError, ImageProblem, Purpose, SampleKey};
+use crate::error::{DataError, ImageProblem};
+use crate::key::{Purpose, SampleKey};
 
 /// The largest accepted resolution, in pixels.
 const MAX_RESOLUTION: u32 = 8192;
 
-/// Which square of a picture is kept. Its side is the picture's shorter side.
+/// Which square of an image is used. Its side is the shorter side of the image.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Crop {
-    /// Anywhere along the longer side, keyed by the sample.
+    /// A random place along the longer side, which depends on the sample.
     Random,
-    /// The middle.
+    /// The centre.
     Center,
 }
 
-/// How a picture becomes a square of `resolution` pixels.
+/// How an image becomes a square of `resolution` pixels.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Transform {
     /// Width and height of the result, in pixels.
     pub resolution: u32,
-    /// Which square is kept.
+    /// Which square is used.
     pub crop: Crop,
-    /// Whether every second picture, keyed by the sample, is mirrored left to right.
+    /// Whether half of the samples, chosen at random, are flipped left to right.
     pub flip: bool,
-    /// Pictures whose shorter side has fewer pixels are refused instead of enlarged.
+    /// Images whose shorter side has fewer pixels are refused.
     pub min_side: u32,
 }
 
 impl Transform {
-    /// Random crop, and random mirroring if `flip`; pictures may be enlarged up to four times.
+    /// Random crop, and random flip if `flip`. Images are enlarged at most four times.
     pub fn training(resolution: u32, flip: bool) -> Self {
         Self { resolution, crop: Crop::Random, flip, min_side: (resolution / 4).max(8) }
     }
 
-    /// The middle of each picture, never mirrored; pictures may be enlarged up to four times.
+    /// The centre of each image, never flipped. Images are enlarged at most four times.
     pub fn validation(resolution: u32) -> Self {
         Self { crop: Crop::Center, ..Self::training(resolution, false) }
     }
@@ -46,7 +47,7 @@ impl Transform {
     /// Checks the resolution.
     ///
     /// # Errors
-    /// It is 0 or above 8192.
+    /// It is 0, or exceeds 8192.
     pub fn check(&self) -> Result<(), DataError> {
         if self.resolution == 0 || self.resolution > MAX_RESOLUTION {
             return Err(DataError::Resolution { resolution: self.resolution, limit: MAX_RESOLUTION });
@@ -54,16 +55,16 @@ impl Transform {
         Ok(())
     }
 
-    /// Crops, scales and mirrors. Gives `resolution * resolution * 3` bytes: rows from the top, pixels from the left, red
-    /// green blue.
+    /// Crops, scales and flips an image. Returns `resolution * resolution * 3` bytes: rows from the top, pixels from the left,
+    /// red green blue.
     ///
-    /// The square is cut out before it is scaled, so the memory does not grow with the picture's aspect ratio. Scaling is
-    /// Lanczos with three lobes, widened against aliasing when it shrinks.
+    /// Cropping comes before scaling, so the memory does not grow with the aspect ratio. Scaling uses a Lanczos filter with three
+    /// lobes, widened against aliasing when the image becomes smaller.
     ///
     /// # Errors
-    /// The picture's shorter side is below `min_side`.
-    pub fn apply(&self, picture: &RgbImage, key: SampleKey) -> Result<Vec<u8>, ImageProblem> {
-        let (width, height) = picture.dimensions();
+    /// The shorter side of the image is below `min_side`.
+    pub fn apply(&self, image: &RgbImage, key: SampleKey) -> Result<Vec<u8>, ImageProblem> {
+        let (width, height) = image.dimensions();
         let side = width.min(height);
         if side < self.min_side.max(1) {
             return Err(ImageProblem::Tiny { width, height, min_side: self.min_side });
@@ -72,12 +73,12 @@ impl Transform {
             Crop::Center => slack / 2,
             Crop::Random => key.rng(Purpose::Crop).random_range(0..=slack),
         };
-        // One of the two has no slack, so one draw from the key serves both.
+        // One of the two sides has no slack, so both can use the same random number.
         let (left, top) = (offset(width - side), offset(height - side));
         let mut square = if side == self.resolution {
-            imageops::crop_imm(picture, left, top, side, side).to_image()
+            imageops::crop_imm(image, left, top, side, side).to_image()
         } else {
-            resize(picture, [left, top, side], self.resolution)
+            resize(image, [left, top, side], self.resolution)
                 .map_err(|reason| ImageProblem::Broken(reason.to_string()))?
         };
         if self.flip && key.rng(Purpose::Flip).random_bool(0.5) {
@@ -87,14 +88,14 @@ impl Transform {
     }
 }
 
-/// Scales the square of `side` pixels at (left, top) to `resolution`. Nine times as fast as `imageops::resize`, which would
-/// take longer than decoding a photograph.
+/// Scales the square of `side` pixels at (left, top) to `resolution`. Nine times as fast as `imageops::resize`, which takes
+/// longer than decoding a photograph.
 fn resize(
-    picture: &RgbImage,
+    image: &RgbImage,
     [left, top, side]: [u32; 3],
     resolution: u32,
 ) -> Result<RgbImage, Box<dyn std::error::Error>> {
-    let from = ImageRef::new(picture.width(), picture.height(), picture.as_raw(), PixelType::U8x3)?;
+    let from = ImageRef::new(image.width(), image.height(), image.as_raw(), PixelType::U8x3)?;
     let mut to = RgbImage::new(resolution, resolution);
     let mut view = Image::from_slice_u8(resolution, resolution, &mut to, PixelType::U8x3)?;
     let options = ResizeOptions::new()
@@ -133,7 +134,7 @@ mod tests {
     }
 
     #[test]
-    fn scaling_keeps_the_picture_in_place() {
+    fn scaling_keeps_the_image_in_place() {
         for (width, height) in [(64, 64), (160, 128), (33, 50), (16, 17)] {
             let pixels = Transform::validation(32).apply(&ramp(width, height), key(1)).unwrap();
             assert_eq!(pixels.len(), 32 * 32 * 3);
@@ -165,32 +166,32 @@ mod tests {
     #[test]
     fn random_crops_reach_both_ends_and_follow_the_key() {
         let transform = Transform { flip: false, ..Transform::training(8, false) };
-        let picture = ramp(20, 8);
-        let crops: Vec<Vec<u8>> = (0..300).map(|draw| transform.apply(&picture, key(draw)).unwrap()).collect();
+        let image = ramp(20, 8);
+        let crops: Vec<Vec<u8>> = (0..300).map(|draw| transform.apply(&image, key(draw)).unwrap()).collect();
         let distinct: HashSet<&Vec<u8>> = crops.iter().collect();
         assert_eq!(distinct.len(), 13, "20 - 8 + 1 offsets");
-        assert_eq!(crops[5], transform.apply(&picture, key(5)).unwrap());
+        assert_eq!(crops[5], transform.apply(&image, key(5)).unwrap());
     }
 
     #[test]
     fn about_half_are_mirrored() {
-        let picture = ramp(8, 8);
-        let mut mirrored = picture.clone();
+        let image = ramp(8, 8);
+        let mut mirrored = image.clone();
         imageops::flip_horizontal_in_place(&mut mirrored);
         let transform = Transform::training(8, true);
         let mut count = 0;
         for draw in 0..1000 {
-            let pixels = transform.apply(&picture, key(draw)).unwrap();
-            assert!(pixels == *picture.as_raw() || pixels == *mirrored.as_raw());
+            let pixels = transform.apply(&image, key(draw)).unwrap();
+            assert!(pixels == *image.as_raw() || pixels == *mirrored.as_raw());
             count += usize::from(pixels == *mirrored.as_raw());
         }
         assert!((430..570).contains(&count), "{count} of 1000");
         let transform = Transform::training(8, false);
-        assert!((0..50).all(|draw| transform.apply(&picture, key(draw)).unwrap() == *picture.as_raw()));
+        assert!((0..50).all(|draw| transform.apply(&image, key(draw)).unwrap() == *image.as_raw()));
     }
 
     #[test]
-    fn tiny_pictures_are_refused_and_small_ones_enlarged() {
+    fn tiny_images_are_refused_and_small_ones_enlarged() {
         let transform = Transform::training(64, true);
         assert_eq!(transform.min_side, 16);
         for (width, height) in [(1, 1), (1, 10_000), (10_000, 15), (0, 0)] {

@@ -1,4 +1,4 @@
-//! From `[data]` to samples, and from a batch of bytes to images on a device.
+//! Opens the data of `[data]`, and converts between batches of bytes and images on a device.
 
 use std::fmt;
 use std::path::Path;
@@ -7,75 +7,65 @@ use std::time::{Duration, Instant};
 
 use burn::tensor::{DType, Device, Int, Tensor, TensorData};
 use datasets::{
-    Awaited, Batch, CaptionFiles, Crop, DataError, FolderSource, Loader, ShapesSource, Source, Split, TrainingSet,
-    Transform, Validation, ValidationSet,
+    Awaited, Batch, Crop, DataError, Loader, Source, Split, TrainingSet, Transform, Validation, ValidationSet,
 };
 
 use serde::{Deserialize, Serialize};
 
-use crate::config::{Config, CropConfig, DataSource};
+use crate::config::{Config, CropConfig};
 use crate::engine::MicroBatch;
 use crate::models::weights::fnv1a;
 
-/// The two halves of a source.
+/// The images of a run.
 pub struct Data {
-    /// What is trained on.
+    /// The images to train on.
     pub training: Arc<TrainingSet>,
-    /// What is never trained on.
+    /// The images for validation, which are never trained on.
     pub validation: Arc<ValidationSet>,
-    /// What both were split from.
-    pub pictures: Pictures,
-    /// What the user should know of them before the run begins, in a line each.
+    /// The set of images from which both were split.
+    pub images: ImageSet,
+    /// What the user should know of the images before the run starts, one line each.
     pub notes: Vec<String>,
-    /// Why an earlier version of this program would have found others in the same folder.
-    pub found_otherwise: Vec<String>,
+    /// Why earlier versions of this program found other images in the same place, one line each.
+    pub version_differences: Vec<String>,
 }
 
-/// Tells one set of pictures from another.
+/// Identifies a set of images.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Pictures {
-    /// How many there are.
+pub struct ImageSet {
+    /// The number of images.
     pub count: usize,
-    /// 64-bit FNV-1a of their names in order, in hexadecimal; below the folder's own path, which may change.
+    /// 64-bit FNV-1a hash of their names in order, in hexadecimal. The names are relative to the folder, which may move.
     pub names: String,
 }
 
-impl Pictures {
+impl ImageSet {
     fn of(source: &dyn Source, root: &Path) -> Self {
         let names = (0..source.len()).map(|index| source.name(index));
-        let below = |name: String| match Path::new(&name).strip_prefix(root) {
+        let relative = |name: String| match Path::new(&name).strip_prefix(root) {
             Ok(path) => path.display().to_string(),
             Err(_) => name,
         };
-        let hash = fnv1a(names.flat_map(|name| below(name).into_bytes().into_iter().chain([0])));
+        let hash = fnv1a(names.flat_map(|name| relative(name).into_bytes().into_iter().chain([0])));
         Self { count: source.len(), names: format!("{hash:016x}") }
     }
 }
 
-impl fmt::Display for Pictures {
+impl fmt::Display for ImageSet {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{} named {}", self.count, self.names)
     }
 }
 
-/// Opens the source of `config` and splits it.
+/// Opens the source of `config` and splits it into training and validation.
 ///
 /// # Errors
-/// If there is no such folder or no image in it.
+/// The source cannot be opened, or has no images.
 pub fn open(config: &Config) -> Result<Data, DataError> {
     let data = &config.data;
-    let (mut notes, mut found_otherwise) = (Vec::new(), Vec::new());
-    let source: Arc<dyn Source> = match (data.source, &data.path) {
-        (DataSource::Folder, Some(path)) => {
-            let needed = config.losses.needs_captions();
-            let folder = FolderSource::open(path, if needed { CaptionFiles::Read } else { CaptionFiles::Ignore })?;
-            notes.extend(folder.notes());
-            found_otherwise.extend(why_found_otherwise(&folder));
-            Arc::new(folder)
-        }
-        _ => Arc::new(ShapesSource::new(config.run.seed, data.images, data.resolution)?),
-    };
-    let pictures = Pictures::of(&*source, data.path.as_deref().unwrap_or(Path::new("")));
+    let source = data.source.open(&config.source_settings())?;
+    let (mut notes, version_differences) = (source.notes(), source.version_differences());
+    let images = ImageSet::of(&*source, data.path.as_deref().unwrap_or(Path::new("")));
     let validation = data.validation.min(source.len() / 4);
     if validation < data.validation {
         notes.push(format!(
@@ -92,27 +82,14 @@ pub fn open(config: &Config) -> Result<Data, DataError> {
     let transform = Transform { crop, ..Transform::training(data.resolution, data.flip) };
     let validation = ValidationSet::new(source.clone(), split.validation, data.resolution, data.max_bad)?;
     let training = TrainingSet::new(source, split.train, transform, config.run.seed, data.max_bad)?;
-    Ok(Data { training: Arc::new(training), validation: Arc::new(validation), pictures, notes, found_otherwise })
+    Ok(Data { training: Arc::new(training), validation: Arc::new(validation), images, notes, version_differences })
 }
 
-/// A run that began before these were counted so has to be told why its images are others now.
-fn why_found_otherwise(folder: &FolderSource) -> Vec<String> {
-    let is_new = |path: &Path| {
-        let extension = path.extension().unwrap_or_default();
-        ["gif", "tif", "tiff"].iter().any(|known| extension.eq_ignore_ascii_case(known))
-    };
-    let new = (0..folder.len()).filter(|index| folder.path(*index).is_some_and(is_new)).count();
-    let links = folder.further_names();
-    let new = (new > 0).then(|| format!("{new} of them are GIF or TIFF, which were not read before"));
-    let links = (links > 0).then(|| format!("{links} more names of the same files counted as images before"));
-    new.into_iter().chain(links).collect()
-}
+/// An image that is waited for longer than this is named.
+const LONG_WAIT: Duration = Duration::from_secs(30);
 
-/// How long a file is waited for before it is named.
-const LONG: Duration = Duration::from_secs(30);
-
-/// The next `count` samples of `loader`; nothing once `proceed` says no, which ends waiting for them as well. `say` is given a line
-/// about each image that is waited for long.
+/// The next `count` samples of `loader`; `None` as soon as `proceed` returns false, also while it waits for samples. Calls `say`
+/// with a line about each image that takes long.
 ///
 /// # Errors
 /// As for [`Loader::next_batch`].
@@ -122,11 +99,11 @@ pub fn next_batch(
     proceed: impl FnMut() -> bool,
     say: impl FnMut(&str),
 ) -> Result<Option<Batch>, DataError> {
-    next_batch_within(LONG, loader, count, proceed, say)
+    next_batch_within(LONG_WAIT, loader, count, proceed, say)
 }
 
 fn next_batch_within(
-    long: Duration,
+    long_wait: Duration,
     loader: &mut Loader,
     count: usize,
     mut proceed: impl FnMut() -> bool,
@@ -136,7 +113,7 @@ fn next_batch_within(
     let batch = loader.next_batch_while(count, &mut |awaited: Option<&Awaited>| {
         if let Some(Awaited { name, since }) = awaited
             && named != Some(*since)
-            && since.elapsed() >= long
+            && since.elapsed() >= long_wait
         {
             say(&format!("still waiting for {name} after {} s", since.elapsed().as_secs()));
             named = Some(*since);
@@ -155,7 +132,7 @@ impl MicroBatch for Batch {
         self.len()
     }
 
-    /// Uploaded as bytes where the device has them, a quarter of the size, and normalised on the device.
+    /// Uploads bytes if the device supports them, which is a quarter of the size, and normalises them on the device.
     fn images(&self, device: &Device, dtype: DType) -> Tensor<4> {
         let side = self.resolution as usize;
         let shape = [self.len(), side, side, 3];
@@ -179,10 +156,10 @@ impl MicroBatch for Batch {
     }
 }
 
-/// Images `[N, 3, H, W]` in -1..1 (beyond is clamped) to rows of RGB bytes, one vector a sample.
+/// Converts images `[N, 3, H, W]` in -1..1 to rows of RGB bytes, one vector for each sample. Values outside are clamped.
 ///
 /// # Errors
-/// What the device says, if it failed.
+/// The device failed; its message.
 pub fn to_pixels(images: Tensor<4>) -> Result<Vec<Vec<u8>>, String> {
     let [n, c, h, w] = images.dims();
     let levels = ((images.clamp(-1.0, 1.0) + 1.0) * 127.5).permute([0, 2, 3, 1]);
@@ -196,7 +173,7 @@ pub(crate) mod tests {
     use std::cell::RefCell;
     use std::sync::atomic::{AtomicBool, Ordering};
 
-    use datasets::{ImageError, Picture};
+    use datasets::{ImageError, SourceImage};
     use image::RgbImage;
 
     use super::*;
@@ -217,7 +194,7 @@ pub(crate) mod tests {
             format!("/net/{index}.png")
         }
 
-        fn load(&self, _: usize) -> Result<Picture, ImageError> {
+        fn load(&self, _: usize) -> Result<SourceImage, ImageError> {
             while !self.answers.load(Ordering::SeqCst) {
                 std::thread::sleep(Duration::from_millis(5));
             }
@@ -277,14 +254,19 @@ pub(crate) mod tests {
         }
         let data = folder(root.path(), &[("data.validation", "1")]).unwrap();
         assert_eq!(data.notes, Vec::<String>::new());
-        assert_eq!(data.found_otherwise.len(), 1, "a GIF: {:?}", data.found_otherwise);
+        assert_eq!(data.version_differences.len(), 1, "a GIF: {:?}", data.version_differences);
         let data = folder(root.path(), &[("data.validation", "3")]).unwrap();
         assert_eq!((data.validation.len(), data.notes.len()), (1, 1));
         assert!(data.notes[0].starts_with("`data.validation` is 3, but 1 are kept"), "{:?}", data.notes);
         std::fs::write(root.path().join("e.heic"), "x").unwrap();
         std::fs::hard_link(root.path().join("a.png"), root.path().join("f.png")).unwrap();
         let data = folder(root.path(), &[("data.validation", "1")]).unwrap();
-        assert_eq!((data.pictures.count, data.notes.len(), data.found_otherwise.len()), (4, 2, 2), "{:?}", data.notes);
+        assert_eq!(
+            (data.images.count, data.notes.len(), data.version_differences.len()),
+            (4, 2, 2),
+            "{:?}",
+            data.notes
+        );
     }
 
     #[test]

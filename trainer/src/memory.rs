@@ -245,7 +245,7 @@ mod tests {
     use std::rc::Rc;
     use std::sync::{Arc, Mutex};
 
-    use datasets::{ImageError, Loader, Picture, Source, TrainingSet, Transform};
+    use datasets::{ImageError, Loader, Source, SourceImage, TrainingSet, Transform};
 
     use super::*;
     use crate::device::Choice;
@@ -302,7 +302,7 @@ mod tests {
             index.to_string()
         }
 
-        fn load(&self, _: usize) -> Result<Picture, ImageError> {
+        fn load(&self, _: usize) -> Result<SourceImage, ImageError> {
             allocate_and_free(2 * MUCH);
             Ok(image::RgbImage::new(8, 8).into())
         }

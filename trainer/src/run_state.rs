@@ -15,7 +15,7 @@ use serde::{Deserialize, Serialize};
 use crate::adversary::Adversary;
 use crate::best::Best;
 use crate::config::{Adaptive, Config, Recompute, ScheduleKind};
-use crate::data::Pictures;
+use crate::data::ImageSet;
 use crate::losses::AdversarialState;
 use crate::models::VqGan;
 use crate::models::weights::{ModelError, StateDict, state_dict};
@@ -70,7 +70,7 @@ pub struct State {
     /// Scores before the first step.
     pub before: Option<Scores>,
     /// What the samples were drawn from: other pictures would be split and shuffled in another way.
-    pub pictures: Pictures,
+    pub pictures: ImageSet,
     /// What the run has chosen or lowered for want of memory.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub footprint: Option<Footprint>,
@@ -507,7 +507,7 @@ mod tests {
             config: Config::default(),
             before: None,
             footprint: Some(Footprint { micro: 2, checkpoint: Recompute::Blocks, cutouts_at_once: 0 }),
-            pictures: Pictures { count: 1, names: String::new() },
+            pictures: ImageSet { count: 1, names: String::new() },
             adversarial: Some(AdversarialState { balance: Some(0.49077241870406396), lecam }),
             loss_scale: Some(ScalerState { scale: 4096.0, since_change: 7, skipped: 4, in_a_row: 0 }),
             discriminator_loss_scale: None,

@@ -510,7 +510,7 @@ impl Training {
             config: self.config.clone(),
             before: self.before,
             footprint: Some(self.footprint),
-            pictures: self.data.pictures.clone(),
+            pictures: self.data.images.clone(),
             adversarial: self.adversary.as_ref().map(|adversary| adversary.state),
             loss_scale: Some(self.scaler.state()),
             discriminator_loss_scale: self.adversary.as_ref().map(|adversary| adversary.scaler().state()),

@@ -6,9 +6,10 @@ mod tests;
 
 use checkpoints::hub::Location;
 use checkpoints::{Architecture, QuantizerKind};
+use datasets::SourceSettings;
 
 use super::{
-    BatchConfig, ClipConfig, Config, DataConfig, DataSource, LossScaleConfig, Metric, ModelConfig, OptimizerConfig,
+    BatchConfig, ClipConfig, Config, DataConfig, LossScaleConfig, Metric, ModelConfig, OptimizerConfig,
     PrecisionConfig, RunConfig, ScheduleConfig, SweepConfig,
 };
 use crate::device::Choice;
@@ -83,7 +84,7 @@ impl Config {
         check_batch(batch)?;
         check_precision(precision)?;
         check_model(model)?;
-        check_data(data)?;
+        check_data(data, &self.source_settings())?;
         self.check_losses()?;
         self.check_discriminator()?;
         self.check_clip()?;
@@ -261,18 +262,8 @@ fn check_model(model: &ModelConfig) -> Result<(), Problem> {
     Ok(())
 }
 
-fn check_data(data: &DataConfig) -> Result<(), Problem> {
-    match (data.source, &data.path) {
-        (DataSource::Folder, None) => {
-            return problem("data.path", "is missing: data.source = \"folder\" needs a folder of images");
-        }
-        (DataSource::Shapes, Some(path)) => {
-            let message =
-                format!("is {}, but data.source = \"shapes\" reads no files; did you mean \"folder\"?", path.display());
-            return problem("data.path", message);
-        }
-        _ => {}
-    }
+fn check_data(data: &DataConfig, settings: &SourceSettings) -> Result<(), Problem> {
+    data.source.check(settings).map_err(|error| Problem { key: error.key, message: error.message })?;
     if !(1..=MOST_IMAGES).contains(&data.images) {
         return problem("data.images", format!("is {}, must lie in 1 to {MOST_IMAGES}", data.images));
     }

@@ -13,9 +13,11 @@ mod sweep;
 use std::path::PathBuf;
 
 use checkpoints::hub::expand_home;
+use datasets::SourceSettings;
 use serde::{Deserialize, Serialize};
 
 pub use check::Problem;
+pub use datasets::DataSource;
 pub use losses::{
     Adaptive, AdversarialConfig, Against, ClipContrastiveConfig, ClipDirectionConfig, ClipImageConfig, ClipTextConfig,
     CodebookConfig, LossesConfig, PerceptualConfig, PixelConfig, PixelNormConfig,
@@ -75,6 +77,17 @@ impl Config {
             if let Some(text) = path.to_str() {
                 *path = expand_home(text);
             }
+        }
+    }
+
+    /// The settings from which the data source is opened.
+    pub(crate) fn source_settings(&self) -> SourceSettings<'_> {
+        SourceSettings {
+            path: self.data.path.as_deref(),
+            images: self.data.images,
+            resolution: self.data.resolution,
+            seed: self.run.seed,
+            needs_captions: self.losses.needs_captions(),
         }
     }
 
@@ -220,16 +233,6 @@ impl DataConfig {
         self.source = DataSource::Shapes;
         self.path = None;
     }
-}
-
-/// A source of pictures.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, Serialize)]
-#[serde(rename_all = "lowercase")]
-pub enum DataSource {
-    /// A folder of images.
-    Folder,
-    /// Pictures that the program draws.
-    Shapes,
 }
 
 /// Which square of a picture a sample is.

@@ -68,9 +68,9 @@ fn check_changes(
     allow: &[String],
 ) -> Result<(), TrainError> {
     let mut changes = run_state::unsound_changes(&state.config, config, batch_norm);
-    if state.pictures != data.pictures {
-        let [then, mut now] = [&state.pictures, &data.pictures].map(ToString::to_string);
-        for reason in &data.found_otherwise {
+    if state.pictures != data.images {
+        let [then, mut now] = [&state.pictures, &data.images].map(ToString::to_string);
+        for reason in &data.version_differences {
             now += &format!("; {reason}");
         }
         changes.push(Change { key: "pictures".into(), then, now });

@@ -1,10 +1,11 @@
-//! What a drawn picture shows, and its caption.
+//! What an image of shapes shows, and its caption.
 
 use rand::RngExt;
 use rand::rngs::ChaCha8Rng;
 use rand::seq::IndexedRandom;
+use strum::{IntoStaticStr, VariantArray};
 
-use crate::{Purpose, SampleKey};
+use crate::key::{Purpose, SampleKey};
 
 /// A colour as red, green, blue in 0..=1, sRGB.
 pub type Rgb = [f32; 3];
@@ -25,8 +26,9 @@ pub const COLOURS: [(&str, Rgb); 12] = [
     ("grey", [0.55, 0.56, 0.58]),
 ];
 
-/// The outline of an object.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// The outline of an object. Captions use the name in lower case. A random index chooses from the list, so keep its order.
+#[derive(Clone, Copy, Debug, IntoStaticStr, PartialEq, Eq, VariantArray)]
+#[strum(serialize_all = "lowercase")]
 pub enum Form {
     Circle,
     Square,
@@ -41,22 +43,9 @@ pub enum Form {
     Moon,
 }
 
-const FORMS: [(&str, Form); 11] = [
-    ("circle", Form::Circle),
-    ("square", Form::Square),
-    ("triangle", Form::Triangle),
-    ("diamond", Form::Diamond),
-    ("pentagon", Form::Pentagon),
-    ("hexagon", Form::Hexagon),
-    ("star", Form::Star),
-    ("cross", Form::Cross),
-    ("ring", Form::Ring),
-    ("heart", Form::Heart),
-    ("moon", Form::Moon),
-];
-
-/// What covers the background.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// What covers the background. Captions use the name in lower case. A random index chooses from the list, so keep its order.
+#[derive(Clone, Copy, Debug, IntoStaticStr, PartialEq, Eq, VariantArray)]
+#[strum(serialize_all = "lowercase")]
 pub enum Pattern {
     Plain,
     Gradient,
@@ -67,20 +56,10 @@ pub enum Pattern {
     Tiled,
 }
 
-const PATTERNS: [(&str, Pattern); 7] = [
-    ("plain", Pattern::Plain),
-    ("gradient", Pattern::Gradient),
-    ("striped", Pattern::Striped),
-    ("checkered", Pattern::Checkered),
-    ("dotted", Pattern::Dotted),
-    ("wavy", Pattern::Wavy),
-    ("tiled", Pattern::Tiled),
-];
-
-/// A size's name and the least and greatest radius, as a share of the picture's side.
+/// The name of a size and its smallest and largest radius, as a fraction of the image's side.
 const SIZES: [(&str, f32, f32); 3] = [("small", 0.085, 0.105), ("medium", 0.135, 0.165), ("large", 0.205, 0.255)];
 
-/// A place's name and its column and row in thirds of the picture.
+/// The name of a place and its column and row in thirds of the image.
 const PLACES: [(&str, f32, f32); 9] = [
     ("at the top left", 0.0, 0.0),
     ("at the top", 1.0, 0.0),
@@ -93,10 +72,10 @@ const PLACES: [(&str, f32, f32); 9] = [
     ("at the bottom right", 2.0, 2.0),
 ];
 
-/// The least distance between an object and an edge or another object, as a share of the picture's side.
+/// The smallest distance between an object and an edge or another object, as a fraction of the image's side.
 const GAP: f32 = 0.025;
 
-/// One object. Lengths are shares of the picture's side, from its top left corner.
+/// One object. Lengths are fractions of the image's side, from its top left corner.
 #[derive(Clone, Debug)]
 pub struct Object {
     pub form: Form,
@@ -115,13 +94,13 @@ pub struct Object {
 #[derive(Clone, Debug)]
 pub struct Background {
     pub pattern: Pattern,
-    /// The colour of most of it, and that of the pattern.
+    /// The main colour, and the colour of the pattern.
     pub colours: [Rgb; 2],
-    /// How often the pattern repeats along a side.
+    /// How often the pattern repeats along a side of the image.
     pub repeats: f32,
     /// Radians.
     pub turn: f32,
-    /// Where the pattern begins, in repeats.
+    /// Where the pattern starts, in repeats.
     pub phase: f32,
     words: String,
 }
@@ -134,13 +113,13 @@ pub struct Scene {
 }
 
 impl Scene {
-    /// The scene at `index`: always the same for the same seed.
+    /// The scene at `index`, which depends on the seed and the index alone.
     pub fn compose(seed: u64, index: u64) -> Self {
         let mut rng = SampleKey { seed, draw: index }.rng(Purpose::Shape);
         let background = compose_background(&mut rng);
         let wanted = rng.random_range(1..=3);
         let mut objects: Vec<Object> = Vec::new();
-        // Three objects nearly always find room; if not, the caption speaks of those that did.
+        // There is nearly always space for all objects; otherwise the caption names those that are there.
         for _ in 0..60 {
             if objects.len() == wanted {
                 break;
@@ -170,15 +149,16 @@ impl Scene {
 
 fn compose_background(rng: &mut ChaCha8Rng) -> Background {
     let (name, colour) = pick(rng, &COLOURS);
-    let (pattern_name, pattern) = pick(rng, &PATTERNS);
-    // Paler than an object of the same name, so that objects stand out; the second colour is darker where it cannot be paler.
+    let pattern = pick(rng, Pattern::VARIANTS);
+    let pattern_name: &str = pattern.into();
+    // A background is paler than an object of the same colour, so that objects stand out. White and black are not made paler.
     let (first, second) = match name {
         "white" => (colour, [0.86, 0.87, 0.89]),
         "black" => (colour, [0.24, 0.24, 0.28]),
         _ => (mix(colour, [1.0; 3], 0.25), mix(colour, [1.0; 3], 0.58)),
     };
     let mut colours = [first, second];
-    // A plain one shows the first colour alone, which is the nearer to the name.
+    // A plain background shows the first colour only, which is nearer to its name.
     if pattern != Pattern::Plain && rng.random_bool(0.5) {
         colours.reverse();
     }
@@ -198,7 +178,8 @@ fn compose_object(rng: &mut ChaCha8Rng, background: &Background) -> Object {
         .filter(|(_, colour)| background.colours.iter().all(|other| distance(*colour, *other) > 0.42))
         .collect();
     let (colour_name, colour) = pick(rng, &visible);
-    let (form_name, form) = pick(rng, &FORMS);
+    let form = pick(rng, Form::VARIANTS);
+    let form_name: &str = form.into();
     let (size_name, least, greatest) = pick(rng, &SIZES);
     let (place_name, column, row) = pick(rng, &PLACES);
     let radius = rng.random_range(least..greatest);
@@ -218,12 +199,12 @@ fn compose_object(rng: &mut ChaCha8Rng, background: &Background) -> Object {
     }
 }
 
-/// One of a list that is not empty.
+/// Draws one element of a list that is not empty.
 fn pick<T: Copy>(rng: &mut ChaCha8Rng, list: &[T]) -> T {
     *list.choose(rng).unwrap_or(&list[0])
 }
 
-/// `share` of the way from one colour to another.
+/// Mixes two colours: `share` is that of the second one.
 pub fn mix(from: Rgb, to: Rgb, share: f32) -> Rgb {
     std::array::from_fn(|channel| from[channel] + (to[channel] - from[channel]) * share)
 }
@@ -247,8 +228,8 @@ mod tests {
             assert!(!caption.contains(" a orange") && !caption.contains("  "), "{caption}");
         }
         for word in (COLOURS.iter().map(|(name, _)| *name))
-            .chain(FORMS.iter().map(|(name, _)| *name))
-            .chain(PATTERNS.iter().map(|(name, _)| *name))
+            .chain(Form::VARIANTS.iter().map(Into::into))
+            .chain(Pattern::VARIANTS.iter().map(Into::into))
             .chain(SIZES.iter().map(|(name, ..)| *name))
             .chain(PLACES.iter().map(|(name, ..)| *name))
         {

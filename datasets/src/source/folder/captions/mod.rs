@@ -1,6 +1,7 @@
 //! Captions of a folder's images: in text files beside them, or in files of metadata.
 
 mod coco;
+mod entry;
 mod metadata;
 
 use std::cmp::Ordering;
@@ -8,56 +9,58 @@ use std::collections::{BTreeSet, HashMap, HashSet};
 use std::ffi::OsStr;
 use std::path::{Component, Path, PathBuf};
 
-use self::metadata::{Entry, Kind, Unread, parse};
+use self::entry::{Entry, Unread};
+use self::metadata::{Kind, parse};
 use crate::decode::MAX_BYTES;
-use crate::text::{cut, decode_text, lines, shortened};
-use crate::{DataError, ImageProblem, files};
+use crate::error::{DataError, ImageProblem};
+use crate::files;
+use crate::text::{decode_text, lines, quoted, shortened};
 
-/// Most bytes of a text file that is a caption.
+/// The largest size of a text file with captions, in bytes.
 const MAX_TEXT: u64 = 1 << 16;
 
-/// How alike two names have to be for one to be a hint at the other; 1 is the same.
-const ALIKE: f64 = 0.5;
+/// How similar two names are at least if a message suggests one for the other. Equal names have 1.
+const SIMILAR: f64 = 0.5;
 
-/// Bytes of a name that is compared with others.
+/// Names of this many bytes or more are not compared with others.
 const LONGEST: usize = 1000;
 
-/// Files of metadata that a message names.
+/// How many files of metadata a message names.
 const NAMED: usize = 3;
 
-/// Where the captions of a folder's images are.
+/// The captions of a folder's images, or where they are.
 #[derive(Debug, Default)]
-pub(crate) struct Captions {
+pub struct Captions {
     /// Path of an image without its extension -> the text file beside it.
     beside: HashMap<PathBuf, PathBuf>,
-    /// Index of an image -> what metadata say, which may be nothing.
-    told: HashMap<usize, Vec<String>>,
+    /// Index of an image -> its captions in files of metadata. The list is empty if it has an entry without text.
+    by_index: HashMap<usize, Vec<String>>,
     /// Files of metadata that were read.
     read: Vec<MetadataFile>,
-    /// Files of metadata that were not, and why.
+    /// Files of metadata that were not used, and why.
     unread: Vec<(PathBuf, String)>,
 }
 
 #[derive(Debug)]
 struct MetadataFile {
     path: PathBuf,
-    /// Names in it that no image has.
-    strangers: Vec<String>,
-    /// Names in it that several images have.
+    /// Names in the file that no image has.
+    unknown: Vec<String>,
+    /// Names in the file that several images have.
     ambiguous: HashSet<String>,
 }
 
-/// Finds files that may have captions while a folder is listed.
+/// Collects files that may have captions while a folder is listed.
 #[derive(Debug, Default)]
-pub(crate) struct Search {
+pub struct CaptionSearch {
     beside: HashMap<PathBuf, PathBuf>,
     /// In the order in which they are read.
     metadata: BTreeSet<(Kind, PathBuf)>,
 }
 
-impl Search {
-    /// Remembers a file if it can have captions.
-    pub fn see(&mut self, root: &Path, file: &Path) {
+impl CaptionSearch {
+    /// Adds a file if its name is one of a file with captions.
+    pub fn add(&mut self, root: &Path, file: &Path) {
         if file.extension().is_some_and(|extension| extension.eq_ignore_ascii_case("txt")) {
             self.beside.insert(file.with_extension(""), file.to_owned());
         } else if let Some(kind) = Kind::of(root, file) {
@@ -65,10 +68,10 @@ impl Search {
         }
     }
 
-    /// Reads the files of metadata that were found. `images` has the index of each image, by all of its names.
+    /// Reads the files of metadata that were found. `images` maps every name of an image to its index.
     ///
     /// # Errors
-    /// One of them is broken.
+    /// One of the files is broken.
     pub fn read(self, root: &Path, images: &HashMap<&Path, usize>) -> Result<Captions, DataError> {
         let mut captions = Captions { beside: self.beside, ..Captions::default() };
         let mut by_file_name = None;
@@ -102,7 +105,7 @@ impl Search {
     }
 }
 
-/// Image by the last part of its path; `None` where several have it.
+/// The index of each image by the last part of its path; `None` if several images have it.
 fn index_by_file_name<'a>(images: &HashMap<&'a Path, usize>) -> HashMap<&'a OsStr, Option<usize>> {
     let mut found = HashMap::new();
     for (path, index) in images {
@@ -123,11 +126,11 @@ impl Captions {
         by_file_name: Option<&HashMap<&OsStr, Option<usize>>>,
     ) {
         let folder = path.parent().unwrap_or(root).to_owned();
-        // The annotations of COCO lie in a folder beside those of the images.
-        let places = [Some(&*folder), folder.parent().filter(|_| by_file_name.is_some())];
-        let mut file = MetadataFile { path, strangers: Vec::new(), ambiguous: HashSet::new() };
+        // COCO has a folder for annotations beside those for images.
+        let folders = [Some(&*folder), folder.parent().filter(|_| by_file_name.is_some())];
+        let mut file = MetadataFile { path, unknown: Vec::new(), ambiguous: HashSet::new() };
         for Entry { file_name, captions } in entries {
-            let mut found = places.into_iter().flatten().find_map(|place| find(images, place, &file_name));
+            let mut found = folders.into_iter().flatten().find_map(|folder| find(images, folder, &file_name));
             if let (None, Some(by_file_name)) = (found, by_file_name) {
                 let last = file_name.rsplit(['/', '\\']).next().unwrap_or(&file_name);
                 match by_file_name.get(OsStr::new(last)) {
@@ -137,22 +140,22 @@ impl Captions {
                 }
             }
             match found {
-                Some(index) => self.told.entry(index).or_default().extend(captions),
-                None => file.strangers.push(file_name),
+                Some(index) => self.by_index.entry(index).or_default().extend(captions),
+                None => file.unknown.push(file_name),
             }
         }
         self.read.push(file);
     }
 
-    /// The captions of the image at `index`, which has these names; none where there is no text.
+    /// The captions of the image at `index`, which has these names.
     pub fn of<'a>(&self, index: usize, names: impl IntoIterator<Item = &'a Path>) -> Vec<String> {
-        // Nothing is looked for on the disk that was not seen there before.
+        // Only text files that were there when the folder was listed are opened.
         let beside = names.into_iter().filter_map(|name| self.text_beside(name)?.ok());
         let mut beside = beside.filter(|captions| !captions.is_empty());
-        beside.next().unwrap_or_else(|| self.told.get(&index).cloned().unwrap_or_default())
+        beside.next().unwrap_or_else(|| self.by_index.get(&index).cloned().unwrap_or_default())
     }
 
-    /// The captions in the text file beside an image, or why there are none; nothing without such a file.
+    /// The captions in the text file beside an image, or why it has none; `None` without such a file.
     fn text_beside(&self, image: &Path) -> Option<Result<Vec<String>, String>> {
         let file = if self.beside.is_empty() { None } else { self.beside.get(&image.with_extension("")) }?;
         let name = file.file_name().unwrap_or_default().display();
@@ -166,7 +169,7 @@ impl Captions {
         })
     }
 
-    /// Why [`of`](Self::of) finds nothing.
+    /// Why the image at `index`, which has these names, has no captions.
     pub fn why_none<'a>(&self, root: &Path, index: usize, names: impl IntoIterator<Item = &'a Path>) -> String {
         let names: Vec<&Path> = names.into_iter().collect();
         let Some(image) = names.first() else { return String::new() };
@@ -181,7 +184,7 @@ impl Captions {
             _ => files.join(", "),
         };
         let read = list(self.read.iter().map(|file| below(&file.path)).collect());
-        if self.told.contains_key(&index) {
+        if self.by_index.contains_key(&index) {
             reasons.push(format!("its entry in {read} has no text"));
         } else if self.read.is_empty() && self.unread.is_empty() {
             reasons.push("there is no file of metadata".to_owned());
@@ -196,32 +199,32 @@ impl Captions {
         reasons.join("; ")
     }
 
-    /// What metadata say of names like that of `image`.
+    /// What may be wrong with the name of `image` in files of metadata.
     fn hint(&self, image: &Path) -> Option<String> {
         let last = image.file_name()?.to_string_lossy();
         if self.read.iter().any(|file| file.ambiguous.contains(&*last)) {
             return Some("the name is there, but several images have it".to_owned());
         }
-        // Of several that are called the same, that in the folder with the most alike name.
-        let place = image.to_string_lossy();
-        let alike = |name: &String| {
+        // Of several equal file names, the one in the folder with the most similar name is suggested.
+        let path = image.to_string_lossy();
+        let similarity = |name: &String| {
             let last_of_name = name.rsplit(['/', '\\']).next().unwrap_or(name);
-            (strsim::normalized_levenshtein(last_of_name, &last), strsim::normalized_levenshtein(name, &place))
+            (strsim::normalized_levenshtein(last_of_name, &last), strsim::normalized_levenshtein(name, &path))
         };
-        let names = self.read.iter().flat_map(|file| &file.strangers).filter(|name| name.len() < LONGEST);
-        let names = names.map(|name| (alike(name), name));
-        let ((alike, _), name) = names.max_by(|(a, _), (b, _)| a.partial_cmp(b).unwrap_or(Ordering::Equal))?;
-        (alike >= ALIKE).then(|| format!("the nearest name there is {}", cut(name)))
+        let names = self.read.iter().flat_map(|file| &file.unknown).filter(|name| name.len() < LONGEST);
+        let names = names.map(|name| (similarity(name), name));
+        let ((similarity, _), name) = names.max_by(|(a, _), (b, _)| a.partial_cmp(b).unwrap_or(Ordering::Equal))?;
+        (similarity >= SIMILAR).then(|| format!("the nearest name there is {}", quoted(name)))
     }
 }
 
-/// The image that `name` means in a file in `folder`. Both kinds of slashes part folders, unless a file is called so.
+/// The index of the image called `name` in `folder`. A backslash separates folders too, unless it is part of a file's name.
 fn find(images: &HashMap<&Path, usize>, folder: &Path, name: &str) -> Option<usize> {
     let image = |name: &str| images.get(&*join(folder, Path::new(name))).copied();
     image(name).or_else(|| image(&name.replace('\\', "/")))
 }
 
-/// `folder/name` without `.` and `..` in the name.
+/// `folder/name`, with `.` and `..` in the name resolved.
 fn join(folder: &Path, name: &Path) -> PathBuf {
     let mut path = folder.to_owned();
     for component in name.components() {

@@ -1,20 +1,21 @@
-//! Captioned pictures of shapes, drawn by the program: data for a first run, for tests, and for judging a model by eye.
+//! Images of shapes with captions, drawn by the program: for a first run, for tests, and to judge a model by eye.
 
 mod draw;
 mod scene;
 
 use self::scene::Scene;
-use crate::{DataError, ImageError, Picture, Source};
+use super::interface::{FromSettings, Source, SourceImage, SourceSettings};
+use crate::error::{DataError, ImageError, SettingError};
 
-/// The least size at which small shapes can be told apart, in pixels.
+/// The smallest size at which small shapes can be told apart, in pixels.
 const MIN_SIZE: u32 = 16;
 /// The largest size, in pixels.
 const MAX_SIZE: u32 = 4096;
 
-/// As many pictures of shapes as wanted, each with a caption such as "a large red circle at the top left and a small
-/// blue star in the centre on a green striped background".
+/// Any number of images of shapes, each with a caption such as "a large red circle at the top left and a small blue star in
+/// the centre on a green striped background".
 ///
-/// A picture follows from (seed, index, size) alone; its caption and composition from (seed, index).
+/// The caption and the shapes depend on (seed, index) alone, the pixels on (seed, index, size).
 #[derive(Clone, Debug)]
 pub struct ShapesSource {
     seed: u64,
@@ -23,11 +24,11 @@ pub struct ShapesSource {
 }
 
 impl ShapesSource {
-    /// `len` pictures of `size * size` pixels.
+    /// `len` images of `size * size` pixels.
     ///
     /// # Errors
     /// `len` is 0, or `size` is not in 16..=4096.
-    pub fn new(seed: u64, len: usize, size: u32) -> Result<Self, DataError> {
+    fn new(seed: u64, len: usize, size: u32) -> Result<Self, DataError> {
         if len == 0 {
             return Err(DataError::EmptySet);
         }
@@ -37,8 +38,8 @@ impl ShapesSource {
         Ok(Self { seed, len, size })
     }
 
-    /// The caption of the picture at `index`, without drawing it.
-    pub fn caption(&self, index: usize) -> String {
+    /// The caption of the image at `index`.
+    fn caption(&self, index: usize) -> String {
         Scene::compose(self.seed, index as u64).caption()
     }
 }
@@ -49,16 +50,30 @@ impl Source for ShapesSource {
     }
 
     fn name(&self, index: usize) -> String {
+        // Saved runs hold a hash of these names, so they keep the word.
         format!("shapes picture {index} of seed {}", self.seed)
     }
 
-    fn load(&self, index: usize) -> Result<Picture, ImageError> {
+    fn load(&self, index: usize) -> Result<SourceImage, ImageError> {
         let scene = Scene::compose(self.seed, index as u64);
         Ok(draw::draw(&scene, self.size).into())
     }
 
     fn captions(&self, index: usize) -> Vec<String> {
         vec![self.caption(index)]
+    }
+}
+
+impl FromSettings for ShapesSource {
+    fn check(settings: &SourceSettings) -> Result<(), SettingError> {
+        let Some(path) = settings.path else { return Ok(()) };
+        let path = path.display();
+        let message = format!("is {path}, but data.source = \"shapes\" reads no files; did you mean \"folder\"?");
+        Err(SettingError { key: "data.path", message })
+    }
+
+    fn from_settings(settings: &SourceSettings) -> Result<Self, DataError> {
+        Self::new(settings.seed, settings.images, settings.resolution)
     }
 }
 
@@ -72,43 +87,44 @@ mod tests {
     use crate::{Loader, TrainingSet, Transform, ValidationSet};
 
     #[test]
-    fn a_picture_follows_from_seed_index_and_size() {
+    fn an_image_follows_from_seed_index_and_size() {
         let source = ShapesSource::new(1, 50, 32).unwrap();
         let again = ShapesSource::new(1, 9, 32).unwrap();
         let other = ShapesSource::new(2, 50, 32).unwrap();
         let mut differing = 0;
         for index in (0..9).rev() {
-            let picture = source.load(index).unwrap();
-            assert_eq!(picture.image, again.load(index).unwrap().image);
-            assert_eq!(picture.image.dimensions(), (32, 32));
+            let image = source.load(index).unwrap();
+            assert_eq!(image.pixels, again.load(index).unwrap().pixels);
+            assert_eq!(image.pixels.dimensions(), (32, 32));
             assert_eq!(source.captions(index), [again.caption(index)]);
-            differing += usize::from(picture.image != other.load(index).unwrap().image);
+            assert_eq!(source.name(index), format!("shapes picture {index} of seed 1"));
+            differing += usize::from(image.pixels != other.load(index).unwrap().pixels);
         }
         assert_eq!(differing, 9);
     }
 
     #[test]
-    fn there_are_tens_of_thousands_of_captions_and_pictures() {
+    fn there_are_tens_of_thousands_of_captions_and_images() {
         let source = ShapesSource::new(0, 60_000, 16).unwrap();
         let captions: HashSet<String> = (0..60_000).map(|index| source.caption(index)).collect();
         assert!(captions.len() > 50_000, "{}", captions.len());
-        let pictures: HashSet<Vec<u8>> = (0..2000).map(|index| source.load(index).unwrap().image.into_raw()).collect();
-        assert_eq!(pictures.len(), 2000);
+        let images: HashSet<Vec<u8>> = (0..2000).map(|index| source.load(index).unwrap().pixels.into_raw()).collect();
+        assert_eq!(images.len(), 2000);
     }
 
     #[test]
-    fn the_size_changes_the_detail_and_not_the_picture() {
+    fn the_size_changes_the_detail_and_not_the_image() {
         let small = ShapesSource::new(3, 20, 64).unwrap();
         let large = ShapesSource::new(3, 20, 256).unwrap();
         for index in 0..20 {
             let drawn = small.load(index).unwrap();
             let scaled = large.load(index).unwrap();
             assert_eq!(small.caption(index), large.caption(index));
-            let scaled = image::imageops::resize(&scaled.image, 64, 64, image::imageops::FilterType::Triangle);
+            let scaled = image::imageops::resize(&scaled.pixels, 64, 64, image::imageops::FilterType::Triangle);
             let error: f64 =
-                (drawn.image.as_raw().iter().zip(scaled.as_raw())).map(|(a, b)| f64::from(a.abs_diff(*b))).sum();
+                (drawn.pixels.as_raw().iter().zip(scaled.as_raw())).map(|(a, b)| f64::from(a.abs_diff(*b))).sum();
             let mean = error / (64.0 * 64.0 * 3.0);
-            assert!(mean < 3.0, "picture {index} differs by {mean} on average");
+            assert!(mean < 3.0, "image {index} differs by {mean} on average");
         }
     }
 

@@ -1,11 +1,11 @@
-//! Captions as COCO has them: `{"images": [{"id", "file_name"}], "annotations": [{"image_id", "caption"}]}`.
+//! Captions in the format of COCO: `{"images": [{"id", "file_name"}], "annotations": [{"image_id", "caption"}]}`.
 
 use std::collections::HashMap;
 
 use serde::Deserialize;
 use serde_json::{Map, Value as Json};
 
-use super::metadata::{Entry, Unread};
+use super::entry::{Entry, Unread};
 
 #[derive(Deserialize)]
 struct Document {
@@ -32,21 +32,21 @@ enum Id {
     Text(String),
 }
 
-/// Whether a document of another name is meant to be one of COCO's.
-pub(super) fn is(document: &Map<String, Json>) -> bool {
+/// Whether a document with another file name has the format of COCO.
+pub fn has_format(document: &Map<String, Json>) -> bool {
     ["images", "annotations"].iter().all(|key| document.get(*key).is_some_and(Json::is_array))
 }
 
-/// The entries of a document that was parsed.
-pub(super) fn of(document: Json) -> Result<Vec<Entry>, serde_json::Error> {
+/// The entries of a document that is parsed already.
+pub fn from_json(document: Json) -> Result<Vec<Entry>, serde_json::Error> {
     serde_json::from_value(document).map(entries)
 }
 
 /// The entries of a document.
 ///
 /// # Errors
-/// It is no JSON, or not what COCO has.
-pub(super) fn parse(text: &str) -> Result<Vec<Entry>, Unread> {
+/// It is not JSON, or not in the format of COCO.
+pub fn parse(text: &str) -> Result<Vec<Entry>, Unread> {
     serde_json::from_str(text).map(entries).map_err(|error| match error.is_data() {
         true => Unread::NotUsed(format!("it is not as COCO has it: {error}")),
         false => Unread::Broken(error.to_string()),

@@ -1,48 +1,31 @@
-//! Files that tell the captions of many images.
+//! Files with the captions of many images.
 
 use std::path::Path;
 
-use serde_json::{Map, Value as Json};
+use serde_json::Value as Json;
 
 use super::coco;
-use crate::text::cut;
+use super::entry::{Entry, Unread};
+use crate::text::quoted;
 
-/// What such a file is called decides how it is read. In the order in which they are read.
+/// How a file is read: its name decides. In the order in which the files are read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) enum Kind {
+pub enum Kind {
     /// `metadata.jsonl` in any folder: an entry on each line.
     Lines,
     /// `captions.json` at the root: a list of entries, or a map of names to captions.
     Document,
     /// `metadata.csv` in any folder: a row for each entry.
     Table,
-    /// `captions_*.json` at the root or in a folder `annotations`, as COCO has it.
+    /// `captions_*.json` at the root or in a folder `annotations`, in the format of COCO.
     Coco,
 }
 
-/// What one entry says of one image.
-#[derive(Debug, PartialEq, Eq)]
-pub(super) struct Entry {
-    /// As it is written.
-    pub file_name: String,
-    /// None of them empty.
-    pub captions: Vec<String>,
-}
-
-/// Why a file has no entries.
-#[derive(Debug, PartialEq, Eq)]
-pub(super) enum Unread {
-    /// It is meant to have captions, and is broken.
-    Broken(String),
-    /// It is about something else.
-    NotUsed(String),
-}
-
-/// The keys of captions; the first that has any counts.
+/// The keys of captions. The first key with a caption counts.
 const KEYS: [&str; 3] = ["text", "caption", "captions"];
 
 impl Kind {
-    /// What a file is by its name and its place.
+    /// The kind of a file, by its name and its folder.
     pub fn of(root: &Path, file: &Path) -> Option<Self> {
         let folder = file.parent()?;
         match file.file_name()?.to_str()? {
@@ -61,43 +44,45 @@ impl Kind {
 /// The entries of a file's text.
 ///
 /// # Errors
-/// It is broken, or of another kind than its name says.
-pub(super) fn parse(kind: Kind, at_root: bool, text: &str) -> Result<Vec<Entry>, Unread> {
+/// It is broken, or has other contents than its name says.
+pub fn parse(kind: Kind, at_root: bool, text: &str) -> Result<Vec<Entry>, Unread> {
     match kind {
-        Kind::Lines => of_lines(text, at_root),
-        Kind::Document => of_document(text),
-        Kind::Table => of_table(text),
+        Kind::Lines => parse_lines(text, at_root),
+        Kind::Document => parse_document(text),
+        Kind::Table => parse_table(text),
         Kind::Coco => coco::parse(text),
     }
 }
 
-fn of_lines(text: &str, at_root: bool) -> Result<Vec<Entry>, Unread> {
+fn parse_lines(text: &str, at_root: bool) -> Result<Vec<Entry>, Unread> {
     let mut entries = Vec::new();
     for (number, line) in text.lines().enumerate().filter(|(_, line)| !line.trim().is_empty()) {
         let json = serde_json::from_str(line).map_err(|error| error.to_string());
         if let (Ok(json), true, false) = (&json, entries.is_empty(), at_root)
-            && name(json).is_none()
+            && file_name(json).is_none()
         {
             return Err(Unread::NotUsed("its first line has no file_name".to_owned()));
         }
-        let added = json.and_then(|json| entry(&json));
-        entries.push(added.map_err(|reason| Unread::Broken(format!("line {}: {reason}", number + 1)))?);
+        let parsed = json.and_then(|json| entry(&json));
+        entries.push(parsed.map_err(|reason| Unread::Broken(format!("line {}: {reason}", number + 1)))?);
     }
     Ok(entries)
 }
 
-fn of_document(text: &str) -> Result<Vec<Entry>, Unread> {
+fn parse_document(text: &str) -> Result<Vec<Entry>, Unread> {
     let json = serde_json::from_str(text).map_err(|error| error.to_string());
     let entries = json.and_then(|json| match json {
         Json::Array(entries) => (entries.iter().enumerate())
             .map(|(index, json)| entry(json).map_err(|reason| format!("entry {}: {reason}", index + 1)))
             .collect(),
-        Json::Object(map) if coco::is(&map) => coco::of(Json::Object(map)).map_err(|error| error.to_string()),
+        Json::Object(map) if coco::has_format(&map) => {
+            coco::from_json(Json::Object(map)).map_err(|error| error.to_string())
+        }
         Json::Object(map) => {
-            let entry = |(name, told): (&String, &Json)| {
-                captions(told)
+            let entry = |(name, value): (&String, &Json)| {
+                captions(value)
                     .map(|captions| Entry { file_name: name.clone(), captions })
-                    .ok_or_else(|| no_text(name, told))
+                    .ok_or_else(|| no_text(name, value))
             };
             map.iter().map(entry).collect()
         }
@@ -106,7 +91,7 @@ fn of_document(text: &str) -> Result<Vec<Entry>, Unread> {
     entries.map_err(Unread::Broken)
 }
 
-fn of_table(text: &str) -> Result<Vec<Entry>, Unread> {
+fn parse_table(text: &str) -> Result<Vec<Entry>, Unread> {
     let broken = |error: csv::Error| Unread::Broken(error.to_string());
     let mut table = csv::ReaderBuilder::new().trim(csv::Trim::Headers).from_reader(text.as_bytes());
     let header = table.headers().map_err(broken)?;
@@ -127,16 +112,16 @@ fn of_table(text: &str) -> Result<Vec<Entry>, Unread> {
     table.records().map(|row| row.map(entry).map_err(broken)).collect()
 }
 
-fn name(json: &Json) -> Option<&str> {
+fn file_name(json: &Json) -> Option<&str> {
     json.get("file_name")?.as_str()
 }
 
 fn entry(json: &Json) -> Result<Entry, String> {
-    let name = name(json).ok_or("an entry needs file_name, a text")?;
+    let name = file_name(json).ok_or("an entry needs file_name, a text")?;
     let mut found = Vec::new();
     for key in KEYS {
-        let told = json.as_object().and_then(|entry: &Map<String, Json>| entry.get(key)).unwrap_or(&Json::Null);
-        found = captions(told).ok_or_else(|| no_text(name, told))?;
+        let value = json.get(key).unwrap_or(&Json::Null);
+        found = captions(value).ok_or_else(|| no_text(name, value))?;
         if !found.is_empty() {
             break;
         }
@@ -144,9 +129,9 @@ fn entry(json: &Json) -> Result<Entry, String> {
     Ok(Entry { file_name: name.to_owned(), captions: found })
 }
 
-/// A text, a list of texts, or nothing; `None` for anything else.
-fn captions(told: &Json) -> Option<Vec<String>> {
-    let texts = match told {
+/// The captions in a text, a list of texts, or nothing; `None` for anything else.
+fn captions(value: &Json) -> Option<Vec<String>> {
+    let texts = match value {
         Json::Null => Some(Vec::new()),
         Json::String(text) => Some(vec![text.as_str()]),
         Json::Array(texts) => texts.iter().map(Json::as_str).collect(),
@@ -156,6 +141,6 @@ fn captions(told: &Json) -> Option<Vec<String>> {
     Some(texts.map(str::to_owned).collect())
 }
 
-fn no_text(name: &str, told: &Json) -> String {
-    format!("the text of {} is {}; a text or a list of texts is needed", cut(name), cut(&told.to_string()))
+fn no_text(name: &str, value: &Json) -> String {
+    format!("the text of {} is {}; a text or a list of texts is needed", quoted(name), quoted(&value.to_string()))
 }

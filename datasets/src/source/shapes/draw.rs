@@ -1,7 +1,7 @@
-//! From a scene to pixels, with smooth edges.
+//! Draws a scene with smooth edges.
 //!
-//! Everything has a signed distance, negative inside; an edge is smoothed over one pixel's width by it, which looks like
-//! supersampling and costs one evaluation per pixel (after Inigo Quilez, "2D distance functions").
+//! Every shape is a signed distance function, negative inside. The distance smooths an edge over the width of a pixel: this
+//! looks like supersampling, with one evaluation per pixel (after Inigo Quilez, "2D distance functions").
 
 use std::f32::consts::{PI, TAU};
 
@@ -27,11 +27,11 @@ pub fn draw(scene: &Scene, size: u32) -> RgbImage {
     }
     let bytes = canvas.as_flattened().iter();
     let bytes: Vec<u8> = bytes.map(|value| (value.clamp(0.0, 1.0) * 255.0 + 0.5) as u8).collect();
-    // The bytes are exactly those of the picture, so the fallback is never taken.
+    // There are exactly as many bytes as the image has, so the fallback is never used.
     RgbImage::from_raw(size, size, bytes).unwrap_or_default()
 }
 
-/// How far the shadow lies to the right and below, how soft its edge is, and how dark it is.
+/// The shadow: how far it is to the right and below, how soft its edge is, and how dark it is.
 const SHADOW: (Point, f32, f32) = ([0.010, 0.018], 0.030, 0.30);
 
 fn draw_object(canvas: &mut [Rgb], side: usize, object: &Object) {
@@ -51,7 +51,7 @@ fn draw_object(canvas: &mut [Rgb], side: usize, object: &Object) {
     };
     for row in span(object.y) {
         let y = (row as f32 + 0.5) * pixel;
-        // Lit from above.
+        // The light comes from above.
         let light = 0.10 * (object.y - y) / object.radius;
         let lit = match light > 0.0 {
             true => mix(object.colour, [1.0; 3], light * 2.0),
@@ -71,7 +71,7 @@ fn draw_object(canvas: &mut [Rgb], side: usize, object: &Object) {
     }
 }
 
-/// How much of a pixel lies inside an edge at this distance from its middle.
+/// How much of a pixel is inside, for a signed distance of its centre to the edge.
 fn coverage(distance: f32, pixel: f32) -> f32 {
     (0.5 - distance / pixel).clamp(0.0, 1.0)
 }
@@ -103,17 +103,17 @@ fn background(background: &Background, at: Point, pixel: f32) -> Rgb {
     mix(first, second, share)
 }
 
-/// From -0.5 to 0.5 within each repeat.
+/// The signed distance to the middle of the repeat, from -0.5 to 0.5.
 fn middle(value: f32) -> f32 {
     value - value.floor() - 0.5
 }
 
-/// Distance to a band that fills `share` of each repeat.
+/// The signed distance to a band that fills `share` of each repeat.
 fn band(value: f32, share: f32) -> f32 {
     middle(value).abs() - share / 2.0
 }
 
-/// A form's outline within the circle of radius 1 around the origin; y points down.
+/// The outline of a form within the unit circle; y points down.
 enum Outline {
     Circle,
     Ring,
@@ -153,7 +153,8 @@ impl Outline {
         }
     }
 
-    /// `corners` on the unit circle from the top on, `offset` corners further; every second one at radius `inner`.
+    /// A polygon with `corners` on the unit circle, starting `offset` corners after the top; every second one has the radius
+    /// `inner`.
     fn regular(corners: usize, offset: f32, inner: f32) -> Self {
         let points: Vec<Point> = (0..corners)
             .map(|corner| {
@@ -192,7 +193,7 @@ fn turn([x, y]: Point, angle: f32) -> Point {
     [x * cos - y * sin, x * sin + y * cos]
 }
 
-/// A heart with its tip at the origin, 1.1 high, y pointing up; `x` is not negative.
+/// The signed distance to a heart with its tip at the origin, 1.1 high; y points up, and `x` is not negative.
 fn heart([x, y]: Point) -> f32 {
     if x + y > 1.0 {
         return (x - 0.25).hypot(y - 0.75) - std::f32::consts::SQRT_2 / 4.0;
@@ -210,7 +211,7 @@ fn polygon(edges: &[Edge], [x, y]: Point) -> f32 {
         let share = ((dx * along[0] + dy * along[1]) * inverse).clamp(0.0, 1.0);
         let (px, py) = (dx - along[0] * share, dy - along[1] * share);
         nearest = nearest.min(px * px + py * py);
-        // Counts the edges that a ray to the right crosses.
+        // A point is inside if a ray to the right crosses an odd number of edges.
         let (begins_above, ends_above) = (y >= from[1], y >= to[1]);
         if begins_above != ends_above && (along[0] * dy > along[1] * dx) == (along[1] > 0.0) {
             inside = !inside;
@@ -221,25 +222,13 @@ fn polygon(edges: &[Edge], [x, y]: Point) -> f32 {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use strum::VariantArray;
 
-    const FORMS: [Form; 11] = [
-        Form::Circle,
-        Form::Square,
-        Form::Triangle,
-        Form::Diamond,
-        Form::Pentagon,
-        Form::Hexagon,
-        Form::Star,
-        Form::Cross,
-        Form::Ring,
-        Form::Heart,
-        Form::Moon,
-    ];
+    use super::*;
 
     #[test]
     fn every_form_lies_within_the_unit_circle_and_fills_some_of_it() {
-        for form in FORMS {
+        for &form in Form::VARIANTS {
             let outline = Outline::of(form);
             let mut inside = 0;
             for row in 0..200 {
@@ -285,8 +274,8 @@ mod tests {
         plain.objects.truncate(1);
         plain.objects[0].form = Form::Circle;
         plain.objects[0].colour = [1.0; 3];
-        let picture = draw(&plain, 64);
-        let between = picture.pixels().filter(|pixel| (30..200).contains(&pixel.0[0])).count();
+        let image = draw(&plain, 64);
+        let between = image.pixels().filter(|pixel| (30..200).contains(&pixel.0[0])).count();
         assert!(between > 10, "{between} pixels between black and white");
     }
 }

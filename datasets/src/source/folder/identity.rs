@@ -1,13 +1,13 @@
-//! Which names lead to one file.
+//! Finds out which names lead to the same file.
 
 use std::collections::{HashMap, HashSet};
 use std::fs;
 use std::path::{Path, PathBuf};
 
-/// Tells by what the system calls a file, whatever its name.
+/// The files seen so far, by what the system calls them.
 #[derive(Debug, Default)]
-pub(crate) struct Identities {
-    /// Numbers that several entries of a listing have.
+pub struct Identities {
+    /// Inodes that several entries of the listing have.
     shared: HashSet<u64>,
     known: HashMap<Identity, usize>,
 }
@@ -20,17 +20,17 @@ type Identity = (u64, u64);
 type Identity = PathBuf;
 
 impl Identities {
-    /// For files with the numbers that listing gave them, of which 0 says nothing. Only those that have one in common with
-    /// another can be the same file, and only those are looked up: for a million of files on a network that would take long.
+    /// For all `files` of a listing, with their inodes; 0 is an unknown one. Only files with a shared or unknown inode can be
+    /// the same, so only these are looked up: a million look-ups on a network disk would take long.
     pub fn of(files: &[(PathBuf, u64)]) -> Self {
         let (mut seen, mut shared) = (HashSet::new(), HashSet::from([0]));
-        shared.extend(files.iter().map(|(_, number)| *number).filter(|number| !seen.insert(*number)));
+        shared.extend(files.iter().map(|(_, inode)| *inode).filter(|inode| !seen.insert(*inode)));
         Self { shared, known: HashMap::new() }
     }
 
-    /// The index that the file was first seen at: `index` for a new one. A link that leads nowhere is always new.
-    pub fn first(&mut self, file: &Path, number: u64, index: usize) -> usize {
-        match self.shared.contains(&number).then(|| identity(file)).flatten() {
+    /// The index at which the file was first seen: `index` if it is new. A link to nothing is always new.
+    pub fn first_index(&mut self, file: &Path, inode: u64, index: usize) -> usize {
+        match self.shared.contains(&inode).then(|| identity(file)).flatten() {
             Some(identity) => *self.known.entry(identity).or_insert(index),
             None => index,
         }
