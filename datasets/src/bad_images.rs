@@ -5,8 +5,8 @@ use std::sync::{Mutex, PoisonError};
 
 use crate::error::{DataError, ImageError};
 
-/// Counts distinct bad images in the order in which their samples are handed out, not in that of the threads, so that a run
-/// always stops at the same sample.
+/// Counts distinct bad images in the order in which their samples are handed out, not in that of the threads, so that a
+/// run always stops at the same sample.
 #[derive(Debug)]
 pub struct BadImages {
     limit: usize,

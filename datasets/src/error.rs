@@ -39,7 +39,8 @@ pub enum ImageProblem {
     /// The file or its pixels would take too much memory.
     #[error("is too large: {size} bytes, and the limit is {limit}")]
     TooLarge {
-        /// The size of the file, of its pixels, or of its pixels as 8 bit RGB, in bytes: the one that exceeds the limit.
+        /// The size of the file, of its pixels, or of its pixels as 8 bit RGB, in bytes: the one that exceeds the
+        /// limit.
         size: u64,
         /// The largest accepted size, in bytes.
         limit: u64,

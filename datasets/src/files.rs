@@ -17,8 +17,8 @@ const RETRY: Duration = Duration::from_millis(50);
 /// Reads a regular file of at most `limit` bytes.
 ///
 /// # Errors
-/// The path leads to something else, such as a pipe or a device, which may never answer; the file exceeds the limit; or it
-/// cannot be read.
+/// The path leads to something else, such as a pipe or a device, which may never answer; the file exceeds the limit; or
+/// it cannot be read.
 pub(crate) fn read(path: &Path, limit: u64) -> Result<Vec<u8>, ImageProblem> {
     open(path)?.read(limit)
 }

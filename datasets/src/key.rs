@@ -12,7 +12,8 @@ pub struct SampleKey {
     pub draw: u64,
 }
 
-/// What a random choice is for. Two purposes never share random numbers, so adding a purpose does not change the others.
+/// What a random choice is for. Two purposes never share random numbers, so adding a purpose does not change the
+/// others.
 ///
 /// Never change or reuse the number of a purpose: a resumed run must make the same choices as before.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -53,7 +54,8 @@ impl SampleKey {
         ChaCha8Rng::from_seed(key)
     }
 
-    /// The generator for one of many choices with the same purpose. Every index has another one, and so has [`Self::rng`].
+    /// The generator for one of many choices with the same purpose. Every index has another one, and so has
+    /// [`Self::rng`].
     pub fn rng_at(self, purpose: Purpose, index: u64) -> ChaCha8Rng {
         let mut rng = self.rng(purpose);
         // `rng` uses stream 0.

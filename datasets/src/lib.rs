@@ -11,9 +11,9 @@
 //! Loader        the samples of a set, in order, loaded ahead by any number of threads
 //! ```
 //!
-//! Every random choice depends on the seed and the *draw* alone. The draw is the position of a sample in the endless training
-//! stream. The same draw gives the same pixels for every batch size and every number of threads, so a run resumes at the draw
-//! where it stopped.
+//! Every random choice depends on the seed and the *draw* alone. The draw is the position of a sample in the endless
+//! training stream. The same draw gives the same pixels for every batch size and every number of threads, so a run
+//! resumes at the draw where it stopped.
 
 mod bad_images;
 mod budget;

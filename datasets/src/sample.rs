@@ -32,8 +32,8 @@ pub trait SampleStream: Send + Sync {
     /// The name of the image at `index` of the source.
     fn name(&self, index: usize) -> String;
 
-    /// Loads the sample at `draw`. The result depends on `draw` alone. Calls `reading` with the index of each image before
-    /// reading it.
+    /// Loads the sample at `draw`. The result depends on `draw` alone. Calls `reading` with the index of each image
+    /// before reading it.
     fn attempt(&self, draw: u64, reading: &dyn Fn(usize)) -> Attempt;
 
     /// Hands out the sample of an attempt and records its bad images. `None` if this sample is skipped.

@@ -7,7 +7,8 @@ use rand::seq::SliceRandom;
 use crate::error::DataError;
 use crate::key::{Purpose, SampleKey};
 
-/// Maps each draw to a position in the data set. A pure function of (seed, draw), so resuming a run needs no saved state.
+/// Maps each draw to a position in the data set. A pure function of (seed, draw), so resuming a run needs no saved
+/// state.
 #[derive(Debug)]
 pub struct Sampler {
     len: usize,

@@ -24,8 +24,8 @@ pub struct Split {
 }
 
 impl Split {
-    /// Divides the indices below `len`. The result depends on the arguments alone. With the same `len` and `seed`, a larger
-    /// validation part contains a smaller one.
+    /// Divides the indices below `len`. The result depends on the arguments alone. With the same `len` and `seed`, a
+    /// larger validation part contains a smaller one.
     ///
     /// # Errors
     /// There are no images, none is left to train on, or the fraction is not in 0..1.

@@ -55,11 +55,11 @@ impl Transform {
         Ok(())
     }
 
-    /// Crops, scales and flips an image. Returns `resolution * resolution * 3` bytes: rows from the top, pixels from the left,
-    /// red green blue.
+    /// Crops, scales and flips an image. Returns `resolution * resolution * 3` bytes: rows from the top, pixels from
+    /// the left, red green blue.
     ///
-    /// Cropping comes before scaling, so the memory does not grow with the aspect ratio. Scaling uses a Lanczos filter with three
-    /// lobes, widened against aliasing when the image becomes smaller.
+    /// Cropping comes before scaling, so the memory does not grow with the aspect ratio. Scaling uses a Lanczos filter
+    /// with three lobes, widened against aliasing when the image becomes smaller.
     ///
     /// # Errors
     /// The shorter side of the image is below `min_side`.
@@ -88,8 +88,8 @@ impl Transform {
     }
 }
 
-/// Scales the square of `side` pixels at (left, top) to `resolution`. Nine times as fast as `imageops::resize`, which takes
-/// longer than decoding a photograph.
+/// Scales the square of `side` pixels at (left, top) to `resolution`. Nine times as fast as `imageops::resize`, which
+/// takes longer than decoding a photograph.
 fn resize(
     image: &RgbImage,
     [left, top, side]: [u32; 3],

@@ -35,7 +35,8 @@ pub struct Data {
 pub struct ImageSet {
     /// The number of images.
     pub count: usize,
-    /// 64-bit FNV-1a hash of their names in order, in hexadecimal. The names are relative to the folder, which may move.
+    /// 64-bit FNV-1a hash of their names in order, in hexadecimal. The names are relative to the folder, which may
+    /// move.
     pub names: String,
 }
 
@@ -88,8 +89,8 @@ pub fn open(config: &Config) -> Result<Data, DataError> {
 /// An image that is waited for longer than this is named.
 const LONG_WAIT: Duration = Duration::from_secs(30);
 
-/// The next `count` samples of `loader`; `None` as soon as `proceed` returns false, also while it waits for samples. Calls `say`
-/// with a line about each image that takes long.
+/// The next `count` samples of `loader`; `None` as soon as `proceed` returns false, also while it waits for samples.
+/// Calls `say` with a line about each image that takes long.
 ///
 /// # Errors
 /// As for [`Loader::next_batch`].
@@ -156,7 +157,8 @@ impl MicroBatch for Batch {
     }
 }
 
-/// Converts images `[N, 3, H, W]` in -1..1 to rows of RGB bytes, one vector for each sample. Values outside are clamped.
+/// Converts images `[N, 3, H, W]` in -1..1 to rows of RGB bytes, one vector for each sample. Values outside are
+/// clamped.
 ///
 /// # Errors
 /// The device failed; its message.

@@ -11,6 +11,7 @@ use std::time::Instant;
 
 use burn_train::Interrupter;
 use indicatif::HumanDuration;
+use report::keys::Groups;
 use serde_json::Value;
 
 use self::bars::Bars;
@@ -134,10 +135,11 @@ impl Progress {
         }
     }
 
-    /// Takes the terminal for a dashboard, in which the user can ask the run to stop; see [`check_terminal`].
-    pub fn show_dashboard(&mut self, interrupter: &Interrupter) {
+    /// Takes the terminal for a dashboard, in which the user can ask the run to stop; see [`check_terminal`]. `losses` has
+    /// the tags of the metrics of losses.
+    pub fn show_dashboard(&mut self, interrupter: &Interrupter, losses: &'static Groups) {
         self.view.finish();
-        self.view = Box::new(Dashboard::open(self.position.get(), interrupter));
+        self.view = Box::new(Dashboard::open(self.position.get(), interrupter, losses));
         watch_kernels(self.view.kernels());
     }
 

@@ -56,7 +56,7 @@ use crate::optimizer::ModelOptimizer;
 use crate::panics::catch_out_of_memory;
 use crate::precision::{LossScaler, Probe, Range, compute_copy};
 use crate::progress::{Progress, check_terminal};
-use crate::reporting::Reporter;
+use crate::reporting::{LOSS_GROUPS, Reporter};
 use crate::run_state::{Footprint, Snapshot, State, StateError};
 use crate::samples::grid_png;
 use crate::validation::{Extent, Judges, Scores, Validated, ValidationError, validate};
@@ -146,7 +146,7 @@ pub fn train(loaded: &Loaded, options: Options, stop: &Stop) -> Result<Outcome, 
         prepared => prepared?,
     };
     if dashboard {
-        training.progress.show_dashboard(stop.interrupter());
+        training.progress.show_dashboard(stop.interrupter(), LOSS_GROUPS);
     }
     let outcome = training.run(stop);
     // Without a step there is nothing in it but what it started from.

@@ -144,7 +144,8 @@ pub struct ValidationSet {
 }
 
 impl ValidationSet {
-    /// The centre crops of the images of `source` at `indices`, which may be empty. Allows `max_bad` distinct bad images.
+    /// The centre crops of the images of `source` at `indices`, which may be empty. Allows `max_bad` distinct bad
+    /// images.
     ///
     /// # Errors
     /// An index is not in the source, or the resolution is impossible.

@@ -2,8 +2,8 @@
 
 /// What the segments of a JPEG file say.
 pub struct JpegFrame {
-    /// Whether an end marker follows the start of the first scan. Nothing else looks like one there: in the data of a scan, 0 or
-    /// a restart marker always follows 0xFF, and the end marker of a thumbnail is before the scan.
+    /// Whether an end marker follows the start of the first scan. Nothing else looks like one there: in the data of a
+    /// scan, 0 or a restart marker always follows 0xFF, and the end marker of a thumbnail is before the scan.
     pub has_end: bool,
     /// Whether the first scan has all data: it is not progressive, and has all components.
     pub in_one_scan: bool,

@@ -14,19 +14,19 @@ use crate::error::{ImageError, ImageProblem};
 use crate::files;
 use crate::text::{panic_message, shortened};
 
-/// The largest size of a file, of its decoded pixels, and of its pixels as 8 bit RGB, in bytes. 170 megapixels fit; a small file
-/// that claims to have more is refused.
+/// The largest size of a file, of its decoded pixels, and of its pixels as 8 bit RGB, in bytes. 170 megapixels fit; a
+/// small file that claims to have more is refused.
 pub const MAX_BYTES: u64 = 512 << 20;
 
 /// Decodes a JPEG, PNG, WebP, GIF, TIFF or BMP file. The first bytes decide the format, not the file name.
 ///
-/// Every colour type becomes 8 bit sRGB: 16 bit is rounded, grey and palette are expanded, CMYK is converted, and transparent
-/// pixels are laid on white. The image is turned upright by its EXIF orientation. Colour profiles are not applied. Of several
-/// images in a file, the first is taken.
+/// Every colour type becomes 8 bit sRGB: 16 bit is rounded, grey and palette are expanded, CMYK is converted, and
+/// transparent pixels are laid on white. The image is turned upright by its EXIF orientation. Colour profiles are not
+/// applied. Of several images in a file, the first is taken.
 ///
 /// # Errors
-/// The bytes are empty, truncated, broken or in an unknown format, or the pixels exceed 512 MiB, as they are in the file or
-/// as 8 bit RGB.
+/// The bytes are empty, truncated, broken or in an unknown format, or the pixels exceed 512 MiB, as they are in the
+/// file or as 8 bit RGB.
 pub fn decode(bytes: &[u8]) -> Result<RgbImage, ImageProblem> {
     Encoded::read_header(bytes)?.decode()
 }

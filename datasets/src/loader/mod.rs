@@ -13,12 +13,12 @@ use crate::error::DataError;
 use crate::sample::{Attempt, Batch, SampleStream};
 use crate::text::panic_message;
 
-/// Hands out the samples of a stream in order, and loads them ahead. The samples do not depend on the number of threads or on
-/// their timing.
+/// Hands out the samples of a stream in order, and loads them ahead. The samples do not depend on the number of threads
+/// or on their timing.
 ///
 /// At most `prefetch` samples are being loaded or are waiting in memory, also while a slow one holds up those after it.
-/// Dropping the loader stops its threads and waits for them for a short time: a thread that reads from a disk that does not
-/// answer is left behind. The memory of the threads is not counted as the program's, see [`aside`].
+/// Dropping the loader stops its threads and waits for them for a short time: a thread that reads from a disk that does
+/// not answer is left behind. The memory of the threads is not counted as the program's, see [`aside`].
 pub struct Loader {
     stream: Arc<dyn SampleStream>,
     shared: Arc<Shared>,
@@ -46,8 +46,8 @@ pub struct Awaited {
 /// How often the caller is asked whether to wait on.
 const TICK: Duration = Duration::from_millis(100);
 
-/// How long a dropped loader waits for its threads: most images are decoded in that time. A run that is asked to stop is saved
-/// after it.
+/// How long a dropped loader waits for its threads: most images are decoded in that time. A run that is asked to stop
+/// is saved after it.
 const END: Duration = Duration::from_millis(500);
 
 struct Shared {
@@ -67,8 +67,8 @@ struct State {
     next_taken: u64,
     /// The caller waits for the draws below this one.
     awaited: u64,
-    /// What each thread reads: the draw, the index of the image, and since when. Its memory is reserved at the start, because
-    /// later allocations are not counted.
+    /// What each thread reads: the draw, the index of the image, and since when. Its memory is reserved at the start,
+    /// because later allocations are not counted.
     reading: Vec<(u64, usize, Instant)>,
     /// How many threads have not ended.
     running: usize,
@@ -86,9 +86,10 @@ impl Drop for State {
 impl Loader {
     /// Starts to load the samples from `first_draw` on: `draws` of them, or without end.
     ///
-    /// With 0 `workers` nothing is loaded ahead: one thread works while [`next_batch`](Self::next_batch) waits, so that waiting
-    /// can be interrupted. `prefetch` is a number of samples, at least 1. The system may give fewer threads, for example when
-    /// memory runs out. Then these do the work, or the thread of the caller if there are none: the samples are the same.
+    /// With 0 `workers` nothing is loaded ahead: one thread works while [`next_batch`](Self::next_batch) waits, so that
+    /// waiting can be interrupted. `prefetch` is a number of samples, at least 1. The system may give fewer threads,
+    /// for example when memory runs out. Then these do the work, or the thread of the caller if there are none: the
+    /// samples are the same.
     pub fn start<S: SampleStream + 'static>(
         stream: Arc<S>,
         first_draw: u64,
@@ -156,8 +157,8 @@ impl Loader {
         self.next_batch_while(n, &mut |_| true)
     }
 
-    /// The next `n` samples. While it waits for a sample, it calls `wait` several times a second with the image that is being
-    /// read.
+    /// The next `n` samples. While it waits for a sample, it calls `wait` several times a second with the image that is
+    /// being read.
     ///
     /// # Errors
     /// [`DataError::Interrupted`] when `wait` returns false; the next call continues with the samples collected so far.
@@ -276,8 +277,8 @@ impl Shared {
         self.thread_ended.notify_all();
     }
 
-    /// Waits until a sample may be loaded, and returns its draw; `None` when there is nothing more to do. A draw counts against
-    /// `ahead` from here until it is taken, so samples being loaded and samples waiting are limited together.
+    /// Waits until a sample may be loaded, and returns its draw; `None` when there is nothing more to do. A draw counts
+    /// against `ahead` from here until it is taken, so samples being loaded and samples waiting are limited together.
     fn begin(&self, end: u64, ahead: u64) -> Option<u64> {
         let full = |state: &mut State| {
             let State { next_load, next_taken, awaited, stop, .. } = *state;
@@ -292,7 +293,8 @@ impl Shared {
         Some(state.next_load - 1)
     }
 
-    /// Waits for a draw and takes it. `None` if `wait`, which is called with the image that is being read, returns false first.
+    /// Waits for a draw and takes it. `None` if `wait`, which is called with the image that is being read, returns
+    /// false first.
     fn take(
         &self,
         draw: u64,

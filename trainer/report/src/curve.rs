@@ -1,22 +1,22 @@
-//! A figure over the steps, and what of it fits on a page.
+//! A metric over the steps, and how to show it with few points.
 
-/// A figure over the steps.
+/// A metric over the steps.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Curve {
     /// Ascending.
     pub steps: Vec<u64>,
-    /// Of each step; not a number where the run has none.
+    /// One value for each step; NaN if the run has none.
     pub values: Vec<f64>,
 }
 
 impl Curve {
-    /// Adds a later step.
+    /// Adds a step after all others.
     pub fn push(&mut self, step: u64, value: f64) {
         self.steps.push(step);
         self.values.push(value);
     }
 
-    /// Drops `step` and what follows.
+    /// Removes `step` and all later steps.
     pub fn forget_from(&mut self, step: u64) {
         let kept = self.steps.partition_point(|at| *at < step);
         self.steps.truncate(kept);
@@ -33,20 +33,20 @@ impl Curve {
         self.points().next_back().map(|(_, value)| value)
     }
 
-    /// The middle one of the finite values.
+    /// The median of the finite values.
     pub fn median(&self) -> Option<f64> {
         let mut values: Vec<f64> = self.points().map(|(_, value)| value).collect();
         values.sort_by(f64::total_cmp);
         values.get(values.len() / 2).copied()
     }
 
-    /// The least and the greatest finite value.
+    /// The smallest and the largest finite value.
     pub fn range(&self) -> Option<(f64, f64)> {
         let values = || self.points().map(|(_, value)| value);
         Some((values().reduce(f64::min)?, values().reduce(f64::max)?))
     }
 
-    /// How much there was up to each step.
+    /// The sum of the values up to each step.
     pub fn running_sum(&self) -> Self {
         let mut sum = 0.0;
         let add = |value: &f64| {
@@ -56,8 +56,8 @@ impl Curve {
         Self { steps: self.steps.clone(), values: self.values.iter().map(add).collect() }
     }
 
-    /// The exponential average that weighs the last `window` values most, without a pull towards its start. A step without
-    /// a value has none and changes nothing.
+    /// The exponential moving average over about `window` values, corrected for the bias at the start. A step without a
+    /// value has no average and does not change it.
     pub fn smoothed(&self, window: f64) -> Self {
         let keep = 1.0 - 1.0 / window.max(1.0);
         let (mut sum, mut weight) = (0.0, 0.0);
@@ -72,8 +72,8 @@ impl Curve {
         Self { steps: self.steps.clone(), values: self.values.iter().map(average).collect() }
     }
 
-    /// At most `2 * buckets + 2` points that show the same curve: first, last, and the least and greatest of each bucket of
-    /// neighbouring steps. A bucket without any value is one point without a value.
+    /// At most `2 * buckets + 2` points that show the same curve: the first, the last, and the smallest and largest
+    /// value of each bucket of neighbouring steps. A bucket without values gives one point without a value.
     pub fn decimated(&self, buckets: usize) -> Self {
         let count = self.steps.len();
         if count <= 2 * buckets + 2 {
@@ -94,7 +94,7 @@ impl Curve {
         self.at(&kept)
     }
 
-    /// At most `most` points, as even as they can be, with the first and the last among them.
+    /// At most `most` points, evenly spaced, with the first and the last.
     pub fn thinned(&self, most: usize) -> Self {
         let count = self.steps.len();
         match count <= most {
@@ -111,7 +111,7 @@ impl Curve {
     }
 }
 
-/// At most `most` of `0..count`, as even as they can be; the first and the last are among them if there is room for two.
+/// At most `most` of `0..count`, evenly spaced, with the first and the last if `most` is at least 2.
 pub(crate) fn evenly(count: usize, most: usize) -> Vec<usize> {
     match most {
         _ if count <= most => (0..count).collect(),

@@ -1,14 +1,17 @@
-//! What the keys of `metrics.jsonl` and `validation.jsonl` are called where they are shown: `group/name`.
+//! Where the keys of `metrics.jsonl` and `validation.jsonl` are shown: their tags, `group/name`.
 
 use serde_json::{Map, Value};
 
-/// The numbers of a line by their key. What is nested has a key with slashes; a truth value is 0 or 1. `step`, text, lists
-/// and what is not a number (`null` after an overflow) are left out.
+/// The tags of the metrics of losses: pairs of a key and its tag. All other keys are known here.
+pub type Groups = [(&'static str, &'static str)];
+
+/// The numbers of a line by their keys. Nested objects give keys with slashes; true is 1 and false is 0. Skips `step`,
+/// text, lists, and `null`, which stands for a value that is not finite.
 pub fn numbers(line: &Map<String, Value>) -> Vec<(String, f64)> {
     values(line).into_iter().filter_map(|(key, value)| Some((key, value?))).collect()
 }
 
-/// [`numbers`], and `None` for each `null`.
+/// As [`numbers`], with `None` for each `null`.
 pub fn values(line: &Map<String, Value>) -> Vec<(String, Option<f64>)> {
     let mut found = Vec::new();
     collect("", line, &mut found);
@@ -31,15 +34,15 @@ fn collect(prefix: &str, object: &Map<String, Value>, found: &mut Vec<(String, O
     }
 }
 
-/// Where a key of `metrics.jsonl` is shown, such as `loss/pixel`. A key that is not known keeps its name, in a group of its
-/// own where it has slashes and in `other` where not.
-pub fn tag(key: &str) -> String {
+/// The tag of a key of `metrics.jsonl`, such as `loss/pixel`. An unknown key with slashes is its own tag; without
+/// slashes, it is in the group `other`.
+pub fn tag(key: &str, losses: &Groups) -> String {
+    if let Some((_, tag)) = losses.iter().find(|(known, _)| *known == key) {
+        return (*tag).to_owned();
+    }
     let within = |group: &str, name: &str| format!("{group}/{name}");
     match key {
         "loss" => within("loss", "total"),
-        "pixel" | "perceptual" | "codebook" | "entropy" | "adversarial" => within("loss", key),
-        "discriminator" => within("discriminator", "loss"),
-        "logits_real" | "logits_fake" | "adaptive_weight" => within("discriminator", key),
         "learning_rate" | "grad_norm" | "loss_scale" | "skipped" => within("optimizer", key),
         "images_per_second" | "data_wait" => within("speed", key),
         "peak_memory" => within("memory", "peak"),
@@ -49,7 +52,6 @@ pub fn tag(key: &str) -> String {
         "codes_used" | "perplexity" => within("codebook", key),
         _ if key.contains('/') => key.to_owned(),
         _ => match key.split_once('_') {
-            Some(("clip", _)) => within("loss", key),
             Some((group @ ("discriminator" | "memory"), name)) => within(group, name),
             Some(("peak", name)) if name.starts_with("memory_") => within("memory", &format!("peak_{}", &name[7..])),
             _ => within("other", key),
@@ -57,7 +59,7 @@ pub fn tag(key: &str) -> String {
     }
 }
 
-/// Where a key of `validation.jsonl` is shown.
+/// The tag of a key of `validation.jsonl`.
 pub fn validation_tag(key: &str) -> String {
     format!("validation/{key}")
 }
@@ -82,9 +84,10 @@ mod tests {
 
     #[test]
     fn tags_are_grouped_and_unknown_keys_keep_their_name() {
+        let losses = [("discriminator", "discriminator/loss"), ("new_loss", "loss/new_loss")];
         for (key, expected) in [
             ("loss", "loss/total"),
-            ("clip_text", "loss/clip_text"),
+            ("new_loss", "loss/new_loss"),
             ("discriminator", "discriminator/loss"),
             ("discriminator_skipped", "discriminator/skipped"),
             ("peak_memory", "memory/peak"),
@@ -95,7 +98,7 @@ mod tests {
             ("host_buffers", "memory/host_buffers"),
             ("something_new", "other/something_new"),
         ] {
-            assert_eq!(tag(key), expected);
+            assert_eq!(tag(key, &losses), expected);
         }
     }
 }

@@ -1,6 +1,6 @@
-//! What a run's folder shows of the run: TensorBoard's event files while it goes on, and a page to read in a browser.
+//! Shows a run: TensorBoard's event files while it is going on, and an HTML page made from the files in its folder.
 //!
-//! Neither needs the trainer: all is read from the files that a run leaves.
+//! Nothing here depends on the trainer.
 
 mod curve;
 pub mod keys;

@@ -1,4 +1,4 @@
-//! A run as its folder tells of it, whole or not.
+//! Reads a run from its folder, also if files are missing or broken.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File};
@@ -9,51 +9,51 @@ use std::time::Duration;
 use serde_json::Value;
 
 use crate::curve::Curve;
-use crate::keys;
+use crate::keys::{self, Groups};
 
-/// A folder without a run in it.
+/// A folder without a run.
 #[derive(Debug, thiserror::Error)]
 #[error("{} holds no run: neither metrics.jsonl nor config.toml is there", .0.display())]
 pub struct NoRun(pub PathBuf);
 
-/// What a run's folder holds. What is broken or missing is left out and said in `notes`.
+/// The contents of a run's folder. What is broken or missing is skipped and named in `notes`.
 #[derive(Debug, Clone, Default)]
 pub struct Run {
     /// The folder's name.
     pub name: String,
-    /// Curves of `metrics.jsonl` and `validation.jsonl` by their names, such as `loss/pixel`.
+    /// Curves of `metrics.jsonl` and `validation.jsonl` by their tags, such as `loss/pixel`.
     pub curves: BTreeMap<String, Curve>,
-    /// Grids of samples in the order of their steps.
+    /// Sample grids in the order of their steps.
     pub samples: Vec<Sample>,
-    /// The configuration: values as TOML by their whole keys.
+    /// The configuration: values in TOML by their whole keys.
     pub config: BTreeMap<String, String>,
-    /// Steps done.
+    /// The number of steps done.
     pub step: u64,
-    /// Steps in all, if the configuration says.
+    /// The number of steps in the configuration, if it is known.
     pub steps: Option<u64>,
-    /// How long ago the last step was done, if the system knows.
+    /// The time since the last step, if the system knows it.
     pub silent_for: Option<Duration>,
-    /// Steps for which there was too little memory, and what was done about it, a sentence each.
+    /// Steps that ran out of memory, and what was done about it, one sentence each.
     pub recovered: Vec<String>,
-    /// What is missing or broken, a sentence each.
+    /// What is missing or broken, one sentence each.
     pub notes: Vec<String>,
 }
 
-/// A grid of samples.
+/// A sample grid.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Sample {
-    /// Steps done.
+    /// The number of steps done.
     pub step: u64,
-    /// The picture.
+    /// The image file.
     pub path: PathBuf,
 }
 
 impl Run {
-    /// Reads the run in `folder`.
+    /// Reads the run in `folder`. `losses` has the tags of the metrics of losses.
     ///
     /// # Errors
-    /// If there is nothing of a run. Anything less is said in [`notes`](Self::notes).
-    pub fn read(folder: &Path) -> Result<Self, NoRun> {
+    /// The folder has no run. All other problems are in [`notes`](Self::notes).
+    pub fn read(folder: &Path, losses: &Groups) -> Result<Self, NoRun> {
         let [metrics, validation, config] =
             ["metrics.jsonl", "validation.jsonl", "config.toml"].map(|name| folder.join(name));
         if !metrics.is_file() && !config.is_file() {
@@ -61,7 +61,7 @@ impl Run {
         }
         let mut run = Self { name: name_of(folder), ..Self::default() };
         run.read_config(&config);
-        match read_log(&metrics, keys::tag) {
+        match read_log(&metrics, |key| keys::tag(key, losses)) {
             Err(error) => run.notes.push(format!("metrics.jsonl cannot be read: {error}")),
             Ok(log) => {
                 run.step = log.last_step;
@@ -90,7 +90,7 @@ impl Run {
         Ok(run)
     }
 
-    /// Whether all steps that the configuration asks for are done; `None` if it does not say.
+    /// Whether all steps of the configuration are done; `None` if their number is unknown.
     pub fn is_finished(&self) -> Option<bool> {
         self.steps.map(|steps| self.step >= steps)
     }
@@ -120,7 +120,7 @@ impl Run {
         }
         let skipped = log.skipped();
         for (tag, curve) in log.curves {
-            // A step that was skipped has no gradient norm, and often no loss.
+            // A skipped step has no gradient norm, and often no loss.
             let lacking = curve
                 .steps
                 .iter()
@@ -151,14 +151,14 @@ struct Log {
     last_step: u64,
     torn: usize,
     last_torn: bool,
-    /// The first step that occurs a second time.
+    /// The first step that occurs twice.
     done_again: Option<u64>,
-    /// By step.
+    /// Steps and sentences.
     recovered: Vec<(u64, String)>,
 }
 
 impl Log {
-    /// Steps that the model or the discriminator left out.
+    /// Steps that the optimizer of the model or of the discriminator skipped.
     fn skipped(&self) -> BTreeSet<u64> {
         let curves = ["optimizer/skipped", "discriminator/skipped"].iter().filter_map(|tag| self.curves.get(*tag));
         let steps = curves.flat_map(|curve| curve.steps.iter().zip(&curve.values));
@@ -178,7 +178,7 @@ fn read_log(path: &Path, tag: impl Fn(&str) -> String) -> io::Result<Log> {
             continue;
         };
         log.last_torn = false;
-        // A line without a step is a remark.
+        // A line without a step is a comment.
         let Some(step) = object.get("step").and_then(Value::as_u64) else { continue };
         if log.curves.values().any(|curve| curve.steps.last().is_some_and(|last| *last >= step)) {
             log.curves.values_mut().for_each(|curve| curve.forget_from(step));
@@ -243,7 +243,7 @@ mod tests {
             fs::create_dir_all(path.parent().unwrap()).unwrap();
             fs::write(path, text).unwrap();
         }
-        Run::read(folder.path()).unwrap()
+        Run::read(folder.path(), &[]).unwrap()
     }
 
     #[test]
@@ -338,7 +338,7 @@ mod tests {
     #[test]
     fn a_folder_without_a_run_is_named() {
         let folder = tempfile::tempdir().unwrap();
-        let error = Run::read(folder.path()).unwrap_err().to_string();
+        let error = Run::read(folder.path(), &[]).unwrap_err().to_string();
         assert!(error.contains(folder.path().to_str().unwrap()), "{error}");
     }
 }

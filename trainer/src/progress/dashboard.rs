@@ -14,7 +14,7 @@ use burn_train::metric::{
 };
 use burn_train::renderer::tui::TuiMetricsRendererWrapper;
 use burn_train::renderer::{MetricState, MetricsRenderer, MetricsRendererTraining};
-use report::keys;
+use report::keys::{self, Groups};
 use serde_json::Value;
 
 use super::{Part, Position, View};
@@ -50,10 +50,12 @@ pub(super) struct Dashboard {
     is_coupled: Cell<bool>,
     /// What the dashboard was told to be at: a split in its words, of which step and how many pictures.
     current: Cell<Option<(&'static str, u64, u64)>>,
+    /// The tags of the metrics of losses.
+    losses: &'static Groups,
 }
 
 impl Dashboard {
-    pub(super) fn open(position: Position, interrupter: &Interrupter) -> Self {
+    pub(super) fn open(position: Position, interrupter: &Interrupter, losses: &'static Groups) -> Self {
         signals::remember();
         let first_step = position.step as usize;
         let renderer = TuiMetricsRendererWrapper::new(interrupter.clone(), Some(first_step));
@@ -65,13 +67,14 @@ impl Dashboard {
             has_no_step: Cell::new(true),
             is_coupled: Cell::default(),
             current: Cell::default(),
+            losses,
         };
         let (steps, samples) = (position.steps as usize, position.of as usize);
         // Its words are those of supervised training, which this is not.
         let label = "an epoch is an optimizer step here, an item a picture in a pass";
         dashboard.tell(|renderer| renderer.start(steps, first_step + 1, Some(samples), Some(label)));
         // The first that is known is the one that is shown until another is chosen.
-        dashboard.register(&keys::tag("loss"));
+        dashboard.register(&keys::tag("loss", losses));
         signals::let_through();
         dashboard
     }
@@ -151,7 +154,8 @@ impl View for Dashboard {
             self.tell(|renderer| renderer.log_event_training("Skipped".to_owned()));
         }
         let Some(figures) = figures.as_object() else { return };
-        let name = |key: &str| if of == Part::Validation { keys::validation_tag(key) } else { keys::tag(key) };
+        let name =
+            |key: &str| if of == Part::Validation { keys::validation_tag(key) } else { keys::tag(key, self.losses) };
         let mut named: Vec<_> = keys::values(figures).into_iter().map(|(key, value)| (name(&key), value)).collect();
         // What is shown first stays first, and no more than that may fit on the terminal.
         named.sort_by_key(|(name, _)| (name != "loss/total", !name.starts_with("loss/")));

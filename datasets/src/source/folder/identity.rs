@@ -20,8 +20,8 @@ type Identity = (u64, u64);
 type Identity = PathBuf;
 
 impl Identities {
-    /// For all `files` of a listing, with their inodes; 0 is an unknown one. Only files with a shared or unknown inode can be
-    /// the same, so only these are looked up: a million look-ups on a network disk would take long.
+    /// For all `files` of a listing, with their inodes; 0 is an unknown one. Only files with a shared or unknown inode
+    /// can be the same, so only these are looked up: a million look-ups on a network disk would take long.
     pub fn of(files: &[(PathBuf, u64)]) -> Self {
         let (mut seen, mut shared) = (HashSet::new(), HashSet::from([0]));
         shared.extend(files.iter().map(|(_, inode)| *inode).filter(|inode| !seen.insert(*inode)));

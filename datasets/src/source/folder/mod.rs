@@ -36,12 +36,12 @@ enum CaptionFiles {
 
 /// The images of a folder, sorted by path, so that an index means the same file on every machine.
 ///
-/// Hidden files and folders are ignored. Links are followed, but never in circles. Several links to one file count as one
-/// image, under the first of their names; otherwise an image could be in both training and validation. Only regular files are
-/// read; a pipe or a device with the name of an image is a bad image.
+/// Hidden files and folders are ignored. Links are followed, but never in circles. Several links to one file count as
+/// one image, under the first of their names; otherwise an image could be in both training and validation. Only regular
+/// files are read; a pipe or a device with the name of an image is a bad image.
 ///
-/// The captions of an image are the lines of the text file beside it (`cat.txt` for `cat.jpg`), without empty lines. If there
-/// is no such file, or it is empty, captions come from files of metadata:
+/// The captions of an image are the lines of the text file beside it (`cat.txt` for `cat.jpg`), without empty lines. If
+/// there is no such file, or it is empty, captions come from files of metadata:
 ///
 /// ```text
 /// metadata.jsonl          {"file_name": "cats/1.jpg", "text": "a cat"}     a line each, several for several captions
@@ -50,10 +50,10 @@ enum CaptionFiles {
 /// captions_*.json         {"images": [{"id": 1, "file_name": "1.jpg"}], "annotations": [{"image_id": 1, "caption": "a cat"}]}
 /// ```
 ///
-/// `metadata.jsonl` and `metadata.csv` may be in any folder, and their file names are relative to it. `captions.json` is read
-/// from the root only, COCO's `captions_*.json` from the root and from folders called `annotations`. COCO's images may be in
-/// any folder, if only one image has that file name. The key of a caption is `text`, `caption` or `captions`. A backslash
-/// separates folders as a slash does. All text is UTF-8, or UTF-16 with a byte-order mark.
+/// `metadata.jsonl` and `metadata.csv` may be in any folder, and their file names are relative to it. `captions.json`
+/// is read from the root only, COCO's `captions_*.json` from the root and from folders called `annotations`. COCO's
+/// images may be in any folder, if only one image has that file name. The key of a caption is `text`, `caption` or
+/// `captions`. A backslash separates folders as a slash does. All text is UTF-8, or UTF-16 with a byte-order mark.
 #[derive(Debug)]
 pub struct FolderSource {
     root: PathBuf,
@@ -148,8 +148,9 @@ impl FolderSource {
         let mut needed = 0;
         loop {
             let file = files::open(&self.files[index])?;
-            // Before the file is read, its size is the best estimate. If decoding needs more than the budget has left, the
-            // share is given back, and the loop waits for all that is needed: no thread holds a share while it waits.
+            // Before the file is read, its size is the best estimate. If decoding needs more than the budget has left,
+            // the share is given back, and the loop waits for all that is needed: no thread holds a share while it
+            // waits.
             let mut share = self.budget.take(needed.max(file.size.min(MAX_BYTES)));
             let bytes = file.read(MAX_BYTES)?;
             let encoded = Encoded::read_header(&bytes)?;
@@ -237,8 +238,8 @@ fn inode(entry: &DirEntry) -> u64 {
     return 0;
 }
 
-/// The path of a link to nothing: it stays in the list, and is named as a bad image when it is drawn. Anything else that
-/// cannot be listed may hide half of the data, so it is an error.
+/// The path of a link to nothing: it stays in the list, and is named as a bad image when it is drawn. Anything else
+/// that cannot be listed may hide half of the data, so it is an error.
 fn broken_link(error: walkdir::Error, root: &Path) -> Result<PathBuf, DataError> {
     let path = error.path().unwrap_or(root).to_path_buf();
     if path.is_symlink() {

@@ -1,7 +1,7 @@
 //! Draws a scene with smooth edges.
 //!
-//! Every shape is a signed distance function, negative inside. The distance smooths an edge over the width of a pixel: this
-//! looks like supersampling, with one evaluation per pixel (after Inigo Quilez, "2D distance functions").
+//! Every shape is a signed distance function, negative inside. The distance smooths an edge over the width of a pixel:
+//! this looks like supersampling, with one evaluation per pixel (after Inigo Quilez, "2D distance functions").
 
 use std::f32::consts::{PI, TAU};
 
@@ -153,8 +153,8 @@ impl Outline {
         }
     }
 
-    /// A polygon with `corners` on the unit circle, starting `offset` corners after the top; every second one has the radius
-    /// `inner`.
+    /// A polygon with `corners` on the unit circle, starting `offset` corners after the top; every second one has the
+    /// radius `inner`.
     fn regular(corners: usize, offset: f32, inner: f32) -> Self {
         let points: Vec<Point> = (0..corners)
             .map(|corner| {

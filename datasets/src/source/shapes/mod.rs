@@ -12,8 +12,8 @@ const MIN_SIZE: u32 = 16;
 /// The largest size, in pixels.
 const MAX_SIZE: u32 = 4096;
 
-/// Any number of images of shapes, each with a caption such as "a large red circle at the top left and a small blue star in
-/// the centre on a green striped background".
+/// Any number of images of shapes, each with a caption such as "a large red circle at the top left and a small blue
+/// star in the centre on a green striped background".
 ///
 /// The caption and the shapes depend on (seed, index) alone, the pixels on (seed, index, size).
 #[derive(Clone, Debug)]

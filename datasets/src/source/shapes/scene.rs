@@ -26,7 +26,8 @@ pub const COLOURS: [(&str, Rgb); 12] = [
     ("grey", [0.55, 0.56, 0.58]),
 ];
 
-/// The outline of an object. Captions use the name in lower case. A random index chooses from the list, so keep its order.
+/// The outline of an object. Captions use the name in lower case. A random index chooses from the list, so keep its
+/// order.
 #[derive(Clone, Copy, Debug, IntoStaticStr, PartialEq, Eq, VariantArray)]
 #[strum(serialize_all = "lowercase")]
 pub enum Form {
@@ -43,7 +44,8 @@ pub enum Form {
     Moon,
 }
 
-/// What covers the background. Captions use the name in lower case. A random index chooses from the list, so keep its order.
+/// What covers the background. Captions use the name in lower case. A random index chooses from the list, so keep its
+/// order.
 #[derive(Clone, Copy, Debug, IntoStaticStr, PartialEq, Eq, VariantArray)]
 #[strum(serialize_all = "lowercase")]
 pub enum Pattern {
@@ -151,7 +153,8 @@ fn compose_background(rng: &mut ChaCha8Rng) -> Background {
     let (name, colour) = pick(rng, &COLOURS);
     let pattern = pick(rng, Pattern::VARIANTS);
     let pattern_name: &str = pattern.into();
-    // A background is paler than an object of the same colour, so that objects stand out. White and black are not made paler.
+    // A background is paler than an object of the same colour, so that objects stand out. White and black are not made
+    // paler.
     let (first, second) = match name {
         "white" => (colour, [0.86, 0.87, 0.89]),
         "black" => (colour, [0.24, 0.24, 0.28]),

@@ -1,4 +1,4 @@
-//! A chart as SVG: one curve per run over the steps.
+//! Draws a chart as SVG: one curve per run over the steps.
 
 use std::fmt::Write;
 
@@ -6,38 +6,38 @@ use super::escape;
 use super::number::{Unit, shown};
 use crate::curve::Curve;
 
-/// What is drawn, in the units of the picture.
+/// The size of the drawing, in its own units.
 const WIDTH: f64 = 400.0;
 const HEIGHT: f64 = 210.0;
-/// Of the area between the axes.
+/// The area between the axes.
 const LEFT: f64 = 68.0;
 const RIGHT: f64 = 392.0;
 const TOP: f64 = 10.0;
 const BOTTOM: f64 = 182.0;
 
-/// Neighbouring steps of which the least and the greatest value are drawn.
+/// The number of buckets of neighbouring steps; the smallest and the largest value of each are drawn.
 const BUCKETS: usize = 300;
 
-/// Points that can be pointed at.
+/// The largest number of points whose values are shown under the pointer.
 const MOST_READ: usize = 240;
 
-/// An average is over about this share of all steps.
+/// An average is taken over about this fraction of all steps.
 const WINDOW: f64 = 1.0 / 40.0;
 
-/// One figure of all runs that have it.
+/// One metric of all runs that have it.
 pub(super) struct Chart<'a> {
     pub(super) title: String,
     pub(super) unit: Unit,
-    /// Noisy: an average is drawn over every value.
+    /// Whether to draw an average over the values, because they are noisy.
     pub(super) smooth: bool,
-    /// Few values that are worth a dot each.
+    /// Whether to draw a dot for each value, because there are few.
     pub(super) dots: bool,
-    /// The run's number, name and curve.
+    /// The number, the name and the curve of each run.
     pub(super) curves: Vec<(usize, &'a str, Curve)>,
 }
 
 impl Chart<'_> {
-    /// A figure with its caption, and the numbers that are shown of the point under the pointer.
+    /// A `figure` element with its caption, and the numbers that are shown for the point under the pointer.
     pub(super) fn html(&self) -> String {
         let Some(axes) = Axes::around(&self.curves, self.unit) else { return String::new() };
         let mut drawn = String::new();
@@ -52,7 +52,7 @@ impl Chart<'_> {
             if let Some(average) = &average {
                 let _ = write!(drawn, r#"<path class="line" d="{}"/>"#, axes.path(&average.decimated(BUCKETS)));
             }
-            // A value that is alone would be a line of no length.
+            // A single value would be a line without length.
             if self.dots && curve.steps.len() <= 60 || curve.steps.len() == 1 {
                 for (step, value) in curve.points() {
                     let (x, y) = axes.place(step, value);
@@ -86,7 +86,7 @@ impl Chart<'_> {
         text
     }
 
-    /// What the chart shows, for whoever does not see it.
+    /// A description of the chart for screen readers.
     fn in_words(&self) -> String {
         let mut text = format!("{} over the steps.", self.title);
         for (_, name, curve) in &self.curves {
@@ -106,7 +106,7 @@ impl Chart<'_> {
     }
 }
 
-/// `[run, [step, value, average], …]`, without the average where there is none.
+/// `[run, [step, value, average], …]`, without averages if there are none.
 fn read_points(run: usize, curve: &Curve, average: Option<&Curve>) -> serde_json::Value {
     let number = |value: f64| serde_json::Number::from_f64(rounded(value)).map_or(serde_json::Value::Null, Into::into);
     let thin = curve.thinned(MOST_READ);
@@ -120,16 +120,16 @@ fn read_points(run: usize, curve: &Curve, average: Option<&Curve>) -> serde_json
     points.into()
 }
 
-/// To six digits, which are more than are shown.
+/// Rounds to six digits; fewer are shown.
 fn rounded(value: f64) -> f64 {
     format!("{value:.5e}").parse().unwrap_or(value)
 }
 
-/// Where values are on the picture.
+/// Maps steps and values to places on the drawing.
 struct Axes {
     first: u64,
     last: u64,
-    /// Logarithms on a logarithmic axis.
+    /// A logarithm if the axis is logarithmic.
     least: f64,
     greatest: f64,
     log: bool,
@@ -137,7 +137,7 @@ struct Axes {
 }
 
 impl Axes {
-    /// With room for all of `curves`; `None` if they have no values.
+    /// Axes on which all `curves` fit; `None` if they have no values.
     fn around(curves: &[(usize, &str, Curve)], unit: Unit) -> Option<Self> {
         let ranges: Vec<_> = curves.iter().filter_map(|(_, _, curve)| curve.range()).collect();
         let least = ranges.iter().map(|range| range.0).reduce(f64::min)?;
@@ -146,18 +146,18 @@ impl Axes {
             || curves.iter().flat_map(|(_, _, curve)| curve.steps.first().into_iter().chain(curve.steps.last()));
         let log = unit.may_be_logarithmic() && least > 0.0 && greatest / least >= 30.0;
         let [mut least, mut greatest] = [least, greatest].map(|value| if log { value.log10() } else { value });
-        // Values of one sign and about one size need no zero; others do, so that a length is a size.
+        // The axis starts at zero, unless all values have about the same size.
         if !log && least > 0.0 && least < 0.4 * greatest {
             least = 0.0;
         }
-        let room = match greatest - least {
+        let margin = match greatest - least {
             0.0 if least == 0.0 => 1.0,
             0.0 => 0.1 * least.abs(),
             height => 0.04 * height,
         };
-        greatest += room;
+        greatest += margin;
         if least != 0.0 || log {
-            least -= room;
+            least -= margin;
         }
         Some(Self { first: *steps().min()?, last: *steps().max()?, least, greatest, log, unit })
     }
@@ -172,7 +172,7 @@ impl Axes {
         (LEFT + across * (RIGHT - LEFT), BOTTOM - up * (BOTTOM - TOP))
     }
 
-    /// A path with a gap where there is no value.
+    /// A path with gaps at steps without a value.
     fn path(&self, curve: &Curve) -> String {
         let mut path = String::new();
         let mut alone = None;
@@ -188,7 +188,7 @@ impl Axes {
             let _ = write!(path, "{}{x:.1} {y:.1}", if alone.is_some() { 'L' } else { 'M' });
             alone = Some(alone.is_none());
         }
-        // A point between gaps is drawn as a line of no length, which has round ends.
+        // A point between gaps is drawn as a line without length, which shows its round ends.
         if alone == Some(true) {
             path += "h0";
         }
@@ -211,11 +211,11 @@ impl Axes {
         }
     }
 
-    /// Where the value axis has a line, and what stands there.
+    /// The ticks of the value axis: their places and labels.
     fn values(&self) -> Vec<(f64, String)> {
         let text = |value: f64| shown(value, self.unit);
         if !self.log {
-            // Bytes are counted in powers of two.
+            // Bytes have units of powers of 1024.
             let unit = self.unit.tick_unit(self.greatest);
             let round = ticks(self.least / unit, self.greatest / unit, 5);
             return round.into_iter().map(|value| (value * unit, text(value * unit))).collect();
@@ -232,7 +232,7 @@ impl Axes {
     }
 }
 
-/// About `count` round numbers between `from` and `to`.
+/// About `count` round numbers from `from` to `to`.
 fn ticks(from: f64, to: f64, count: usize) -> Vec<f64> {
     let rough = (to - from) / count as f64;
     if rough <= 0.0 || !rough.is_finite() {
@@ -242,7 +242,7 @@ fn ticks(from: f64, to: f64, count: usize) -> Vec<f64> {
     let step = [1.0, 2.0, 5.0, 10.0].into_iter().find(|n| n * power >= rough * 0.999).unwrap_or(10.0) * power;
     let first = (from / step).ceil();
     let count = ((to / step).floor() - first).max(0.0) as usize;
-    // Multiplied and not added up, so that 0.3 is 0.3.
+    // Adding steps up would collect rounding errors, so that 0.3 would not be 0.3.
     (0..=count.min(20)).map(|n| (first + n as f64) * step).collect()
 }
 
@@ -260,7 +260,7 @@ mod tests {
     }
 
     #[test]
-    fn all_that_is_drawn_is_on_the_picture() {
+    fn all_that_is_drawn_is_on_the_drawing() {
         for values in
             [&[1.0, 2.0][..], &[5.0], &[0.0, 0.0], &[-3.0, 1e9, 0.5], &[1e-8, 1.0], &[f64::NAN, 2.0, f64::NAN]]
         {

@@ -1,22 +1,22 @@
-//! Numbers as they are read.
+//! Numbers and units as text.
 
-/// What a figure counts.
+/// The unit of a metric.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Unit {
-    /// Nothing in particular.
+    /// A plain number.
     Number,
-    /// Optimizer steps, or other whole things.
+    /// Optimizer steps, or other things that are counted.
     Steps,
     /// Memory.
     Bytes,
     /// Time.
     Seconds,
-    /// A share of 1.
+    /// A fraction of 1, shown in percent.
     Share,
 }
 
 impl Unit {
-    /// Of a curve, by its name.
+    /// The unit of a curve, by its tag.
     pub(super) fn of(tag: &str) -> Self {
         match tag.split_once('/') {
             Some(("memory", _)) => Self::Bytes,
@@ -29,7 +29,7 @@ impl Unit {
         }
     }
 
-    /// What the script knows it by.
+    /// The name of the unit in the script.
     pub(super) fn name(self) -> &'static str {
         match self {
             Self::Number => "number",
@@ -40,12 +40,12 @@ impl Unit {
         }
     }
 
-    /// Whether a small part of the greatest value is worth seeing.
+    /// Whether the axis may be logarithmic, so that small values can be seen beside large ones.
     pub(super) fn may_be_logarithmic(self) -> bool {
         self == Self::Number
     }
 
-    /// What is counted off in round numbers on an axis that goes up to `greatest`.
+    /// The unit in which ticks are round numbers, on an axis that goes up to `greatest`.
     pub(super) fn tick_unit(self, greatest: f64) -> f64 {
         match self {
             Self::Bytes => binary(greatest).0,
@@ -55,14 +55,14 @@ impl Unit {
     }
 }
 
-/// The largest unit that is not above `bytes`.
+/// The largest unit that is at most `bytes`.
 fn binary(bytes: f64) -> (f64, &'static str) {
     let units = ["B", "KiB", "MiB", "GiB", "TiB"];
     let power = (0..units.len()).rev().find(|power| bytes.abs() >= 1024f64.powi(*power as i32)).unwrap_or(0);
     (1024f64.powi(power as i32), units[power])
 }
 
-/// As people read it: four digits, and powers of ten only where there is no other way.
+/// A value as text: four digits, with a power of ten only for very small and very large values.
 pub(super) fn shown(value: f64, unit: Unit) -> String {
     match unit {
         Unit::Number => digits(value),
@@ -94,7 +94,7 @@ fn digits(value: f64) -> String {
     trimmed(&format!("{value:.*}", (4 - before).clamp(0, 6) as usize)).to_owned()
 }
 
-/// Without zeros behind the point that say nothing.
+/// Removes zeros at the end of a fraction.
 fn trimmed(number: &str) -> &str {
     match number.contains('.') {
         true => number.trim_end_matches('0').trim_end_matches('.'),

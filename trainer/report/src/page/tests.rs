@@ -113,7 +113,7 @@ fn a_folder_makes_a_page() {
     fs::create_dir(&samples).unwrap();
     image::RgbImage::new(9, 4).save(samples.join("step-000002.png")).unwrap();
     fs::write(folder.path().join("metrics.jsonl"), "{\"step\":1,\"loss\":1}\n{\"step\":2,\"loss\":2}\n{\"st").unwrap();
-    let page = page(&[Run::read(folder.path()).unwrap()]);
+    let page = page(&[Run::read(folder.path(), &[]).unwrap()]);
     assert!(page.contains("the last line of metrics.jsonl is torn and left out"));
     assert!(page.contains("config.toml cannot be read"));
     assert!(page.contains(r#"width="9" height="4""#));

@@ -1,25 +1,25 @@
-//! TensorBoard's `Event` message, as far as a run needs it. The numbers of the fields are those of `event.proto` and
-//! `summary.proto`.
+//! Encodes the parts of TensorBoard's `Event` message that a run needs. The field numbers are those of `event.proto`
+//! and `summary.proto`.
 
-/// One thing to show.
+/// A value to show.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Value {
     /// A point of a curve.
     Scalar(f64),
-    /// How values are distributed.
+    /// The distribution of several values.
     Histogram(Histogram),
-    /// An encoded picture.
+    /// An encoded image.
     Image {
-        /// Of the picture, in pixels.
+        /// Width in pixels.
         width: u32,
-        /// Of the picture, in pixels.
+        /// Height in pixels.
         height: u32,
-        /// The file, such as a PNG.
+        /// The contents of the image file, such as a PNG.
         encoded: Vec<u8>,
     },
 }
 
-/// A distribution, as counts between limits.
+/// A distribution: counts of values between limits.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Histogram {
     min: f64,
@@ -30,16 +30,16 @@ pub struct Histogram {
     counts: Vec<f64>,
 }
 
-/// Buckets of a histogram; TensorBoard draws 30.
+/// The number of buckets; TensorBoard draws 30.
 const BUCKETS: usize = 30;
 
 impl Histogram {
-    /// Of the finite ones among `values`, such as the norm of each parameter's gradient; `None` without any.
+    /// The distribution of the finite `values`, such as the gradient norms of all parameters; `None` if there are none.
     pub fn of(values: &[f64]) -> Option<Self> {
         let finite = || values.iter().copied().filter(|value| value.is_finite());
         let min = finite().reduce(f64::min)?;
         let max = finite().reduce(f64::max)?;
-        // Buckets of no width would have no place for the one value.
+        // If all values are equal, buckets still need a width.
         let width = ((max - min) / BUCKETS as f64).max(f64::from(f32::MIN_POSITIVE)).max(max.abs() * 1e-12);
         let mut counts = vec![0.0; BUCKETS];
         for value in finite() {
@@ -68,7 +68,7 @@ impl Event {
         Self(event)
     }
 
-    /// Events of earlier files from `first_step` on do not count any more.
+    /// Tells TensorBoard to drop the events of earlier files from `first_step` on.
     pub(super) fn start(wall_time: f64, first_step: u64) -> Self {
         const START: u64 = 1;
         let mut session = Message::default();
@@ -93,11 +93,11 @@ impl Event {
     }
 }
 
-/// A protobuf message as it grows. Fields that have their default are written all the same.
+/// A protobuf message to which fields are appended. Fields with their default value are written too.
 #[derive(Default)]
 struct Message(Vec<u8>);
 
-/// How a field is stored.
+/// The encoding of a field.
 #[derive(Clone, Copy)]
 enum Wire {
     Varint = 0,

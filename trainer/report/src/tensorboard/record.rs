@@ -1,8 +1,8 @@
-//! TFRecord: each record with its length and a checksum of both.
+//! Encodes TFRecords: records with their length and checksums of both.
 
 use crc32c::crc32c;
 
-/// `record` between its length and the checksums.
+/// The record with its length before it, and the checksum of each.
 pub(super) fn framed(record: &[u8]) -> Vec<u8> {
     let length = (record.len() as u64).to_le_bytes();
     let mut framed = Vec::with_capacity(record.len() + 16);
@@ -13,7 +13,7 @@ pub(super) fn framed(record: &[u8]) -> Vec<u8> {
     framed
 }
 
-/// A checksum of data that has checksums in it is not to be trusted, so they are stored changed.
+/// Changes a checksum as the format requires, because checksums of data that contains checksums are weak.
 pub(super) fn masked(crc: u32) -> u32 {
     crc.rotate_right(15).wrapping_add(0xa282_ead8)
 }

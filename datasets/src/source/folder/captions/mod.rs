@@ -218,7 +218,8 @@ impl Captions {
     }
 }
 
-/// The index of the image called `name` in `folder`. A backslash separates folders too, unless it is part of a file's name.
+/// The index of the image called `name` in `folder`. A backslash separates folders too, unless it is part of a file's
+/// name.
 fn find(images: &HashMap<&Path, usize>, folder: &Path, name: &str) -> Option<usize> {
     let image = |name: &str| images.get(&*join(folder, Path::new(name))).copied();
     image(name).or_else(|| image(&name.replace('\\', "/")))

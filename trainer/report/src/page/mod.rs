@@ -1,9 +1,9 @@
-//! One self-contained page of one or several runs: all curves are drawn here, as SVG, so that it can be read without a
-//! script and for good. It asks for nothing: its own security policy allows neither a request nor any other script.
+//! Writes one self-contained page about one or several runs. All curves are drawn here as SVG, so the page works
+//! without a script. It loads nothing: its own security policy forbids requests and other scripts.
 
 mod chart;
+mod images;
 mod number;
-mod pictures;
 
 use std::collections::BTreeSet;
 use std::fmt::Write;
@@ -18,20 +18,20 @@ use self::number::{Unit, shown};
 use crate::curve::Curve;
 use crate::run::Run;
 
-/// Runs on one page: more colours cannot be told apart.
+/// The largest number of runs on one page: more colours cannot be told apart.
 pub const MOST_RUNS: usize = 8;
 
-/// Steps that were taken again, of each run.
+/// The largest number of recovered steps that are listed for each run.
 const MOST_RECOVERED: usize = 20;
 
-/// Charts on one page.
+/// The largest number of charts on one page.
 const MOST_CHARTS: usize = 120;
 
-const TEMPLATE: &str = include_str!("page/template.html");
-const STYLE: &str = include_str!("page/style.css");
-const SCRIPT: &str = include_str!("page/script.js");
+const TEMPLATE: &str = include_str!("template.html");
+const STYLE: &str = include_str!("style.css");
+const SCRIPT: &str = include_str!("script.js");
 
-/// Groups of curves in the order in which they are shown, and what they are called. Others follow.
+/// Groups of curves and their titles, in the order on the page. Other groups follow.
 const GROUPS: [(&str, &str); 8] = [
     ("loss", "Losses"),
     ("validation", "Validation"),
@@ -43,11 +43,11 @@ const GROUPS: [(&str, &str); 8] = [
     ("batch", "Batch"),
 ];
 
-/// The page of `runs`, of which the first [`MOST_RUNS`] are shown. Its size is bounded, however long they are.
+/// The page of the first [`MOST_RUNS`] of `runs`. Its size is limited, however long the runs are.
 pub fn page(runs: &[Run]) -> String {
     let runs = &runs[..runs.len().min(MOST_RUNS)];
     let runs: Vec<(String, &Run)> = names(runs).into_iter().zip(runs).collect();
-    let (samples, mut notes) = pictures::html(&runs);
+    let (samples, mut notes) = images::html(&runs);
     let mut recovered = Vec::new();
     for (name, run) in &runs {
         let kept = &run.recovered[..run.recovered.len().min(MOST_RECOVERED)];
@@ -81,7 +81,7 @@ pub fn page(runs: &[Run]) -> String {
     fill(TEMPLATE, &parts)
 }
 
-/// The template with `{{name}}` replaced; what is put in is not looked through again.
+/// Replaces each `{{name}}` in the template. Braces in the replacements stay as they are.
 fn fill(template: &str, parts: &[(&str, String)]) -> String {
     let mut page = String::new();
     let mut rest = template;
@@ -94,12 +94,12 @@ fn fill(template: &str, parts: &[(&str, String)]) -> String {
     page + rest
 }
 
-/// As a security policy names what it allows.
+/// The hash by which a security policy allows a script or a style.
 fn hash(text: &str) -> String {
     STANDARD.encode(Sha256::digest(text))
 }
 
-/// `text` as it can stand in an element and in an attribute.
+/// Escapes `text` for an element or an attribute.
 fn escape(text: &str) -> String {
     let mut escaped = String::with_capacity(text.len());
     for character in text.chars() {
@@ -109,7 +109,7 @@ fn escape(text: &str) -> String {
             '>' => escaped += "&gt;",
             '"' => escaped += "&quot;",
             '\'' => escaped += "&#39;",
-            // A NUL is not allowed in any form.
+            // HTML allows NUL in no form.
             '\0' => escaped.push('\u{fffd}'),
             character => escaped.push(character),
         }
@@ -117,7 +117,7 @@ fn escape(text: &str) -> String {
     escaped
 }
 
-/// The runs' names, with a number where two are the same.
+/// The names of the runs, with a number if several are equal.
 fn names(runs: &[Run]) -> Vec<String> {
     let is_alone = |run: &Run| runs.iter().filter(|other| other.name == run.name).count() == 1;
     let numbered = |(index, run): (usize, &Run)| match is_alone(run) {
@@ -145,10 +145,10 @@ fn list_of(title: &str, items: &[String]) -> String {
     }
 }
 
-/// What stands in the summary: a title, and what a run has there.
+/// A column of the summary: its title, and the value of a run.
 type Column = (&'static str, fn(&Run) -> Option<String>);
 
-/// A row for each run.
+/// A table with a row for each run.
 fn summary(runs: &[(String, &Run)]) -> String {
     let columns: [Column; 8] = [
         ("steps", |run| Some(state(run))),
@@ -191,7 +191,7 @@ fn summary(runs: &[(String, &Run)]) -> String {
     format!(r#"<table class="summary">{table}</tbody></table>"#)
 }
 
-/// How far a run is. Whether it is still going on nobody knows but itself, so that is said as what is seen.
+/// How far a run is. The files do not show whether it is still going on, only the time since its last step.
 fn state(run: &Run) -> String {
     let step = run.step;
     match (run.steps, run.is_finished()) {
@@ -214,14 +214,14 @@ fn ago(time: Duration) -> String {
     format!("{count} {unit}")
 }
 
-/// The mean of the last steps: one batch alone says little.
+/// The mean of the last steps: a single batch says little.
 fn last_average(curve: &Curve) -> Option<f64> {
     const STEPS: usize = 20;
     let last: Vec<f64> = curve.points().rev().take(STEPS).map(|(_, value)| value).collect();
     (!last.is_empty()).then(|| last.iter().sum::<f64>() / last.len() as f64)
 }
 
-/// Charts by their groups; and a list of the figures that never change, for which a chart would be a waste.
+/// Charts in their groups, and a list of the metrics that never change, which need no chart.
 fn charts(runs: &[(String, &Run)]) -> (String, String) {
     let tags: BTreeSet<&str> = runs.iter().flat_map(|(_, run)| run.curves.keys().map(String::as_str)).collect();
     let group_of = |tag: &str| tag.split_once('/').map_or("other", |(group, _)| group).to_owned();
@@ -232,7 +232,7 @@ fn charts(runs: &[(String, &Run)]) -> (String, String) {
     let (mut html, mut constant, mut left_out, mut count) = (String::new(), String::new(), Vec::new(), 0);
     for (group, title) in known.chain(others) {
         let mut figures = String::new();
-        // The whole before its parts.
+        // The total loss comes before its parts.
         let mut of_group: Vec<&str> = tags.iter().copied().filter(|tag| group_of(tag) == group).collect();
         of_group.sort_by_key(|tag| (*tag != "loss/total", *tag));
         for tag in of_group {
@@ -287,7 +287,7 @@ fn curves_of<'a>(runs: &'a [(String, &Run)], tag: &str) -> Vec<(usize, &'a str, 
     runs.iter().enumerate().filter_map(of_run).collect()
 }
 
-/// The value that all of `curves` have at all steps, if it is one; a figure that was taken once only is a curve to be.
+/// The only value of all `curves`, if there is just one. A metric with a single step may still change, so it has none.
 fn the_only_value(curves: &[(usize, &str, Curve)]) -> Option<f64> {
     let least = curves.iter().filter_map(|(_, _, curve)| curve.range()).map(|range| range.0).reduce(f64::min)?;
     let greatest = curves.iter().filter_map(|(_, _, curve)| curve.range()).map(|range| range.1).reduce(f64::max)?;
@@ -301,7 +301,7 @@ fn chart<'a>(tag: &'a str, curves: Vec<(usize, &'a str, Curve)>) -> Chart<'a> {
         "loss/total" => "weighted sum of the losses",
         "optimizer/skipped" | "discriminator/skipped" => "skipped steps so far",
         "speed/images_per_second" => "images per second",
-        "speed/data_wait" => "wait for pictures",
+        "speed/data_wait" => "wait for images",
         "memory/peak" => "peak memory",
         "memory/process" => "the process's memory, by the driver",
         "validation/l1" => "mean absolute error",
@@ -322,7 +322,7 @@ fn chart<'a>(tag: &'a str, curves: Vec<(usize, &'a str, Curve)>) -> Chart<'a> {
     }
 }
 
-/// The keys in which the runs' configurations differ.
+/// The keys in which the configurations differ.
 fn differences(runs: &[(String, &Run)]) -> String {
     let keys: BTreeSet<&String> = runs.iter().flat_map(|(_, run)| run.config.keys()).collect();
     let differs = |key: &&String| {
@@ -337,7 +337,7 @@ fn differences(runs: &[(String, &Run)]) -> String {
     }
 }
 
-/// All that the configurations say.
+/// All keys of the configurations.
 fn configuration(runs: &[(String, &Run)]) -> String {
     let keys: BTreeSet<&String> = runs.iter().flat_map(|(_, run)| run.config.keys()).collect();
     match rows(runs, keys.into_iter().map(String::as_str)).as_str() {

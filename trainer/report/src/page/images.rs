@@ -1,4 +1,4 @@
-//! The sample grids that are part of a page: few enough and small enough to be.
+//! Embeds sample grids in a page. Their number and size are limited.
 
 use std::fmt::Write;
 use std::fs;
@@ -14,28 +14,28 @@ use super::escape;
 use crate::curve::evenly;
 use crate::run::{Run, Sample};
 
-/// Grids on a page, of all runs together.
+/// The largest number of grids on a page, for all runs together.
 const MOST: usize = 48;
 
-/// Pixels; a wider grid is made smaller.
+/// In pixels. A wider grid is scaled down.
 const WIDEST: u32 = 1200;
 
-/// Bytes; a larger PNG becomes a JPEG.
+/// In bytes. A larger PNG becomes a JPEG.
 const LARGEST_PNG: usize = 100_000;
 
-/// Quality of a JPEG, of 100.
+/// The quality of a JPEG, up to 100.
 const QUALITY: u8 = 85;
 
-/// A grid as part of a page.
-struct Picture {
+/// A grid that is embedded in a page.
+struct Embedded {
     width: u32,
     height: u32,
     /// `data:image/…`.
     url: String,
 }
 
-/// The grids of all runs, and what could not be shown. A slider goes through the steps where there is a script; without one
-/// the grids are in a row.
+/// The grids of all runs as HTML, and a line for each that cannot be shown. With a script, a slider selects the step;
+/// without one, the grids are in a row.
 pub(super) fn html(runs: &[(String, &Run)]) -> (String, Vec<String>) {
     let with_samples = runs.iter().filter(|(_, run)| !run.samples.is_empty()).count();
     let (mut html, mut problems, mut steps) = (String::new(), Vec::new(), Vec::new());
@@ -45,7 +45,7 @@ pub(super) fn html(runs: &[(String, &Run)]) -> (String, Vec<String>) {
         for Sample { step, path } in kept.iter().map(|index| &run.samples[*index]) {
             match embed(path) {
                 Err(error) => problems.push(format!("{name}: the samples of step {step} cannot be shown: {error}")),
-                Ok(Picture { width, height, url }) => {
+                Ok(Embedded { width, height, url }) => {
                     steps.push(*step);
                     let alt = escape(&format!("{name}, step {step}: originals above, reconstructions below"));
                     let _ = write!(
@@ -82,13 +82,13 @@ pub(super) fn html(runs: &[(String, &Run)]) -> (String, Vec<String>) {
     (format!("{slider}{html}"), problems)
 }
 
-/// The file itself if it is small, a smaller or compressed one if not.
-fn embed(path: &Path) -> Result<Picture, String> {
+/// Embeds the file itself if it is small, and otherwise a scaled or compressed copy.
+fn embed(path: &Path) -> Result<Embedded, String> {
     let file = fs::read(path).map_err(|error| error.to_string())?;
     let reader = ImageReader::new(Cursor::new(&file)).with_guessed_format().map_err(|error| error.to_string())?;
     let grid = reader.decode().map_err(|error| error.to_string())?;
     if file.len() <= LARGEST_PNG && grid.width() <= WIDEST {
-        return Ok(Picture::new(&grid, "png", &file));
+        return Ok(Embedded::new(&grid, "png", &file));
     }
     let grid = match grid.width() {
         ..=WIDEST => grid,
@@ -98,10 +98,10 @@ fn embed(path: &Path) -> Result<Picture, String> {
     grid.to_rgb8()
         .write_with_encoder(JpegEncoder::new_with_quality(&mut jpeg, QUALITY))
         .map_err(|error| error.to_string())?;
-    Ok(Picture::new(&grid, "jpeg", &jpeg))
+    Ok(Embedded::new(&grid, "jpeg", &jpeg))
 }
 
-impl Picture {
+impl Embedded {
     fn new(grid: &DynamicImage, kind: &str, bytes: &[u8]) -> Self {
         let url = format!("data:image/{kind};base64,{}", STANDARD.encode(bytes));
         Self { width: grid.width(), height: grid.height(), url }
@@ -122,11 +122,11 @@ mod tests {
             path
         };
         let small = save("small.png", 60);
-        let picture = embed(&small).unwrap();
-        assert_eq!(picture.url, format!("data:image/png;base64,{}", STANDARD.encode(fs::read(&small).unwrap())));
-        let picture = embed(&save("large.png", 2400)).unwrap();
-        assert!(picture.url.starts_with("data:image/jpeg;base64,"));
-        assert_eq!((picture.width, picture.height), (1200, 50));
+        let grid = embed(&small).unwrap();
+        assert_eq!(grid.url, format!("data:image/png;base64,{}", STANDARD.encode(fs::read(&small).unwrap())));
+        let grid = embed(&save("large.png", 2400)).unwrap();
+        assert!(grid.url.starts_with("data:image/jpeg;base64,"));
+        assert_eq!((grid.width, grid.height), (1200, 50));
     }
 
     #[test]
@@ -136,7 +136,7 @@ mod tests {
         for step in 0..200 {
             let path = folder.path().join(format!("step-{step:06}.png"));
             match step {
-                199 => fs::write(&path, "not a picture").unwrap(),
+                199 => fs::write(&path, "not an image").unwrap(),
                 _ => image::RgbImage::new(4, 4).save(&path).unwrap(),
             }
             run.samples.push(Sample { step, path });

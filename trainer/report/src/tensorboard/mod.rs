@@ -1,7 +1,7 @@
-//! TensorBoard's event files: scalars, histograms and pictures of a run, written while it goes on.
+//! Writes TensorBoard's event files: scalars, histograms and images of a run while it is going on.
 //!
-//! Every process writes a file of its own, so that a record that a crash tore is the last of its file and hides nothing.
-//! Each file begins by saying from which step on it counts, and TensorBoard forgets what earlier files say of those steps.
+//! Every process writes its own file, so a record that is torn by a crash is the last of its file and hides no others.
+//! Each file starts with its first step, and TensorBoard drops this and later steps of earlier files.
 
 mod event;
 mod record;
@@ -15,13 +15,13 @@ use self::event::Event;
 pub use self::event::{Histogram, Value};
 use self::record::framed;
 
-/// A file that could not be written.
+/// A file cannot be written.
 #[derive(Debug, thiserror::Error)]
 #[error("cannot write {}: {source}", path.display())]
 pub struct WriteError {
     /// The file or its folder.
     pub path: PathBuf,
-    /// What the system said.
+    /// The error of the system.
     pub source: io::Error,
 }
 
@@ -34,17 +34,19 @@ pub struct EventFile {
 }
 
 impl EventFile {
-    /// Begins a file in `folder`, which is made if need be, for a process whose first step is `first_step`.
+    /// Starts a file in `folder`, which is created if it does not exist, for a process whose first step is
+    /// `first_step`.
     ///
     /// # Errors
-    /// If it cannot be written.
+    /// The file cannot be written.
     pub fn create(folder: &Path, first_step: u64) -> Result<Self, WriteError> {
         let named = |path: &Path| {
             let path = path.to_owned();
             move |source| WriteError { path, source }
         };
         fs::create_dir_all(folder).map_err(named(folder))?;
-        // TensorBoard reads files in the order of their names, so a later process has a later name, whatever the clock says.
+        // TensorBoard reads files in the order of their names, so a later process gets a later name, even if the clock
+        // is wrong.
         let now = since_epoch().as_secs();
         let last = newest_second(folder).map_err(named(folder))?;
         let second = last.map_or(now, |last| now.max(last + 1));
@@ -56,11 +58,11 @@ impl EventFile {
         Ok(events)
     }
 
-    /// Adds what is known of `step`, as one record. What does not fit on the disk is taken back, so that no later record is
-    /// behind half a one.
+    /// Adds the values of `step` as one record. A record that does not fit on the disk is removed, because a torn
+    /// record would hide later ones.
     ///
     /// # Errors
-    /// If it cannot be written.
+    /// The file cannot be written.
     pub fn write(&mut self, step: u64, values: &[(String, Value)]) -> Result<(), WriteError> {
         match values {
             [] => Ok(()),
@@ -83,7 +85,7 @@ impl EventFile {
     }
 }
 
-/// What TensorBoard knows an event file by, before the second at which it was begun.
+/// The start of an event file's name. The second at which the file was started follows.
 const PREFIX: &str = "events.out.tfevents.";
 
 /// The second in the name of the newest event file.
