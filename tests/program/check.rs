@@ -12,7 +12,7 @@ fn a_device_is_held_against_the_cpu_in_every_part() {
     let rows = checked["rows"].as_array().unwrap();
     let of = |part: &str| rows.iter().filter(|row| row["part"] == part).collect::<Vec<_>>();
     // All of it but for what has no place on a CPU.
-    assert!(of("layers").len() > 50 && of("step").len() == 4 && of("resume").len() == 2 && of("room").is_empty());
+    assert!(of("layers").len() > 50 && of("step").len() == 4 && of("resume").len() == 2 && of("memory").is_empty());
     for row in rows {
         assert_eq!(row["met"], true, "{row}");
         let deviation = row["gradient"].as_f64().or(row["output"].as_f64()).unwrap();

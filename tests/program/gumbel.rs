@@ -69,7 +69,7 @@ fn a_gumbel_vqgan_is_trained_resumed_and_exported() {
 fn a_gumbel_vqgans_gradient_is_the_same_for_every_split() {
     let folder = folder();
     let arguments = ["sweep", "--config", "gumbel.toml", "--steps", "2", "--micro", "4,3,1", "--json"];
-    let finished = run(folder.path(), &[&arguments[..], &["--checkpoint", "none,blocks"]].concat()).success();
+    let finished = run(folder.path(), &[&arguments[..], &["--recompute", "none,blocks"]].concat()).success();
     let sweep: Value = serde_json::from_str(&finished.stdout).unwrap();
     let rows = sweep["rows"].as_array().unwrap();
     assert_eq!(rows.len(), 7);

@@ -22,7 +22,7 @@ effective = 4
 micro = 3
 
 [memory]
-checkpoint = "blocks"
+recompute = "blocks"
 
 [model]
 architecture = "tiny"
@@ -278,7 +278,7 @@ fn how_pictures_and_cutouts_are_cut_does_not_change_a_run_with_every_loss() {
         let sets = [
             format!("batch.micro={micro}"),
             format!("clip.cutouts_at_once={at_once}"),
-            format!("memory.checkpoint={recompute}"),
+            format!("memory.recompute={recompute}"),
         ];
         let lines = cut(&name, &sets.each_ref().map(String::as_str));
         assert_same_figures(&whole, &lines, 1e-4);

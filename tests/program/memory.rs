@@ -115,7 +115,7 @@ fn a_step_above_the_limit_is_taken_again_with_half_the_micro_batch() {
     let most = steps(folder, "plain").iter().map(|step| step.1).max().unwrap();
     let setting = format!("memory.limit={}B", most * 3 / 4);
     let lowered = train(folder, "lowered", &["batch.micro=4", &setting]).success();
-    let line = lowered.stderr.lines().find(|line| line.contains(" is above memory.limit, ")).unwrap();
+    let line = lowered.stderr.lines().find(|line| line.contains(" exceeds memory.limit, ")).unwrap();
     println!("{line}");
     assert!(
         line.starts_with("step 1, ") && line.ends_with("; batch.micro 4 -> 2, and the step is taken again"),
@@ -134,7 +134,7 @@ fn a_step_above_the_limit_is_taken_again_with_half_the_micro_batch() {
     println!("{error}");
     let words = [
         "error: step 1: ",
-        " is above memory.limit, 1.00 MiB; batch.micro is 1, memory.checkpoint is \"blocks\": nothing is left to lower; ",
+        " exceeds memory.limit, 1.00 MiB; batch.micro is 1, memory.recompute is \"blocks\": nothing is left to lower; ",
         "what would still help: data.resolution = 16, freezing the encoder (",
         "there is no checkpoint yet",
     ];
@@ -185,7 +185,7 @@ fn a_step_that_runs_out_of_memory_is_taken_again_with_half_the_micro_batch() {
             "--set",
             "batch.effective=8",
             "--set",
-            "memory.checkpoint=none",
+            "memory.recompute=none",
         ];
         run(folder, &[&all[..], arguments].concat())
     };
@@ -226,7 +226,7 @@ fn a_step_that_runs_out_of_memory_is_taken_again_with_half_the_micro_batch() {
 fn what_is_lowered_is_lowered_in_order_and_then_the_run_ends_with_what_was_done() {
     let folder = all();
     let folder = folder.path();
-    let arguments = ["--config", "all.toml", "--set", "memory.checkpoint=none", "--set", "batch.micro=3"];
+    let arguments = ["--config", "all.toml", "--set", "memory.recompute=none", "--set", "batch.micro=3"];
     let faults = |count: usize| vec![["--inject-fault", "2:backward"]; count].concat();
     let lowered = run(folder, &[&arguments[..], &faults(3), &["--run-dir", "lowered"]].concat()).success();
     let changes: Vec<String> = metrics(&folder.join("lowered"))[1]["recovered"]
@@ -235,13 +235,13 @@ fn what_is_lowered_is_lowered_in_order_and_then_the_run_ends_with_what_was_done(
         .iter()
         .map(|event| event["change"].as_str().unwrap().to_owned())
         .collect();
-    let expected = ["batch.micro 3 -> 1", "memory.checkpoint \"none\" -> \"blocks\"", "clip.cutouts_at_once 2 -> 1"];
+    let expected = ["batch.micro 3 -> 1", "memory.recompute \"none\" -> \"blocks\"", "clip.cutouts_at_once 2 -> 1"];
     assert_eq!(changes, expected, "{}", lowered.stderr);
     // All of it stays when the run goes on, and is what a run is that was configured like that.
     let more = ["--run-dir", "lowered", "--set", "run.steps=4", "--resume"];
     let resumed = run(folder, &[&arguments[..], &more].concat()).success();
     assert!(resumed.stderr.contains("batch: 1 at a time (as of step 3), blocks computed again"), "{}", resumed.stderr);
-    let configured = ["--set", "batch.micro=1", "--set", "memory.checkpoint=blocks", "--set", "clip.cutouts_at_once=1"];
+    let configured = ["--set", "batch.micro=1", "--set", "memory.recompute=blocks", "--set", "clip.cutouts_at_once=1"];
     let reference = ["--config", "all.toml", "--run-dir", "reference"];
     run(folder, &[&arguments[..], &["--run-dir", "reference", "--set", "run.steps=1"]].concat()).success();
     run(folder, &[&reference[..], &configured, &["--set", "run.steps=4", "--resume"]].concat()).success();
@@ -252,7 +252,7 @@ fn what_is_lowered_is_lowered_in_order_and_then_the_run_ends_with_what_was_done(
     println!("{error}");
     let words = [
         "error: step 2: out of memory (",
-        "; batch.micro is 1, memory.checkpoint is \"blocks\", clip.cutouts_at_once is 1: nothing is left to lower; ",
+        "; batch.micro is 1, memory.recompute is \"blocks\", clip.cutouts_at_once is 1: nothing is left to lower; ",
         "what would still help: freezing the encoder (",
         "), precision.compute = \"bf16\", a smaller CLIP (clip.pretrained), no average of the weights (ema.decay = 0); ",
         "the last checkpoint is that of step 1",
@@ -267,9 +267,9 @@ fn what_is_lowered_is_lowered_in_order_and_then_the_run_ends_with_what_was_done(
 fn a_micro_batch_that_counts_stays() {
     let folder = all();
     let folder = folder.path();
-    let arguments = ["--config", "all.toml", "--set", "memory.checkpoint=none", "--set", "discriminator.norm=batch"];
+    let arguments = ["--config", "all.toml", "--set", "memory.recompute=none", "--set", "discriminator.norm=batch"];
     let run = run(folder, &[&arguments[..], &["--run-dir", "run", "--inject-fault", "1:forward"]].concat()).success();
-    assert!(run.stderr.contains("; memory.checkpoint \"none\" -> \"blocks\", and"), "{}", run.stderr);
+    assert!(run.stderr.contains("; memory.recompute \"none\" -> \"blocks\", and"), "{}", run.stderr);
     assert_eq!(micros(folder, "run"), [3, 3, 3]);
 }
 
@@ -416,12 +416,12 @@ fn a_limit_that_nothing_fits_names_what_would() {
     let words = [
         "`memory.limit` is ",
         ", and a single sample at a time takes ",
-        "what would fit: memory.checkpoint = \"blocks\" (",
+        "what would fit: memory.recompute = \"blocks\" (",
         "data.resolution = 16 (",
     ];
     assert!(words.iter().all(|word| error.contains(word)), "{error}");
     // It is as good as its word.
-    train(folder, "fits", &["batch.micro=auto", &setting, "memory.checkpoint=blocks"]).success();
+    train(folder, "fits", &["batch.micro=auto", &setting, "memory.recompute=blocks"]).success();
     assert!(steps(folder, "fits").iter().all(|step| step.1 <= limit));
 
     let error = train(folder, "auto", &["batch.micro=auto", "memory.limit=1MiB"]).error(2);

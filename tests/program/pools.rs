@@ -69,7 +69,7 @@ fn what_a_plan_expects_of_pools_is_what_they_take() {
     let folder = small();
     let rows = |arguments: &[&str]| -> Vec<Value> {
         let config = ["--set", "data.resolution=48", "--set", "batch.effective=8"];
-        let settings = ["--precision", "fp32", "--checkpoint", "none", "--json"];
+        let settings = ["--precision", "fp32", "--recompute", "none", "--json"];
         let finished = run(folder.path(), &[arguments, &config, &settings].concat()).success();
         let printed: Value = serde_json::from_str(&finished.stdout).unwrap();
         printed["rows"].as_array().unwrap().clone()

@@ -290,7 +290,7 @@ fn half_precision_takes_two_fifths_off_the_activations() {
                   [model]\narchitecture = \"tiny\"\nchannels = [32, 64]\nres_blocks = 2\n\
                   [data]\nsource = \"shapes\"\nimages = 50\nresolution = 64\nvalidation = 0\nworkers = 0\n[ema]\ndecay = 0\n";
     fs::write(folder.path().join("model.toml"), config).unwrap();
-    let arguments = ["sweep", "--config", "model.toml", "--steps", "2", "--micro", "2,4", "--checkpoint", "none"];
+    let arguments = ["sweep", "--config", "model.toml", "--steps", "2", "--micro", "2,4", "--recompute", "none"];
     let arguments = [&arguments[..], &["--precision", "fp32,bf16,fp16", "--json"]].concat();
     let sweep: Value = serde_json::from_str(&run(folder.path(), &arguments).success().stdout).unwrap();
     let rows = sweep["rows"].as_array().unwrap();

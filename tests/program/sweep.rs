@@ -57,7 +57,7 @@ fn every_cut_has_its_row_and_the_same_gradient() {
             "2",
             "--micro",
             "4,3,1",
-            "--checkpoint",
+            "--recompute",
             "none,blocks",
             "--json",
             "--output",
@@ -73,10 +73,10 @@ fn every_cut_has_its_row_and_the_same_gradient() {
     let finished = finished(command.env("GITHUB_STEP_SUMMARY", &summary).output().unwrap()).success();
     let all = rows(&finished);
     let (between, rows) = all.split_last().unwrap();
-    assert_eq!((&between["checkpoint"], &between["against"]), (&"none".into(), &"blocks".into()));
+    assert_eq!((&between["recompute"], &between["against"]), (&"none".into(), &"blocks".into()));
     assert!(between["deviation"].as_f64().unwrap() <= 1e-5 && between["peak_memory"].is_null(), "{between}");
     let cuts: Vec<_> =
-        rows.iter().map(|row| (row["checkpoint"].as_str().unwrap(), row["micro"].as_u64().unwrap())).collect();
+        rows.iter().map(|row| (row["recompute"].as_str().unwrap(), row["micro"].as_u64().unwrap())).collect();
     assert_eq!(cuts, [("none", 4), ("none", 3), ("none", 1), ("blocks", 4), ("blocks", 3), ("blocks", 1)]);
     for row in rows {
         assert_eq!((&row["status"], &row["effective"], &row["resolution"]), (&"ok".into(), &4.into(), &16.into()));
@@ -152,7 +152,7 @@ fn a_gradient_that_depends_on_the_cut_fails_the_bar() {
         let unmet: Vec<&str> = finished.stderr.lines().filter(|line| line.starts_with("bar not met: ")).collect();
         assert_eq!(unmet.len(), 1, "{}", finished.stderr);
         assert!(
-            unmet[0].starts_with("bar not met: micro 3 of 4, fp32, 16 px, checkpoint none: deviation "),
+            unmet[0].starts_with("bar not met: micro 3 of 4, fp32, 16 px, recompute none: deviation "),
             "{unmet:?}"
         );
         let junit = read(&folder.path().join("out/junit.xml"));
@@ -175,7 +175,7 @@ fn a_wrong_engine_fails_the_bar() {
     assert_eq!(wrong.code, 3, "{}", wrong.stderr);
     let unmet: Vec<&str> = wrong.stderr.lines().filter(|line| line.starts_with("bar not met: ")).collect();
     assert_eq!(unmet.len(), 1, "{}", wrong.stderr);
-    assert!(unmet[0].starts_with("bar not met: micro 3 of 8, fp32, 16 px, checkpoint none: deviation "), "{unmet:?}");
+    assert!(unmet[0].starts_with("bar not met: micro 3 of 8, fp32, 16 px, recompute none: deviation "), "{unmet:?}");
     for help in [&["--help"][..], &["sweep", "--help"]] {
         assert!(!run(folder.path(), help).success().stdout.contains("weigh-by"), "{help:?}");
     }
@@ -186,14 +186,14 @@ fn a_wrong_engine_fails_the_bar() {
 fn with_every_loss_on_every_cut_has_the_same_gradient() {
     let folder = all();
     let arguments = ["sweep", "--config", "all.toml", "--steps", "2", "--micro", "1,2,3,4", "--json"];
-    let arguments = [&arguments[..], &["--checkpoint", "none,blocks", "--max-deviation", "1e-5"]].concat();
+    let arguments = [&arguments[..], &["--recompute", "none,blocks", "--max-deviation", "1e-5"]].concat();
     let rows = rows(&run(folder.path(), &arguments).success());
     let (between, rows) = rows.split_last().unwrap();
     assert!(between["against"] == "blocks" && between["deviation"].as_f64().unwrap() <= 1e-5, "{between}");
     assert_eq!(rows.len(), 8);
     for row in rows {
         let deviation = row["deviation"].as_f64().unwrap();
-        println!("micro {} checkpoint {}: {deviation:e}", row["micro"], row["checkpoint"]);
+        println!("micro {} recompute {}: {deviation:e}", row["micro"], row["recompute"]);
         assert!(deviation <= 1e-5 && (deviation > 0.0 || row["micro"] == 1), "{row}");
         for phase in ["pixel", "perceptual", "adversarial", "clip", "discriminator", "first_pass"] {
             assert!(row["memory"][phase].is_u64(), "{phase}: {row}");
@@ -247,7 +247,7 @@ fn a_row_that_ends_badly_is_a_row_and_not_the_end() {
     let barred = sweep(folder.path(), &["--micro", "1", "--resolution", "15,16", "--max-memory", "1GiB"]);
     assert_eq!(barred.code, 3, "{}", barred.stderr);
     assert!(
-        barred.stderr.contains("bar not met: micro 1 of 4, fp32, 15 px, checkpoint none: failed: "),
+        barred.stderr.contains("bar not met: micro 1 of 4, fp32, 15 px, recompute none: failed: "),
         "{}",
         barred.stderr
     );
@@ -291,7 +291,7 @@ fn networks_on_the_hub_get_random_weights() {
 fn what_cannot_be_swept_is_said() {
     let folder = small();
     for (arguments, words) in [
-        (vec!["--micro", "8"], "no row is left: every micro-batch is above the effective batch"),
+        (vec!["--micro", "8"], "no row is left: every micro-batch exceeds the effective batch"),
         (vec!["--micro", "0"], "--set sweep.micro=[0]: `sweep.micro` is 0, must be at least 1"),
         (vec!["--precision", "fp33"], "unknown value `fp33`, did you mean `fp32`?"),
         (vec!["--max-memory", "lots"], "must be a size such as \"4GiB\""),
@@ -322,8 +322,8 @@ fn a_plan_says_what_larger_micro_batches_take() {
     let finished = plan(&["--precision", "fp32,bf16", "--json"]).success();
     let json: Value = serde_json::from_str(&finished.stdout).unwrap();
     let rows = json["rows"].as_array().unwrap();
-    let of = |precision: &str, checkpoint: &str| {
-        let is_of = |row: &&Value| row["precision"] == precision && row["checkpoint"] == checkpoint;
+    let of = |precision: &str, recompute: &str| {
+        let is_of = |row: &&Value| row["precision"] == precision && row["recompute"] == recompute;
         rows.iter().filter(is_of).collect::<Vec<_>>()
     };
     let none = of("fp32", "none");
@@ -332,12 +332,12 @@ fn a_plan_says_what_larger_micro_batches_take() {
     assert_eq!(none.iter().map(|row| row["micro"].as_u64().unwrap()).collect::<Vec<_>>(), [1, 2, 4, 8]);
     assert_eq!(none.iter().map(|row| row["measured"] == true).collect::<Vec<_>>(), [true, true, false, false]);
     assert_eq!((&none[0]["speed"], &none[0]["fits"]), (&1.0.into(), &Value::Null));
-    let toml = "[batch]\nmicro = 2\n[precision]\ncompute = \"bf16\"\n[memory]\ncheckpoint = \"blocks\"\n";
+    let toml = "[batch]\nmicro = 2\n[precision]\ncompute = \"bf16\"\n[memory]\nrecompute = \"blocks\"\n";
     assert_eq!(of("bf16", "blocks")[1]["toml"], toml);
     assert!(json["device_notes"][0].as_str().unwrap().starts_with("Measured on the CPU, "), "{}", json["device_notes"]);
 
     let limit = none[1]["peak_memory"].as_u64().unwrap() + 200_000;
-    let only = ["--steps", "2", "--precision", "fp32", "--checkpoint", "none"];
+    let only = ["--steps", "2", "--precision", "fp32", "--recompute", "none"];
     let table = plan(&[&only[..], &["--limit", &format!("{limit}B")]].concat()).success();
     assert!(table.stdout.contains("fastest that fits:\n  [batch]\n  micro = "), "{}", table.stdout);
     assert!(table.stdout.contains("Measured on the CPU"), "{}", table.stdout);
@@ -350,11 +350,11 @@ fn a_plan_says_what_larger_micro_batches_take() {
 fn what_a_plan_expects_of_a_micro_batch_is_what_it_takes() {
     let folder = folder();
     let of_rows = |resolution: &str, arguments: &[&str]| {
-        let all = [arguments, &["--checkpoint", "none,blocks", "--precision", "fp32,bf16", "--json"]].concat();
+        let all = [arguments, &["--recompute", "none,blocks", "--precision", "fp32,bf16", "--json"]].concat();
         let rows = rows(&run(folder.path(), &all).success());
         let rows = rows.into_iter().filter(|row| row["micro"] == 4);
         let peak = |row: Value| {
-            let cut = format!("{resolution} px, {}, checkpoint {}", row["precision"], row["checkpoint"]);
+            let cut = format!("{resolution} px, {}, recompute {}", row["precision"], row["recompute"]);
             (cut, row["peak_memory"].as_f64().unwrap())
         };
         rows.map(peak).collect::<BTreeMap<_, _>>()

@@ -90,7 +90,7 @@ def metrics(folder):
 def limit(args, results):
     for name, more in (("as configured", []),
                        ("from micro-batch 16, nothing computed again, no limit",
-                        ["--set", "batch.micro=16", "--set", "memory.checkpoint=none", "--set", "memory.limit=1TiB"])):
+                        ["--set", "batch.micro=16", "--set", "memory.recompute=none", "--set", "memory.limit=1TiB"])):
         ballast = subprocess.Popen([args.train, "ballast", "--device", args.device, "--leave", "4GiB"],
                                    stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
         said = ballast.stdout.readline().strip()
@@ -124,7 +124,7 @@ def speed(args, results):
     with tempfile.TemporaryDirectory() as folder:
         command = [args.train, "sweep", "--config", str(HERE / "step-256.toml"), "--device", args.device, "--json",
                    "--effective", str(args.effective), "--micro", ",".join(map(str, args.micro)),
-                   "--precision", ",".join(args.precision), "--checkpoint", ",".join(args.checkpoint),
+                   "--precision", ",".join(args.precision), "--recompute", ",".join(args.recompute),
                    "--steps", str(args.steps), "--timeout", str(args.row_timeout), "--output", folder]
         done = run(command, args.part_timeout)
         print(done.stderr[-3000:], flush=True)
@@ -134,7 +134,7 @@ def speed(args, results):
             results.add("speed", {"rc": done.returncode, "seconds": done.seconds, "tail": done.stderr[-3000:]})
             return
         for row in sweep["rows"]:
-            results.add("speed", {k: row[k] for k in ("micro", "precision", "checkpoint", "status", "peak_memory",
+            results.add("speed", {k: row[k] for k in ("micro", "precision", "recompute", "status", "peak_memory",
                                                       "images_per_second", "deviation", "seconds", "memory")}
                         | {"message": row.get("message")})
 
@@ -178,7 +178,7 @@ def table(results):
     print(f"\n{'':28}{'images/s':>10}{'MiB':>8}")
     for row in results.parts.get("speed", []):
         if row.get("images_per_second"):
-            print(f"train {row['precision']} {row['micro']:>2} {row['checkpoint']:<12}"
+            print(f"train {row['precision']} {row['micro']:>2} {row['recompute']:<12}"
                   f"{row['images_per_second']:>10.2f}{row['peak_memory'] >> 20:>8}  deviation {row['deviation']}")
         else:
             print("train", row)
@@ -198,7 +198,7 @@ def main():
     parser.add_argument("--effective", type=int, default=16)
     parser.add_argument("--micro", nargs="+", type=int, default=MICRO)
     parser.add_argument("--precision", nargs="+", default=["bf16", "fp16"])
-    parser.add_argument("--checkpoint", nargs="+", default=["none", "blocks"])
+    parser.add_argument("--recompute", nargs="+", default=["none", "blocks"])
     parser.add_argument("--torch", nargs="+", default=["", "--checkpoint", "--channels-last", "--compile"],
                         help="arguments of torch_step.py, a row each")
     parser.add_argument("--steps", type=int, default=4)

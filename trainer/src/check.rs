@@ -1,12 +1,12 @@
-//! Whether a device computes what the CPU computes, piece by piece and as a whole: `train check`.
+//! `train check`: whether a device computes the same results as the CPU.
 //!
-//! Each part can be run alone. [`layers`] holds every block, network and loss, forward and backward, against the CPU in f32;
-//! [`step`] the gradient of whole steps with every loss on, at several cuts of one effective batch; [`resume`] a run that was
-//! stopped and went on against one that never stopped; [`room`] a run that the device has too little memory for.
+//! Each part can be run alone. [`layers`] compares every block, network and loss with the CPU in f32. [`step`] compares the
+//! gradients of whole steps, with every loss and at several batch splits. [`resume`] compares a run that was stopped and resumed
+//! with one that never stopped. [`memory`] starts a run for which the device has too little memory.
 
 pub mod layers;
+pub mod memory;
 pub mod resume;
-pub mod room;
 pub mod step;
 
 use std::fmt;
@@ -16,9 +16,9 @@ use clap::ValueEnum;
 use serde::Serialize;
 
 use crate::config::{Compute, ConfigError};
+use crate::memory::MemoryError;
 use crate::models::weights::ModelError;
-use crate::sweep::SweepError;
-use crate::sweep::random::RandomError;
+use crate::random_networks::RandomError;
 
 /// A part of the check.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, ValueEnum)]
@@ -26,12 +26,13 @@ use crate::sweep::random::RandomError;
 pub enum Part {
     /// Every block, network and loss, forward and backward
     Layers,
-    /// The gradient of whole steps, at several cuts of the batch
+    /// The gradient of whole steps, at several batch splits
     Step,
-    /// A run that was stopped and went on
+    /// A run that was stopped and resumed
     Resume,
     /// A run with too little memory on the device
-    Room,
+    #[value(alias = "room")]
+    Memory,
 }
 
 impl fmt::Display for Part {
@@ -40,7 +41,7 @@ impl fmt::Display for Part {
             Self::Layers => "layers",
             Self::Step => "step",
             Self::Resume => "resume",
-            Self::Room => "room",
+            Self::Memory => "memory",
         })
     }
 }
@@ -48,7 +49,7 @@ impl fmt::Display for Part {
 /// The sizes that layers are checked at.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum Scale {
-    /// Narrow layers on small pictures: for a CPU that plays a GPU
+    /// Narrow layers on small images: for a CPU that plays a GPU
     Small,
     /// Those of the f16 VQGAN with 16,384 codes and of ViT-B/32
     Full,
@@ -87,7 +88,7 @@ pub struct Deviations {
 }
 
 impl Row {
-    /// Held to `limit`; an error is not met whatever the limit is.
+    /// Holds the result to `limit`. An error is never met.
     pub fn new(
         part: Part,
         name: impl Into<String>,
@@ -100,7 +101,7 @@ impl Row {
             Ok(found) => (found, None),
             Err(message) => (Deviations::default(), Some(message)),
         };
-        // Not a number is above every limit.
+        // Not a number exceeds every limit.
         let within = |value: Option<f64>| value.is_none_or(|value| value <= limit);
         Self {
             part,
@@ -124,7 +125,7 @@ pub enum CheckError {
     Config(#[from] ConfigError),
     /// Its processes.
     #[error(transparent)]
-    Sweep(#[from] SweepError),
+    Memory(#[from] MemoryError),
     /// Its random networks.
     #[error(transparent)]
     Random(#[from] RandomError),

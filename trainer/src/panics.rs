@@ -5,8 +5,6 @@ use std::any::Any;
 use std::panic::{self, AssertUnwindSafe};
 use std::sync::{Mutex, PoisonError};
 
-use crate::memory::out_of_memory;
-
 /// The first lines of those since [`forget`], the oldest first.
 static SEEN: Mutex<Vec<String>> = Mutex::new(Vec::new());
 
@@ -75,6 +73,28 @@ fn want_of_memory(payload: &(dyn Any + Send)) -> Option<String> {
     seen.iter().map(String::as_str).chain(text(payload)).find_map(out_of_memory).map(str::to_owned)
 }
 
+/// The line of an error's text that says that there is too little memory, in the words of Rust's allocator, the system,
+/// CubeCL, CUDA or wgpu.
+pub fn out_of_memory(text: &str) -> Option<&str> {
+    const WORDS: [&str; 10] = [
+        "memory allocation of",
+        "out of memory",
+        "out-of-memory",
+        "out of device memory",
+        "outofmemory",
+        "out_of_memory",
+        "not enough memory",
+        "cannot allocate memory",
+        "can't allocate",
+        "buffertoobig",
+    ];
+    let says_so = |line: &&str| {
+        let line = line.to_lowercase();
+        WORDS.iter().any(|word| line.contains(word))
+    };
+    text.lines().map(str::trim).find(says_so)
+}
+
 fn text(payload: &(dyn Any + Send)) -> Option<&str> {
     payload.downcast_ref::<String>().map(String::as_str).or_else(|| payload.downcast_ref::<&str>().copied())
 }
@@ -93,5 +113,29 @@ mod tests {
         assert_eq!(text(&*other.unwrap_err()), Some("an illegal address"));
         assert_eq!(catch::<()>(|| panic!("an illegal address\n0: main")), Err("an illegal address".to_owned()));
         assert_eq!(catch::<()>(|| panic!("it failed\nout of memory")), Err("out of memory".to_owned()));
+    }
+
+    #[test]
+    fn want_of_memory_is_told_from_other_errors_in_all_their_words() {
+        for line in [
+            "memory allocation of 274877906944 bytes failed",
+            "out of device memory allocating 1048576 bytes",
+            "An out-of-memory error happened during launch",
+            "DriverError(CUDA_ERROR_OUT_OF_MEMORY, \"out of memory\")",
+            "can't allocate buffer of size: 4294967296",
+            "Can't allocate 512 bytes: every page size the memory tracks still holds live allocations",
+            "Not enough memory left.",
+            "Cannot allocate memory (os error 12)",
+        ] {
+            assert_eq!(
+                out_of_memory(&format!("the device failed\nCaused by:\n  {line}\nBacktrace\n0: main")),
+                Some(line)
+            );
+        }
+        for text in
+            ["CUDA_ERROR_ILLEGAL_ADDRESS", "the memory of a tensor", "No space left on device (os error 28)", ""]
+        {
+            assert_eq!(out_of_memory(text), None);
+        }
     }
 }

@@ -14,9 +14,10 @@ use serde::{Deserialize, Serialize};
 
 use crate::adversary::Adversary;
 use crate::best::Best;
-use crate::config::{Adaptive, Config, Recompute, ScheduleKind};
+use crate::config::{Config, ScheduleKind, saved_config};
 use crate::data::ImageSet;
 use crate::losses::AdversarialState;
+use crate::memory::{MemorySettings, depends_on_micro};
 use crate::models::VqGan;
 use crate::models::weights::{ModelError, StateDict, state_dict};
 use crate::optimizer::{MOMENT_1, MOMENT_2, ModelOptimizer, TIME};
@@ -66,14 +67,15 @@ pub struct State {
     /// The model's architecture.
     pub architecture: Architecture,
     /// The configuration that the run went by.
+    #[serde(deserialize_with = "saved_config")]
     pub config: Config,
     /// Scores before the first step.
     pub before: Option<Scores>,
     /// What the samples were drawn from: other pictures would be split and shuffled in another way.
     pub pictures: ImageSet,
-    /// What the run has chosen or lowered for want of memory.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub footprint: Option<Footprint>,
+    /// The memory settings that the run has come to: as configured, chosen, or lowered.
+    #[serde(default, rename = "footprint", skip_serializing_if = "Option::is_none")]
+    pub memory_settings: Option<MemorySettings>,
     /// What the adversarial loss carries over from step to step, if there is one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub adversarial: Option<AdversarialState>,
@@ -178,17 +180,6 @@ pub fn read(folder: &Path) -> Result<Resumed, StateError> {
     Ok(Resumed { state, model: tensors(folder, MODEL)?, ema, batch_norm: has_batch_norm(folder)? })
 }
 
-/// What the memory of a step goes by, and nothing else does.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Footprint {
-    /// Samples on the device at a time.
-    pub micro: usize,
-    /// What the backward pass computes again.
-    pub checkpoint: Recompute,
-    /// CLIP's cutouts of a sample at a time; 0 for all of them.
-    pub cutouts_at_once: usize,
-}
-
 /// Reads all that is no tensor.
 ///
 /// # Errors
@@ -196,6 +187,17 @@ pub struct Footprint {
 pub fn read_state(folder: &Path) -> Result<State, StateError> {
     let json = std::fs::read(folder.join(STATE)).map_err(|e| file(STATE)(&e))?;
     serde_json::from_slice(&json).map_err(|e| file(STATE)(&e))
+}
+
+/// The memory settings of the checkpoint in `folder`, and its step. `None` if `config` differs in a key that they depend on.
+pub fn saved_memory_settings(folder: &Path, config: &Config) -> Option<(MemorySettings, u64)> {
+    let state = read_state(folder).ok()?;
+    let then = &state.config;
+    let unchanged = then.batch == config.batch
+        && then.memory == config.memory
+        && then.clip.cutouts_at_once == config.clip.cutouts_at_once
+        && then.run.device == config.run.device;
+    Some((state.memory_settings.filter(|_| unchanged)?, state.step))
 }
 
 /// Whether a run can go on from the checkpoint in `folder`, as far as that shows without reading its tensors: a checkpoint may
@@ -334,12 +336,6 @@ impl fmt::Display for Change {
     }
 }
 
-/// Whether what a step computes depends on `batch.micro`; `batch_norm` says whether there is a discriminator with BatchNorm.
-pub fn depends_on_micro(config: &Config, batch_norm: bool) -> bool {
-    let adversarial = &config.losses.adversarial;
-    adversarial.weight != 0.0 && (batch_norm || adversarial.adaptive == Adaptive::MicroBatch)
-}
-
 /// The keys outside the free ones in which `now` differs from `then`; `batch_norm` says whether the run has a discriminator
 /// with BatchNorm.
 pub fn unsound_changes(then: &Config, now: &Config, batch_norm: bool) -> Vec<Change> {
@@ -388,7 +384,7 @@ mod tests {
     use super::*;
     use burn::tensor::{DType, Device};
 
-    use crate::config::{Against, DiscriminatorConfig, Metric, Micro, Recompute};
+    use crate::config::{Adaptive, Against, DiscriminatorConfig, Metric, Micro, Recompute};
     use crate::losses::LeCam;
     use crate::models::discriminator::DiscriminatorNorm;
     use crate::models::initialize::random_weights;
@@ -415,7 +411,7 @@ mod tests {
         now.run.steps = 7;
         now.run.tensorboard = false;
         now.run.gradient_histograms = 1;
-        now.memory.checkpoint = Recompute::Blocks;
+        now.memory.recompute = Recompute::Blocks;
         now.clip.cutouts_at_once = 2;
         now.discriminator.pretrained = Some("model.ckpt".into());
         assert!(unsound_changes(&then, &now, false).is_empty());
@@ -506,7 +502,7 @@ mod tests {
             architecture: tiny_architecture(),
             config: Config::default(),
             before: None,
-            footprint: Some(Footprint { micro: 2, checkpoint: Recompute::Blocks, cutouts_at_once: 0 }),
+            memory_settings: Some(MemorySettings { micro: 2, recompute: Recompute::Blocks, cutouts_at_once: 0 }),
             pictures: ImageSet { count: 1, names: String::new() },
             adversarial: Some(AdversarialState { balance: Some(0.49077241870406396), lecam }),
             loss_scale: Some(ScalerState { scale: 4096.0, since_change: 7, skipped: 4, in_a_row: 0 }),
@@ -526,6 +522,18 @@ mod tests {
             [balance.unwrap(), lecam.real, lecam.fake].map(f64::to_bits)
         };
         assert_eq!(bits(&back), bits(&state));
+    }
+
+    /// The recomputation was once called `checkpoint`.
+    #[test]
+    fn the_state_of_an_older_run_is_read() {
+        let mut state = state();
+        state.config.memory.recompute = Recompute::Blocks;
+        state.config.sweep.recompute = vec![Recompute::Blocks];
+        let text = serde_json::to_string(&state).unwrap();
+        let older = text.replace("recompute", "checkpoint");
+        assert!(older.contains("footprint") && older.matches(r#""checkpoint""#).count() == 3, "{older}");
+        assert_eq!(serde_json::from_str::<State>(&older).unwrap(), state);
     }
 
     #[test]

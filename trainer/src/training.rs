@@ -19,8 +19,7 @@ mod folder;
 mod loaders;
 mod logs;
 mod measure;
-mod recovery;
-mod room;
+mod retry;
 mod start;
 mod step;
 mod stop;
@@ -37,8 +36,7 @@ use datasets::Loader;
 use self::fault::Faults;
 use self::folder::{Made, RunFolder, Taken};
 use self::logs::Logs;
-use self::recovery::{Recovery, cannot_begin};
-use self::room::{CacheEntry, Limit, Room, first_room};
+use self::retry::{cannot_begin, cutouts};
 use self::start::{Start, check_captions, check_precision, find_checkpoint};
 use self::step::StepError;
 use crate::adversary::Adversary;
@@ -50,14 +48,16 @@ use crate::ema::Ema;
 use crate::engine::MicroBatch;
 use crate::losses::Losses;
 use crate::lr_schedule::LrSchedule;
-use crate::memory::{MemoryMeter, out_of_memory, readable};
+use crate::memory::{
+    self, CacheEntry, Chosen, Limit, MemoryMeter, MemorySettings, Recovery, depends_on_micro, readable,
+};
 use crate::models::VqGan;
 use crate::optimizer::ModelOptimizer;
-use crate::panics::catch_out_of_memory;
+use crate::panics::{catch_out_of_memory, out_of_memory};
 use crate::precision::{LossScaler, Probe, Range, compute_copy};
 use crate::progress::{Progress, check_terminal};
 use crate::reporting::{LOSS_GROUPS, Reporter};
-use crate::run_state::{Footprint, Snapshot, State, StateError};
+use crate::run_state::{self, Snapshot, State, StateError};
 use crate::samples::grid_png;
 use crate::validation::{Extent, Judges, Scores, Validated, ValidationError, validate};
 
@@ -190,8 +190,8 @@ struct Training {
     memory: MemoryMeter,
     /// Sees the gradients of the next step, if anyone asked; not part of its memory.
     first_gradient: Option<FirstGradient>,
-    /// What the memory of the next step goes by.
-    footprint: Footprint,
+    /// The settings of the next step that decide its memory.
+    memory_settings: MemorySettings,
     recovery: Recovery,
     /// The choice of a micro-batch that no step has confirmed yet.
     unconfirmed: Option<CacheEntry>,
@@ -244,10 +244,14 @@ impl Training {
         let checkpoint = find_checkpoint(&options, &place.store())?;
         let limit = Limit::of(&config, &device);
         let path = checkpoint.as_ref().map(|checkpoint| checkpoint.path.as_path());
-        let room = match purpose {
-            Purpose::Run => first_room(loaded, path, &device, limit, stop)?,
-            Purpose::Measurement => Room::as_configured(loaded)?,
+        let chosen = match purpose {
+            Purpose::Run => stop.while_measuring(|stopped| {
+                let resumed = path.and_then(|path| run_state::saved_memory_settings(path, &config));
+                memory::choose(loaded, resumed, &device, limit, stopped)
+            }),
+            Purpose::Measurement => Chosen::as_configured(loaded),
         };
+        let chosen = chosen.map_err(|error| TrainError::of_memory(error, 1, "nothing has been made".to_owned()))?;
         let start = match checkpoint {
             Some(checkpoint) => Start::resume(loaded, checkpoint, &options.allow, &device, &data)?,
             None => Start::fresh(loaded, &device)?,
@@ -259,7 +263,7 @@ impl Training {
         let waited = faults.wait().and_then(|()| device.device.sync().map_err(|error| error.to_string()));
         waited.map_err(|message| cannot_begin(&config, start.step, message))?;
         let probe = options.debug_numerics.then(|| Probe::new(&start.model));
-        announce(&config, &start, &room, limit, &data, &folder);
+        announce(&config, &start, &chosen, limit, &data, &folder);
         if config.precision.compute == Compute::Fp16 {
             advise_on_range(&start.model, &data, &device)?;
         }
@@ -277,6 +281,9 @@ impl Training {
                 note!("set aside, since the run goes on from step {step}: {}", aside.display());
             }
         }
+        let batch_norm = start.adversary.as_ref().is_some_and(Adversary::has_batch_norm);
+        let fixed_micro = depends_on_micro(&config, batch_norm);
+        let recovery = Recovery::new(limit, &config, &device, fixed_micro, cutouts(&losses));
         let saves = faults.of_saves();
         let store = store.with_hook(move |what| saves.wrote(what));
         let mut training = Self {
@@ -294,9 +301,9 @@ impl Training {
             adversary: start.adversary,
             scaler: start.scaler,
             probe,
-            footprint: room.footprint,
-            recovery: Recovery::new(limit, purpose == Purpose::Run),
-            unconfirmed: room.unconfirmed,
+            memory_settings: chosen.settings,
+            recovery: if purpose == Purpose::Run { recovery } else { recovery.off() },
+            unconfirmed: chosen.unconfirmed,
             faults,
             weigh_by_micro_batch: options.weigh_by_micro_batch,
             first_step: step,
@@ -315,7 +322,7 @@ impl Training {
             device,
             data,
         };
-        training.set_footprint(room.footprint);
+        training.set_memory_settings(chosen.settings);
         write_config(&training.config, loaded, &training.folder)?;
         made.keep();
         Ok((training, made))
@@ -387,7 +394,7 @@ impl Training {
 
     /// Whether the host's memory is what `memory.limit` is about, so that a checkpoint that is being written counts.
     fn limits_host(&self) -> bool {
-        self.recovery.limit.is_some() && self.device.choice == Choice::Cpu
+        self.recovery.has_limit() && self.device.choice == Choice::Cpu
     }
 
     /// Whether `validation.patience` is at its end.
@@ -470,7 +477,7 @@ impl Training {
     fn validated_with_what_there_is(&self, model: &VqGan, stop: &Stop) -> Result<Option<Validated>, TrainError> {
         let (settings, set) = (&self.config.validation, &self.data.validation);
         let images = settings.images.min(set.len());
-        let mut micro = self.footprint.micro;
+        let mut micro = self.memory_settings.micro;
         loop {
             let extent = Extent { images: settings.images, micro, samples: settings.samples };
             let progress = |count| self.progress.validated(count, images);
@@ -488,7 +495,7 @@ impl Training {
             if micro == 1 {
                 return Err(self.failed(&place, message, true));
             }
-            self.clear_device()?;
+            self.clear_pools()?;
             self.progress.line(&format!("{place}: out of memory ({message}); one picture at a time"));
             self.progress.step_again();
             micro = 1;
@@ -509,7 +516,7 @@ impl Training {
             architecture: self.architecture.clone(),
             config: self.config.clone(),
             before: self.before,
-            footprint: Some(self.footprint),
+            memory_settings: Some(self.memory_settings),
             pictures: self.data.images.clone(),
             adversarial: self.adversary.as_ref().map(|adversary| adversary.state),
             loss_scale: Some(self.scaler.state()),
@@ -579,7 +586,7 @@ fn in_words(scores: &Scores) -> String {
     text
 }
 
-fn announce(config: &Config, start: &Start, room: &Room, limit: Option<Limit>, data: &Data, folder: &Path) {
+fn announce(config: &Config, start: &Start, chosen: &Chosen, limit: Option<Limit>, data: &Data, folder: &Path) {
     let (training, validation) = (data.training.len(), data.validation.len());
     let Config { batch, .. } = config;
     note!("model: {}", start.description);
@@ -595,10 +602,10 @@ fn announce(config: &Config, start: &Start, room: &Room, limit: Option<Limit>, d
         precision.compute.name(),
         precision.frozen().name()
     );
-    let Footprint { micro, checkpoint, .. } = room.footprint;
-    let origin = room.origin.as_ref().map(|origin| format!(" ({origin})")).unwrap_or_default();
+    let MemorySettings { micro, recompute, .. } = chosen.settings;
+    let origin = chosen.origin.as_ref().map(|origin| format!(" ({origin})")).unwrap_or_default();
     config.losses_that_never_count().iter().for_each(|line| note!("{line}"));
-    let blocks = if checkpoint == config.memory.checkpoint { "" } else { ", blocks computed again" };
+    let blocks = if recompute == config.memory.recompute { "" } else { ", blocks computed again" };
     let limit = limit.map(|limit| format!("; memory limit {}", readable(limit.bytes))).unwrap_or_default();
     note!(
         "batch: {micro} at a time{origin}{blocks}, {} together{limit}; run folder: {}",

@@ -34,7 +34,7 @@ use crate::models::statistics_dtype;
 use crate::models::weights::{ModelError, StateDict, WeightReader, state_dict};
 use crate::optimizer::ModelOptimizer;
 use crate::panics;
-use crate::sweep::random::{clip_weights, lpips_backbone};
+use crate::random_networks::{clip_weights, lpips_backbone};
 
 /// Samples of each check: two, so that what mixes them is seen.
 const SAMPLES: usize = 2;
@@ -591,5 +591,5 @@ fn around(sizes: &Sizes) -> Vec<Piece<'_>> {
 /// A folder with a small random CLIP, as transformers writes it.
 pub(super) fn write_small_clip(folder: &Path) -> Result<(), CheckError> {
     let tower = Tower { width: 32, layers: 2, heads: 2, mlp: 64 };
-    Ok(crate::sweep::random::write_clip(&clip(32, 16, tower, 16), folder)?)
+    Ok(crate::random_networks::write_clip(&clip(32, 16, tower, 16), folder)?)
 }

@@ -1,4 +1,4 @@
-//! A run that went on from a checkpoint against the same run that never stopped.
+//! Compares a run that was resumed from a checkpoint with the same run that never stopped.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -22,7 +22,7 @@ const LIMIT: f64 = 1e-3;
 /// The files of a checkpoint that are compared.
 const FILES: [&str; 3] = ["model.safetensors", "ema.safetensors", "optimizer.safetensors"];
 
-/// Trains a few steps of `setting` on `device`, goes on from a checkpoint in the middle, and compares what both end with.
+/// Trains a few steps of `setting` on `device`, resumes from a checkpoint in the middle, and compares the two ends.
 ///
 /// # Errors
 /// If processes or files cannot be had.
@@ -63,7 +63,7 @@ pub fn check(device: &Selected, precision: Compute, setting: &Setting) -> Result
     Ok(row)
 }
 
-/// Of all tensors of both checkpoints together.
+/// The largest deviation of a file of two checkpoints.
 fn compare(a: &Path, b: &Path) -> Result<Deviations, String> {
     let mut worst: f64 = 0.0;
     for file in FILES {

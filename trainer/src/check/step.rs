@@ -1,4 +1,4 @@
-//! The gradient of whole steps: of a device against the CPU, and of one cut of an effective batch against another on the device.
+//! Compares the gradients of whole steps: a device with the CPU, and one batch split with another on the device.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -10,10 +10,9 @@ use super::layers::write_small_clip;
 use super::{CheckError, Deviations, Part, Row};
 use crate::config::{self, Compute, Loaded, Override, Recompute};
 use crate::device::Selected;
+use crate::memory::{Children, Gradient, Measurer, MemoryError, Status, Stopped, Variant};
+use crate::random_networks::{Networks, write_lpips};
 use crate::sweep::gradient_file;
-use crate::sweep::measure::Gradient;
-use crate::sweep::random::{Networks, write_lpips};
-use crate::sweep::{Children, Cut, Stopped, measure_cut, reference_of};
 
 /// A step with every loss on, small enough for a CPU that plays a GPU.
 const SMALL: &str = r#"
@@ -151,8 +150,8 @@ impl Setting {
     }
 }
 
-/// What the whole gradient may deviate by from that of the CPU, or of f32 on the device. In half precision a latent beside the border
-/// of two codes takes the other one now and then, and the gradient jumps with it: its bar tells noise from nonsense.
+/// How far the whole gradient may be from that of the CPU, or of f32 on the device. In half precision a latent near the border of
+/// two codes takes the other code now and then, and the gradient jumps: this bar only tells noise from nonsense.
 fn limit(precision: Compute) -> f64 {
     match precision {
         Compute::Fp32 => 1e-2,
@@ -161,10 +160,10 @@ fn limit(precision: Compute) -> f64 {
 }
 
 /// The exactness contract in f32.
-const BETWEEN_CUTS: f64 = 1e-5;
+const BETWEEN_SPLITS: f64 = 1e-5;
 
-/// Takes the first step of `setting` on the CPU and on `device`, there at several cuts of the effective batch and in each of
-/// `precisions`. `show` sees each row when it is there.
+/// Takes the first step of `setting` on the CPU and on `device`, there at several batch splits and in each of
+/// `precisions`. `show` sees each row as soon as it is measured.
 ///
 /// # Errors
 /// If processes or files cannot be had, or if a signal came.
@@ -179,8 +178,9 @@ pub fn check(
     let children = setting.children(stopped);
     let file = |name: &str| setting.networks.folder().join(name);
     let (of_cpu, of_device) = (file("cpu.safetensors"), file("device.safetensors"));
-    let measure = |loaded: &Loaded, cut: Cut, gradient: Gradient| {
-        measure_cut(loaded, &cut, &setting.networks, &children, &gradient).map(|(found, _)| found)
+    let measure = |loaded: &Loaded, variant: Variant, gradient: Gradient| {
+        let measurer = Measurer { loaded, networks: &setting.networks, children: &children };
+        measurer.measure(&variant, &gradient).map(|(found, _)| found)
     };
     let mut rows = Vec::new();
     let mut add = |row: Row| {
@@ -188,11 +188,11 @@ pub fn check(
         rows.push(row);
     };
 
-    let reference = Cut { checkpoint: Recompute::Blocks, ..reference_of(Cut::of(&loaded.config)) };
+    let reference = Variant { recompute: Recompute::Blocks, ..Variant::of(&loaded.config).reference() };
     let on_cpu = measure(&cpu, reference, Gradient::Write(of_cpu.clone()))?;
     let started = Instant::now();
     let on_device = measure(&loaded, reference, Gradient::Write(of_device.clone()))?;
-    let words = |status: &crate::sweep::Status| format!("{}: {}", status.name(), status.message().unwrap_or_default());
+    let words = |status: &Status| format!("{}: {}", status.name(), status.message().unwrap_or_default());
     let found = match (&on_cpu, &on_device) {
         (Ok(_), Ok(_)) => between(&of_device, &of_cpu),
         (Err(status), _) => Err(format!("on the CPU: {}", words(status))),
@@ -204,19 +204,19 @@ pub fn check(
         return Ok(rows);
     }
 
-    for (cut, limit) in cuts(reference, precisions) {
+    for (variant, limit) in variants(reference, precisions) {
         let started = Instant::now();
-        let found = match measure(&loaded, cut, Gradient::Compare(of_device.clone()))? {
-            Ok(figures) => {
-                let whole = figures.deviation.and_then(|deviation| deviation.whole);
+        let found = match measure(&loaded, variant, Gradient::Compare(of_device.clone()))? {
+            Ok(measured) => {
+                let whole = measured.deviation.and_then(|deviation| deviation.whole);
                 Ok(Deviations { gradient: Some(whole.unwrap_or(f64::NAN)), ..Deviations::default() })
             }
             Err(status) => Err(words(&status)),
         };
         add(Row::new(
             Part::Step,
-            format!("gradient against {}, {cut}", reference.micro),
-            cut.precision,
+            format!("gradient against {}, {variant}", reference.micro),
+            variant.precision,
             found,
             limit,
             started,
@@ -230,23 +230,23 @@ fn between(a: &Path, b: &Path) -> Result<Deviations, String> {
     Ok(Deviations { gradient: Some(deviation.whole.unwrap_or(f64::NAN)), ..Deviations::default() })
 }
 
-/// Cuts that are held to the contract, and one in each half precision.
-fn cuts(reference: Cut, precisions: &[Compute]) -> Vec<(Cut, f64)> {
+/// Batch splits that are held to the contract, and one variant in each half precision.
+fn variants(reference: Variant, precisions: &[Compute]) -> Vec<(Variant, f64)> {
     let effective = reference.effective;
-    // Half of it rounded up and one more, where there is room: a ragged last micro-batch.
+    // One more than half of it, if there are as many: the last micro-batch is a ragged one.
     let ragged = (effective / 2 + 1).min(effective);
-    let mut cuts = Vec::new();
-    for (micro, checkpoint) in [(effective, Recompute::None), (ragged, Recompute::Blocks)] {
-        let cut = Cut { micro, checkpoint, ..reference };
-        if cut != reference && precisions.contains(&Compute::Fp32) {
-            cuts.push((cut, BETWEEN_CUTS));
+    let mut variants = Vec::new();
+    for (micro, recompute) in [(effective, Recompute::None), (ragged, Recompute::Blocks)] {
+        let variant = Variant { micro, recompute, ..reference };
+        if variant != reference && precisions.contains(&Compute::Fp32) {
+            variants.push((variant, BETWEEN_SPLITS));
         }
     }
     for &precision in precisions.iter().filter(|precision| **precision != Compute::Fp32) {
-        let cut = Cut { precision, micro: effective, checkpoint: Recompute::None, ..reference };
-        cuts.push((cut, limit(precision)));
+        let variant = Variant { precision, micro: effective, recompute: Recompute::None, ..reference };
+        variants.push((variant, limit(precision)));
     }
-    cuts
+    variants
 }
 
 /// Writes `setting`'s configuration with its random networks into `folder`, for this program to run on `device`.
@@ -261,7 +261,7 @@ pub(super) fn write_config(
     config.discriminator.start = None;
     change(&mut config);
     let path = folder.join("check-run.toml");
-    let text = toml::to_string(&config).map_err(crate::sweep::SweepError::from)?;
+    let text = toml::to_string(&config).map_err(MemoryError::from)?;
     fs::write(&path, text).map_err(|source| CheckError::Io { what: "write a configuration", source })?;
     Ok(path)
 }
@@ -271,19 +271,19 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_cut_differs_from_the_reference() {
-        let cut = |effective| Cut {
+    fn every_variant_differs_from_the_reference() {
+        let reference = |effective| Variant {
             micro: 1,
             effective,
             precision: Compute::Fp32,
             resolution: 32,
-            checkpoint: Recompute::Blocks,
+            recompute: Recompute::Blocks,
         };
         for effective in [1, 2, 6] {
-            let reference = cut(effective);
-            let cuts = cuts(reference, &Compute::ALL);
-            assert!(cuts.iter().all(|(other, _)| *other != reference && other.micro <= effective), "{cuts:?}");
-            assert!(cuts.iter().filter(|(cut, _)| cut.precision != Compute::Fp32).count() == 2);
+            let reference = reference(effective);
+            let variants = variants(reference, &Compute::ALL);
+            assert!(variants.iter().all(|(other, _)| *other != reference && other.micro <= effective), "{variants:?}");
+            assert!(variants.iter().filter(|(variant, _)| variant.precision != Compute::Fp32).count() == 2);
         }
     }
 

@@ -10,7 +10,7 @@ use serde_json::json;
 use super::sweep::stopped_by_signals;
 use super::{BAR_NOT_MET, CommandError, Json, parse_device, parse_override, print_json, print_line};
 use crate::check::step::Setting;
-use crate::check::{Part, Row, Scale, layers, resume, room, step};
+use crate::check::{Part, Row, Scale, layers, memory, resume, step};
 use crate::config::{Bytes, Compute, Override};
 use crate::device::{Choice, Selected};
 
@@ -19,7 +19,7 @@ pub(super) struct CheckArgs {
     /// auto, cpu, cuda:N, wgpu:N or wgpu:cpu
     #[arg(long, value_parser = parse_device, default_value = "auto")]
     device: Choice,
-    /// Parts of the check [default: all; `room` on CUDA alone]
+    /// Parts of the check [default: all; `memory` on CUDA alone]
     #[arg(long, value_delimiter = ',', value_name = "LIST")]
     only: Vec<Part>,
     /// Precisions, as in fp32,bf16 [default: all that the device computes in]
@@ -37,7 +37,7 @@ pub(super) struct CheckArgs {
     /// Override a key of the configuration, as in data.resolution=128
     #[arg(long = "set", value_name = "KEY=VALUE", value_parser = parse_override)]
     set: Vec<Override>,
-    /// What is left of the device's memory for the part `room`
+    /// What is left of the device's memory for the part `memory`
     #[arg(long, value_name = "SIZE", default_value = "1GiB")]
     leave: Bytes,
     #[command(flatten)]
@@ -70,8 +70,8 @@ pub(super) fn run(args: &CheckArgs) -> Result<ExitCode, CommandError> {
             rows.push(row);
         }
     }
-    if wants(Part::Room)
-        && let Some(row) = room::check(&device, args.leave.0, &setting()?)?
+    if wants(Part::Memory)
+        && let Some(row) = memory::check(&device, args.leave.0, &setting()?)?
     {
         show(&row);
         rows.push(row);

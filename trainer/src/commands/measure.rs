@@ -1,4 +1,4 @@
-//! `train measure`: one row of `train sweep` or `train plan`, which run it in a process of its own. Not shown in the help.
+//! `train measure`: measures a few steps. `train sweep` and `train plan` run it in a child process; the help does not show it.
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -7,8 +7,8 @@ use clap::Args;
 
 use super::{CommandError, print_line};
 use crate::config;
-use crate::memory::limit_address_space;
-use crate::sweep::measure::{Gradient, measure};
+use crate::memory::{Gradient, limit_address_space};
+use crate::sweep::measure::measure;
 
 #[derive(Debug, Args)]
 pub(super) struct MeasureArgs {
@@ -41,7 +41,7 @@ pub(super) fn run(args: &MeasureArgs) -> Result<ExitCode, CommandError> {
         (None, Some(path)) => Gradient::Compare(path.clone()),
         (None, None) => Gradient::Ignore,
     };
-    let figures = measure(&loaded, &args.run_dir, args.steps, gradient, args.weigh_by_micro_batch)?;
-    print_line(&serde_json::json!(figures).to_string())?;
+    let measured = measure(&loaded, &args.run_dir, args.steps, gradient, args.weigh_by_micro_batch)?;
+    print_line(&serde_json::json!(measured).to_string())?;
     Ok(ExitCode::SUCCESS)
 }

@@ -12,6 +12,7 @@ mod signals;
 mod sweep;
 mod train;
 
+use std::convert::Infallible;
 use std::panic;
 use std::process::ExitCode;
 #[cfg(unix)]
@@ -22,6 +23,7 @@ use clap::{Args, Parser, Subcommand};
 use crate::check::CheckError;
 use crate::config::{ConfigError, Override};
 use crate::device::{Choice, DeviceError};
+use crate::memory::MemoryError;
 use crate::panics;
 use crate::pretrained::PretrainedError;
 use crate::sweep::SweepError;
@@ -62,7 +64,7 @@ enum Verb {
     Measure(measure::MeasureArgs),
     /// List the devices that this program can compute on
     Devices(devices::DevicesArgs),
-    /// Hold a device against the CPU: every block and loss, whole steps, a stop, too little memory
+    /// Check that a device computes the same results as the CPU
     Check(check::CheckArgs),
     /// Occupy a device's memory until standard input ends
     #[command(hide = true)]
@@ -98,6 +100,8 @@ enum CommandError {
     #[error(transparent)]
     Image(#[from] datasets::ImageError),
     #[error(transparent)]
+    Memory(#[from] MemoryError),
+    #[error(transparent)]
     Sweep(#[from] SweepError),
     #[error(transparent)]
     Measure(#[from] MeasureError),
@@ -125,7 +129,7 @@ impl CommandError {
                 WRONG_USAGE
             }
             Self::Sweep(SweepError::Config(_) | SweepError::NoRows | SweepError::Baseline { .. }) => WRONG_USAGE,
-            Self::Sweep(SweepError::Random(error)) if error.is_wrong_usage() => WRONG_USAGE,
+            Self::Memory(error) | Self::Sweep(SweepError::Measuring(error)) if error.is_wrong_usage() => WRONG_USAGE,
             Self::Check(CheckError::Config(_)) => WRONG_USAGE,
             Self::Check(CheckError::Random(error)) if error.is_wrong_usage() => WRONG_USAGE,
             _ => 1,
@@ -178,6 +182,17 @@ fn exit_on_abort() {
 
 #[cfg(not(unix))]
 fn exit_on_abort() {}
+
+/// An option that was renamed: it is refused by its new name.
+#[derive(Debug, Args)]
+struct Renamed {
+    #[arg(long = "checkpoint", hide = true, num_args = 0..=1, default_missing_value = "", value_parser = renamed)]
+    _checkpoint: Option<Infallible>,
+}
+
+fn renamed(_: &str) -> Result<Infallible, &'static str> {
+    Err("the name of this option is now --recompute")
+}
 
 fn parse_override(text: &str) -> Result<Override, String> {
     text.parse()

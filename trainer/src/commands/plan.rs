@@ -1,4 +1,4 @@
-//! `train plan`: which micro-batch fits, before a run finds out.
+//! `train plan`: which micro-batch fits.
 
 use std::process::ExitCode;
 
@@ -8,13 +8,11 @@ use comfy_table::{CellAlignment, ContentArrangement, Table};
 use serde_json::json;
 
 use super::sweep::stopped_by_signals;
-use super::{BAR_NOT_MET, CommandError, Json, parse_device, parse_override, print_json, print_line};
+use super::{BAR_NOT_MET, CommandError, Json, Renamed, parse_device, parse_override, print_json, print_line};
 use crate::config::{self, Bytes, Compute, Override, Recompute};
 use crate::device::Choice;
-use crate::memory::readable;
-use crate::plan::{Plan, Row, plan};
-use crate::sweep::random::Networks;
-use crate::sweep::{Children, Cut, SweepError};
+use crate::memory::{Children, Measurer, MemoryError, Plan, PlanRow, plan, readable};
+use crate::random_networks::Networks;
 use crate::training::INTERRUPTED;
 
 #[derive(Debug, Args)]
@@ -34,13 +32,15 @@ pub(super) struct PlanArgs {
     /// Precisions to plan for, as in fp32,bf16 [default: all that there are]
     #[arg(long, value_delimiter = ',', value_name = "LIST")]
     precision: Vec<Compute>,
-    /// Values of memory.checkpoint to plan for: none, blocks [default: both]
+    /// Values of memory.recompute to plan for: none, blocks [default: both]
     #[arg(long, value_delimiter = ',', value_name = "LIST")]
-    checkpoint: Vec<Recompute>,
+    recompute: Vec<Recompute>,
+    #[command(flatten)]
+    _renamed: Renamed,
     /// Optimizer steps of each measurement, at least 2: the first one warms up
     #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u64).range(2..))]
     steps: u64,
-    /// Train on the configuration's pictures, in place of drawn ones of the same size
+    /// Train on the configuration's images, in place of drawn ones of the same size
     #[arg(long)]
     data: bool,
     /// Random weights of the same shapes for all that the configuration has on the Hub, which is the default
@@ -73,7 +73,7 @@ pub(super) fn run(args: &PlanArgs) -> Result<ExitCode, CommandError> {
         true => Networks::random_for(&loaded.config, args.architecture.as_deref()),
         false => Networks::as_configured(),
     };
-    let networks = networks.map_err(SweepError::from)?;
+    let networks = networks.map_err(MemoryError::from)?;
     let children = Children {
         address_space: None,
         steps: args.steps,
@@ -81,13 +81,12 @@ pub(super) fn run(args: &PlanArgs) -> Result<ExitCode, CommandError> {
         weigh_by_micro_batch: false,
         stopped: stopped_by_signals()?,
     };
-    let show = |cut: &Cut| note!("measuring {cut}");
     let precisions = if args.precision.is_empty() { &Compute::ALL[..] } else { &args.precision };
-    let checkpoints = if args.checkpoint.is_empty() { &Recompute::ALL[..] } else { &args.checkpoint };
+    let recomputes = if args.recompute.is_empty() { &Recompute::ALL[..] } else { &args.recompute };
     let limit = args.limit.or(loaded.config.memory.limit);
-    let variants = (precisions, checkpoints);
-    let plan = match plan(&loaded, &networks, &children, variants, limit.map(|limit| limit.0), show) {
-        Err(SweepError::Interrupted) => {
+    let measurer = Measurer { loaded: &loaded, networks: &networks, children: &children };
+    let plan = match plan(measurer, precisions, recomputes, limit.map(|limit| limit.0)) {
+        Err(MemoryError::Interrupted) => {
             note!("interrupted");
             return Ok(ExitCode::from(INTERRUPTED));
         }
@@ -128,19 +127,19 @@ fn text(plan: &Plan) -> String {
     lines.join("\n")
 }
 
-fn toml_lines(row: &Row) -> String {
+fn toml_lines(row: &PlanRow) -> String {
     row.toml().lines().map(|line| format!("  {line}")).collect::<Vec<_>>().join("\n")
 }
 
 fn table(plan: &Plan) -> String {
     let mut table = Table::new();
     table.load_style(NOTHING).set_content_arrangement(ContentArrangement::Disabled);
-    table.set_header(["precision", "checkpoint", "micro", "peak memory", "", "fits", "speed"]);
+    table.set_header(["precision", "recompute", "micro", "peak memory", "", "fits", "speed"]);
     for row in &plan.rows {
         let fits = row.fits.map_or("-", |fits| if fits { "yes" } else { "no" });
         table.add_row([
             row.precision.to_string(),
-            row.checkpoint.to_string(),
+            row.recompute.to_string(),
             row.micro.to_string(),
             readable(row.peak_memory),
             match row.measured {

@@ -1,4 +1,4 @@
-//! `train sweep`: memory, speed and the gradient's exactness at other cuts.
+//! `train sweep`: memory, speed and the gradient's exactness at other micro-batches, precisions and resolutions.
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -10,12 +10,12 @@ use clap::Args;
 use serde_json::json;
 
 use super::signals::on_stop_signals;
-use super::{BAR_NOT_MET, CommandError, Json, parse_device, parse_override, print_json, print_line};
+use super::{BAR_NOT_MET, CommandError, Json, Renamed, parse_device, parse_override, print_json, print_line};
 use crate::config::{self, Override};
 use crate::device::Choice;
-use crate::memory::readable;
-use crate::sweep::random::Networks;
-use crate::sweep::{self, Bars, Children, Report, Row, Status, Stopped, SweepError};
+use crate::memory::{Children, Measurer, MemoryError, Status, Stopped, readable};
+use crate::random_networks::Networks;
+use crate::sweep::{self, Bars, Report, Row, SweepError};
 use crate::training::INTERRUPTED;
 
 /// Each list and each bar stands for its key in [sweep] and goes before it
@@ -39,12 +39,14 @@ pub(super) struct SweepArgs {
     /// Precisions, as in fp32,bf16
     #[arg(long, value_name = "LIST", value_delimiter = ',')]
     precision: Vec<String>,
-    /// Sides of the pictures, in pixels
+    /// Sides of the images, in pixels
     #[arg(long, value_name = "LIST", value_delimiter = ',')]
     resolution: Vec<u32>,
-    /// What the backward pass computes again: none, blocks or both
+    /// Recompute activations in the backward pass: none or blocks
     #[arg(long, value_name = "LIST", value_delimiter = ',')]
-    checkpoint: Vec<String>,
+    recompute: Vec<String>,
+    #[command(flatten)]
+    _renamed: Renamed,
     /// Optimizer steps of each row, at least 2 [default: 3]
     #[arg(long)]
     steps: Option<u64>,
@@ -60,7 +62,7 @@ pub(super) struct SweepArgs {
     /// Bar: the fewest images per second
     #[arg(long, value_name = "NUMBER")]
     min_images_per_second: Option<f64>,
-    /// Bar: the sweep.json of an earlier sweep, than which nothing may be worse
+    /// Bar: fail if a row is worse than in this earlier sweep.json
     #[arg(long, value_name = "FILE")]
     baseline: Option<PathBuf>,
     /// How much worse than the baseline is let pass: 10%, or memory=2%,speed=30% [default: 10%]
@@ -98,7 +100,7 @@ impl SweepArgs {
             ("sweep.effective", list(&self.effective, "")),
             ("sweep.precision", list(&self.precision, "\"")),
             ("sweep.resolution", list(&self.resolution, "")),
-            ("sweep.checkpoint", list(&self.checkpoint, "\"")),
+            ("sweep.recompute", list(&self.recompute, "\"")),
             ("sweep.steps", self.steps.map(|steps| steps.to_string())),
             ("sweep.timeout", self.timeout.map(|seconds| seconds.to_string())),
             ("sweep.max_memory", self.max_memory.clone()),
@@ -114,16 +116,16 @@ impl SweepArgs {
 
 pub(super) fn run(args: &SweepArgs) -> Result<ExitCode, CommandError> {
     let loaded = config::load(&args.config, &args.overrides())?;
-    let (cuts, left_out) = sweep::cuts(&loaded)?;
-    for cut in &left_out {
-        note!("left out, since its micro-batch is above its effective batch: {cut}");
+    let (variants, left_out) = sweep::variants(&loaded)?;
+    for variant in &left_out {
+        note!("left out, since its micro-batch exceeds its effective batch: {variant}");
     }
     let bars = Bars::of(&loaded.config.sweep)?;
     let networks = match args.random_weights || !args.pretrained {
         true => Networks::random_for(&loaded.config, args.architecture.as_deref()),
         false => Networks::as_configured(),
     };
-    let networks = networks.map_err(SweepError::from)?;
+    let networks = networks.map_err(MemoryError::from)?;
     if !networks.random().is_empty() {
         note!("random weights, of the same shapes, for {}", networks.random().join(", "));
     }
@@ -138,12 +140,13 @@ pub(super) fn run(args: &SweepArgs) -> Result<ExitCode, CommandError> {
     let show = |row: &Row| {
         number += 1;
         match row.against {
-            None => note!("row {number}/{}  {}", cuts.len(), outcome(row)),
+            None => note!("row {number}/{}  {}", variants.len(), outcome(row)),
             Some(_) => note!("{}", outcome(row)),
         }
     };
-    let mut sweep = match sweep::run(&loaded, &cuts, &networks, &children, show) {
-        Err(SweepError::Interrupted) => {
+    let measurer = Measurer { loaded: &loaded, networks: &networks, children: &children };
+    let mut sweep = match sweep::run(measurer, &variants, show) {
+        Err(SweepError::Measuring(MemoryError::Interrupted)) => {
             note!("interrupted");
             return Ok(ExitCode::from(INTERRUPTED));
         }
@@ -151,7 +154,7 @@ pub(super) fn run(args: &SweepArgs) -> Result<ExitCode, CommandError> {
     };
     for reference in &sweep.references {
         if let Some(message) = reference.status.message() {
-            note!("no reference gradient: {}: {}: {message}", reference.cut, reference.status.name());
+            note!("no reference gradient: {}: {}: {message}", reference.variant, reference.status.name());
         }
     }
     sweep.bars = sweep::judge(&sweep.rows, &bars);
@@ -189,7 +192,7 @@ fn outcome(row: &Row) -> String {
     }
 }
 
-/// The first signal to stop ends the row that is on, and the sweep with it.
+/// The first signal to stop ends the current row, and the sweep with it.
 pub(super) fn stopped_by_signals() -> Result<Stopped, CommandError> {
     let stopped: Stopped = Arc::new(AtomicBool::new(false));
     let handle = stopped.clone();

@@ -12,10 +12,10 @@ use super::signals::on_stop_signals;
 use super::{CommandError, Json, parse_device, parse_override, print_json, print_line};
 use crate::config::{self, Loaded, Override};
 use crate::device::Choice;
+use crate::memory::MemoryError;
 use crate::models::architectures::NAMES;
+use crate::random_networks::{Networks, RandomError};
 use crate::run_state;
-use crate::sweep::SweepError;
-use crate::sweep::random::{Networks, RandomError};
 use crate::training::{Deadline, Fault, INTERRUPTED, Options, Outcome, Resume, Stop, train};
 use crate::validation::Scores;
 
@@ -73,7 +73,14 @@ pub(super) fn run(args: &TrainArgs) -> Result<ExitCode, CommandError> {
     if let Some(device) = args.device {
         overrides.push(Override::new("run.device", &device.to_string()));
     }
-    let mut loaded = config::load(&config_name(args, source.as_ref())?, &overrides)?;
+    let mut loaded = match (&args.config, own_config(args, source.as_ref())) {
+        (Some(name), _) => config::load(name, &overrides)?,
+        (None, Some(path)) => config::load_saved(&path, &overrides)?,
+        (None, None) => {
+            let message = "--resume needs the run's folder, as in --resume runs/NAME, or --config";
+            return Err(CommandError::Usage(message.to_owned()));
+        }
+    };
     // Their files go with it, so it stays until the run is over.
     let _networks = match args.random_weights {
         true => Some(random_networks(&mut loaded)?),
@@ -140,20 +147,12 @@ impl Source {
     }
 }
 
-/// What was named, or the resumed run's own.
-fn config_name(args: &TrainArgs, source: Option<&Source>) -> Result<String, CommandError> {
+/// The resumed run's own configuration.
+fn own_config(args: &TrainArgs, source: Option<&Source>) -> Option<PathBuf> {
     let own = |run: &PathBuf| run.join("config.toml");
     let of_folder = args.run_dir.as_ref().map(own);
     let of_source = source.and_then(|source| source.run.as_ref()).map(own);
-    let there = of_folder.clone().filter(|path| path.is_file()).or(of_source).or(of_folder);
-    match (&args.config, there) {
-        (Some(name), _) => Ok(name.clone()),
-        (None, Some(path)) => Ok(path.display().to_string()),
-        (None, None) => {
-            let message = "--resume needs the run's folder, as in --resume runs/NAME, or --config";
-            Err(CommandError::Usage(message.to_owned()))
-        }
-    }
+    of_folder.clone().filter(|path| path.is_file()).or(of_source).or(of_folder)
 }
 
 /// Puts random weights into `loaded` for what it has on the Hub.
@@ -168,7 +167,7 @@ fn random_networks(loaded: &mut Loaded) -> Result<Networks, CommandError> {
             "--random-weights: what {spec} is built like is known only once it is fetched: set clip.pretrained to one of \
              {known}"
         )),
-        error => SweepError::from(error).into(),
+        error => MemoryError::from(error).into(),
     })?;
     loaded.config = networks.config(loaded.config.clone());
     match networks.random() {

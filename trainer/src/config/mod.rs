@@ -30,7 +30,7 @@ pub use optimizer::{
 };
 pub use precision::{Compute, LossScaleConfig, PrecisionConfig, ScalerConfig};
 pub(crate) use read::nearest;
-pub use read::{BUILT_IN, ConfigError, Loaded, Origin, Override, load};
+pub use read::{BUILT_IN, ConfigError, Loaded, Origin, Override, load, load_saved, saved_config};
 pub use sweep::{Bytes, MaxDeviation, SweepConfig, Tolerance};
 
 /// Everything a run needs to know. An unknown key is an error.
@@ -158,16 +158,16 @@ impl Default for BatchConfig {
 #[derive(Debug, Clone, Default, PartialEq, Deserialize, Serialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct MemoryConfig {
-    /// What the forward pass of the model does not keep and the backward pass computes again.
-    pub checkpoint: Recompute,
-    /// What the peak of a step keeps within, such as `"4GiB"`: `batch.micro` is chosen and lowered by it. On the CPU it is about
-    /// all that the program has allocated, apart from images that are read ahead, on a GPU about what the allocator has reserved.
-    /// Where nothing is said, 90 % of what is free on a CUDA device, and nothing elsewhere.
+    /// The activations that the model's forward pass does not keep and its backward pass recomputes.
+    pub recompute: Recompute,
+    /// The most memory of a step, such as `"4GiB"`: `batch.micro` is chosen and lowered by it. On the CPU it is about all that the
+    /// program has allocated, apart from images that are read ahead; on a GPU about what the allocator has reserved. The default
+    /// is 90 % of what is free on a CUDA device, and no limit elsewhere.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub limit: Option<Bytes>,
 }
 
-/// What is computed again in a backward pass.
+/// What a backward pass recomputes.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Recompute {

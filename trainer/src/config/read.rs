@@ -2,10 +2,13 @@
 //! the line.
 
 use std::fmt;
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
-use serde::Deserialize;
+use serde::de::Error;
+use serde::{Deserialize, Deserializer};
+use serde_json::Value;
 use toml::de::{DeTable, DeValue};
 
 use super::{Config, Problem};
@@ -139,6 +142,24 @@ pub struct Loaded {
     overrides: Vec<Override>,
 }
 
+/// Keys that were renamed: the table, the old name and the new one.
+const RENAMED: [(&str, &str, &str); 2] = [("memory", "checkpoint", "recompute"), ("sweep", "checkpoint", "recompute")];
+
+/// The first key of `text` that was renamed: its place, its old name with the table, and its new one.
+fn find_renamed(text: &str) -> Option<(Range<usize>, String, &'static str)> {
+    let root = DeTable::parse(text).ok()?;
+    RENAMED.iter().find_map(|(table, old, new)| {
+        let DeValue::Table(keys) = root.get_ref().get(*table)?.get_ref() else { return None };
+        let (key, _) = keys.iter().find(|(key, _)| key.get_ref() == *old)?;
+        Some((key.span(), format!("{table}.{old}"), *new))
+    })
+}
+
+fn renamed(old: &str, new: &str) -> String {
+    let table = old.split('.').next().unwrap_or_default();
+    format!("`{old}` was renamed to `{table}.{new}`")
+}
+
 /// Reads `name` (a path, a name in `configs/`, or a built-in one; `.toml` may be left out), applies `overrides` in their
 /// order and checks the result.
 ///
@@ -146,6 +167,41 @@ pub struct Loaded {
 /// One line that points at the place; see [`ConfigError`].
 pub fn load(name: &str, overrides: &[Override]) -> Result<Loaded, ConfigError> {
     let (file, text) = find(name)?;
+    if let Some((span, old, new)) = find_renamed(&text) {
+        let place = Origin::Line { file, line: line_of(&text, span.start) };
+        return Err(ConfigError::Wrong { place, message: renamed(&old, new) });
+    }
+    parse(file, text, overrides)
+}
+
+/// Like [`load`], for the `config.toml` that a run has written into its folder: older runs have the old names of renamed keys.
+///
+/// # Errors
+/// As for [`load`].
+pub fn load_saved(path: &Path, overrides: &[Override]) -> Result<Loaded, ConfigError> {
+    let (file, mut text) = find(&path.display().to_string())?;
+    while let Some((span, _, new)) = find_renamed(&text) {
+        text.replace_range(span, new);
+    }
+    parse(file, text, overrides)
+}
+
+/// Reads the configuration in a checkpoint: older checkpoints have the old names of renamed keys.
+///
+/// # Errors
+/// If it is no configuration.
+pub fn saved_config<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Config, D::Error> {
+    let mut config = Value::deserialize(deserializer)?;
+    for (table, old, new) in RENAMED {
+        let Some(table) = config.get_mut(table).and_then(Value::as_object_mut) else { continue };
+        if let Some(value) = table.remove(old) {
+            table.insert(new.to_owned(), value);
+        }
+    }
+    Config::deserialize(config).map_err(D::Error::custom)
+}
+
+fn parse(file: String, text: String, overrides: &[Override]) -> Result<Loaded, ConfigError> {
     let mut config = Config::deserialize(toml::Deserializer::parse(&text).map_err(|e| at_span(&file, &text, &e))?)
         .map_err(|e| at_span(&file, &text, &e))?;
     let mut table: toml::Table = text.parse().map_err(|e| at_span(&file, &text, &e))?;
@@ -165,6 +221,9 @@ pub fn load(name: &str, overrides: &[Override]) -> Result<Loaded, ConfigError> {
 
 /// A value that parses as a number may be meant as a string (`run.name=7`), so that is tried second.
 fn apply(set: &Override, table: toml::Table) -> Result<(toml::Table, Config), String> {
+    if let Some((table, old, new)) = RENAMED.iter().find(|(table, old, _)| set.key == [*table, *old]) {
+        return Err(renamed(&format!("{table}.{old}"), new));
+    }
     let attempt = |value: toml::Value| {
         let table = set.insert(table.clone(), value)?;
         let config = Config::deserialize(table.clone()).map_err(|e| explain(e.message()))?;
@@ -268,6 +327,7 @@ impl Loaded {
 #[cfg(test)]
 pub(super) mod tests {
     use super::*;
+    use crate::config::Recompute;
 
     pub(in crate::config) fn load_text(text: &str, sets: &[&str]) -> Result<Config, String> {
         let dir = tempfile::tempdir().map_err(|e| e.to_string())?;
@@ -312,6 +372,30 @@ pub(super) mod tests {
         assert_eq!(error, "--set batch.micro=0: `batch.micro` is 0, must be at least 1");
         let error = load_text("", &["batch.mikro=1"]).unwrap_err();
         assert!(error.starts_with("--set batch.mikro=1: unknown key `mikro`, did you mean `micro`?"), "{error}");
+    }
+
+    #[test]
+    fn a_renamed_key_is_refused_by_its_new_name_but_read_in_what_a_run_has_written() {
+        let text = "[run]\nsteps = 3\n[sweep]\ncheckpoint = [\"none\"]\n[memory]\n# none\ncheckpoint = \"blocks\"\n";
+        let error = load_text(text, &[]).unwrap_err();
+        assert_eq!(error, "mine.toml:7: `memory.checkpoint` was renamed to `memory.recompute`");
+        let error = load_text("sweep.checkpoint = []", &[]).unwrap_err();
+        assert_eq!(error, "mine.toml:1: `sweep.checkpoint` was renamed to `sweep.recompute`");
+        let set = "memory.checkpoint=blocks";
+        let error = load_text("", &[set]).unwrap_err();
+        assert_eq!(error, format!("--set {set}: `memory.checkpoint` was renamed to `memory.recompute`"));
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("config.toml");
+        for text in [text.to_owned(), text.replace("checkpoint", "recompute")] {
+            std::fs::write(&path, text).unwrap();
+            let loaded = load_saved(&path, &["batch.micro=1".parse().unwrap()]).unwrap();
+            assert_eq!(loaded.config.memory.recompute, Recompute::Blocks);
+            assert_eq!(loaded.config.sweep.recompute, [Recompute::None]);
+            assert!(loaded.is_from(&path));
+        }
+        let error = load_text("[memory]\nrecomputee = \"none\"\n", &[]).unwrap_err();
+        let expected = "unknown key `recomputee`, did you mean `recompute`? (allowed: recompute, limit)";
+        assert_eq!(error, format!("mine.toml:2: {expected}"));
     }
 
     #[test]

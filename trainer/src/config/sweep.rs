@@ -22,8 +22,8 @@ pub struct SweepConfig {
     pub precision: Vec<Compute>,
     /// Values of `data.resolution`.
     pub resolution: Vec<u32>,
-    /// Values of `memory.checkpoint`.
-    pub checkpoint: Vec<Recompute>,
+    /// Values of `memory.recompute`.
+    pub recompute: Vec<Recompute>,
     /// Optimizer steps of a row, at least 2: the first one warms up and does not count for the speed.
     pub steps: u64,
     /// Seconds after which a row is given up.
@@ -38,7 +38,7 @@ pub struct SweepConfig {
     /// Bar: the fewest images per second.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub min_images_per_second: Option<f64>,
-    /// Bar: the `sweep.json` of an earlier sweep, than which no row may be worse by more than `tolerance`.
+    /// Bar: an earlier `sweep.json`. No row may be worse than in it by more than `tolerance`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub baseline: Option<PathBuf>,
     /// How much more memory and how much less speed than `baseline` is let pass, such as `"10%"`; one for each as in
@@ -53,7 +53,7 @@ impl Default for SweepConfig {
             effective: Vec::new(),
             precision: Vec::new(),
             resolution: Vec::new(),
-            checkpoint: Vec::new(),
+            recompute: Vec::new(),
             steps: 3,
             timeout: 600,
             max_memory: None,
@@ -86,7 +86,7 @@ impl FromStr for Bytes {
 
 impl fmt::Display for Bytes {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&crate::memory::readable(self.0))
+        indicatif::BinaryBytes(self.0).fmt(f)
     }
 }
 
@@ -272,7 +272,7 @@ mod tests {
 
     #[test]
     fn bars_are_read_as_people_write_them_and_survive_being_written() {
-        let text = "[sweep]\nmicro = [1, 2]\nprecision = [\"fp32\"]\ncheckpoint = [\"none\", \"blocks\"]\n\
+        let text = "[sweep]\nmicro = [1, 2]\nprecision = [\"fp32\"]\nrecompute = [\"none\", \"blocks\"]\n\
                     max_memory = \"1.5GiB\"\nmax_deviation = \"fp32=1e-5\"\ntolerance = \"memory=2%,speed=30%\"\n";
         let config = load_text(text, &["sweep.min_images_per_second=2"]).unwrap();
         let sweep = &config.sweep;

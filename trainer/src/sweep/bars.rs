@@ -1,15 +1,12 @@
-//! What rows are held to.
+//! Holds rows to the bars that the user has set.
 
 use std::path::Path;
 
-use serde::{Deserialize, Serialize};
-
-use super::output::{deviation_text, speed_text};
-use super::rows::{Row, Status, Sweep, SweepError};
+use super::rows::{Bar, Row, Sweep, SweepError, deviation_text, speed_text};
 use crate::config::{MaxDeviation, SweepConfig, Tolerance};
-use crate::memory::readable;
+use crate::memory::{Status, readable};
 
-/// What a user asks of every row.
+/// The bars for every row.
 #[derive(Debug, Default)]
 pub struct Bars {
     max_memory: Option<u64>,
@@ -18,25 +15,8 @@ pub struct Bars {
     baseline: Option<(Sweep, Tolerance)>,
 }
 
-/// One row held to one bar.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct Bar {
-    /// `max_memory`, `max_deviation`, `min_images_per_second`, `baseline_memory` or `baseline_speed`.
-    pub bar: String,
-    /// The row's number, counted from 0.
-    pub row: usize,
-    /// The most or the least that is let pass.
-    pub limit: f64,
-    /// What the row has; nothing if it has no such figure.
-    pub value: Option<f64>,
-    /// Whether it is let pass.
-    pub met: bool,
-    /// In words.
-    pub text: String,
-}
-
 impl Bars {
-    /// Those of `[sweep]`; reads the baseline.
+    /// The bars of `[sweep]`. Reads the baseline.
     ///
     /// # Errors
     /// If the baseline cannot be read.
@@ -96,7 +76,7 @@ impl Bars {
         if let Some(limit) = self.max_memory.filter(|_| row.against.is_none()) {
             hold("max_memory", limit as f64, memory, true, [memory_text.clone(), readable(limit)]);
         }
-        if let Some(limit) = self.max_deviation.as_ref().and_then(|limits| limits.of(row.cut.precision)) {
+        if let Some(limit) = self.max_deviation.as_ref().and_then(|limits| limits.of(row.variant.precision)) {
             let words =
                 row.deviation.map_or("deviation".into(), |value| format!("deviation {}", deviation_text(value)));
             hold("max_deviation", limit, row.deviation, true, [words, deviation_text(limit)]);
@@ -134,7 +114,7 @@ fn percent(share: f64) -> f64 {
     (share * 1e4).round() / 100.0
 }
 
-/// What to say of the bars that are not met, each thing once: a row without figures meets none, and for one reason.
+/// A line for each bar that is not met. A row without figures meets none, for one reason, and has one line.
 pub fn unmet_lines(bars: &[Bar]) -> Vec<&str> {
     let mut lines: Vec<&str> = bars.iter().filter(|bar| !bar.met).map(|bar| bar.text.as_str()).collect();
     lines.dedup();
@@ -157,41 +137,10 @@ fn read(path: &Path) -> Result<Sweep, SweepError> {
 }
 
 #[cfg(test)]
-pub(super) mod tests {
-    use serde_json::Map;
-
+mod tests {
+    use super::super::rows::tests::{row, sweep};
     use super::*;
-    use crate::config::{Compute, Recompute};
-    use crate::sweep::rows::Cut;
-
-    pub(in crate::sweep) fn row(micro: usize, status: Status, figures: Option<(u64, f64, f64)>) -> Row {
-        Row {
-            cut: Cut { micro, effective: 8, precision: Compute::Fp32, resolution: 32, checkpoint: Recompute::None },
-            against: None,
-            status,
-            peak_memory: figures.map(|(peak, _, _)| peak),
-            images_per_second: figures.map(|(_, speed, _)| speed),
-            deviation: figures.map(|(_, _, deviation)| deviation),
-            deviation_generator: figures.map(|(_, _, deviation)| deviation),
-            deviation_discriminator: None,
-            loss: figures.map(|_| 0.25),
-            skipped: figures.map(|_| 0),
-            memory: Map::new(),
-            seconds: 1.5,
-        }
-    }
-
-    pub(in crate::sweep) fn sweep(rows: Vec<Row>) -> Sweep {
-        Sweep {
-            config: "ci.toml".into(),
-            device: Some("cpu, 2 threads".into()),
-            random_weights: Vec::new(),
-            steps: 3,
-            references: Vec::new(),
-            rows,
-            bars: Vec::new(),
-        }
-    }
+    use crate::config::Recompute;
 
     fn unmet(rows: &[Row], bars: &Bars) -> Vec<String> {
         unmet_lines(&judge(rows, bars)).into_iter().map(str::to_owned).collect()
@@ -213,14 +162,14 @@ pub(super) mod tests {
         assert_eq!(
             unmet(&[bad], &bars),
             [
-                "micro 2 of 8, fp32, 32 px, checkpoint none: peak memory 101.00 MiB, above 100.00 MiB",
-                "micro 2 of 8, fp32, 32 px, checkpoint none: deviation 2.0e-5, above 1.0e-5",
-                "micro 2 of 8, fp32, 32 px, checkpoint none: 1.50 images/s, below 2.00",
+                "micro 2 of 8, fp32, 32 px, recompute none: peak memory 101.00 MiB, above 100.00 MiB",
+                "micro 2 of 8, fp32, 32 px, recompute none: deviation 2.0e-5, above 1.0e-5",
+                "micro 2 of 8, fp32, 32 px, recompute none: 1.50 images/s, below 2.00",
             ]
         );
         let crashed = row(4, Status::OutOfMemory("much".into()), None);
         assert_eq!(judge(std::slice::from_ref(&crashed), &bars).iter().filter(|bar| !bar.met).count(), 3);
-        assert_eq!(unmet(&[crashed], &bars), ["micro 4 of 8, fp32, 32 px, checkpoint none: out of memory: much"]);
+        assert_eq!(unmet(&[crashed], &bars), ["micro 4 of 8, fp32, 32 px, recompute none: out of memory: much"]);
         let between = Row {
             against: Some(Recompute::Blocks),
             peak_memory: None,
@@ -232,13 +181,13 @@ pub(super) mod tests {
         let far = Row { deviation: Some(2e-5), ..between };
         assert_eq!(
             unmet(&[far], &bars),
-            ["micro 1 of 8, fp32, 32 px, checkpoint none against blocks: deviation 2.0e-5, above 1.0e-5"]
+            ["micro 1 of 8, fp32, 32 px, recompute none against blocks: deviation 2.0e-5, above 1.0e-5"]
         );
         let mut without = row(4, Status::Ok, Some((1, 9.0, 0.0)));
         without.deviation = None;
         assert_eq!(
             unmet(&[without], &bars),
-            ["micro 4 of 8, fp32, 32 px, checkpoint none: there is no deviation to compare with 1.0e-5"]
+            ["micro 4 of 8, fp32, 32 px, recompute none: there is no deviation to compare with 1.0e-5"]
         );
     }
 
@@ -252,19 +201,19 @@ pub(super) mod tests {
         assert_eq!(
             unmet(std::slice::from_ref(&worse), &bars),
             [
-                "micro 1 of 8, fp32, 32 px, checkpoint none: peak memory 103.00 MiB, above the baseline's 100.00 MiB + 2 %",
-                "micro 1 of 8, fp32, 32 px, checkpoint none: 6.90 images/s, below the baseline's 10.0 - 30 %",
+                "micro 1 of 8, fp32, 32 px, recompute none: peak memory 103.00 MiB, above the baseline's 100.00 MiB + 2 %",
+                "micro 1 of 8, fp32, 32 px, recompute none: 6.90 images/s, below the baseline's 10.0 - 30 %",
             ]
         );
         let failed = row(1, Status::Failed("no".into()), None);
-        assert_eq!(unmet(&[failed], &bars), ["micro 1 of 8, fp32, 32 px, checkpoint none: failed: no"]);
+        assert_eq!(unmet(&[failed], &bars), ["micro 1 of 8, fp32, 32 px, recompute none: failed: no"]);
         let mut now = sweep(vec![worse, row(4, Status::Ok, None)]);
         now.device = Some("cuda:0".into());
         assert_eq!(
             bars.notes(&now),
             [
-                "not in the baseline: micro 4 of 8, fp32, 32 px, checkpoint none",
-                "in the baseline alone: micro 2 of 8, fp32, 32 px, checkpoint none",
+                "not in the baseline: micro 4 of 8, fp32, 32 px, recompute none",
+                "in the baseline alone: micro 2 of 8, fp32, 32 px, recompute none",
                 "the baseline was measured on another device, cpu, 2 threads; this is cuda:0",
             ]
         );

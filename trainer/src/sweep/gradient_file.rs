@@ -7,9 +7,9 @@ use burn::module::{Module, ParamId};
 use burn::optim::GradientsParams;
 use burn::tensor::Tensor;
 use checkpoints::{HostTensor, SafetensorsError, WeightsError, WeightsFile, write_safetensors};
-use serde::{Deserialize, Serialize};
 
 use crate::engine::{EffectiveBatch, LossScales};
+use crate::memory::Deviation;
 use crate::models::VqGan;
 use crate::models::discriminator::PatchGan;
 use crate::models::weights::{ParameterVisitor, visit_parameters};
@@ -34,28 +34,15 @@ pub enum GradientError {
     Device(String),
 }
 
-/// `||a - b|| / ||b||` of a gradient `a` from a reference `b`; `None` where it is not finite, as in a step that overflows.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
-pub struct Deviation {
-    /// Of all gradients together.
-    pub whole: Option<f64>,
-    /// Of the generator's.
-    pub generator: Option<f64>,
-    /// Of the discriminator's, if it learns.
-    pub discriminator: Option<f64>,
-}
-
-impl Deviation {
-    fn of(generator: Squares, adversary: Squares) -> Self {
-        let whole = Squares {
-            difference: generator.difference + adversary.difference,
-            reference: generator.reference + adversary.reference,
-        };
-        Self {
-            whole: whole.ratio(),
-            generator: generator.ratio(),
-            discriminator: adversary.ratio().filter(|_| adversary != Squares::default()),
-        }
+fn deviation_of(generator: Squares, adversary: Squares) -> Deviation {
+    let whole = Squares {
+        difference: generator.difference + adversary.difference,
+        reference: generator.reference + adversary.reference,
+    };
+    Deviation {
+        whole: whole.ratio(),
+        generator: generator.ratio(),
+        discriminator: adversary.ratio().filter(|_| adversary != Squares::default()),
     }
 }
 
@@ -104,7 +91,7 @@ pub fn deviation(
     if let Some(name) = left.pop_first() {
         return Err(GradientError::Different(name));
     }
-    Ok(Deviation::of(generator, adversary))
+    Ok(deviation_of(generator, adversary))
 }
 
 /// Compares two files that [`write`] made.
@@ -124,7 +111,7 @@ pub fn between(path: &Path, reference: &Path) -> Result<Deviation, GradientError
             return Err(GradientError::Different(name.to_owned()));
         }
     }
-    Ok(Deviation::of(generator, adversary))
+    Ok(deviation_of(generator, adversary))
 }
 
 #[derive(Debug, Default, PartialEq)]

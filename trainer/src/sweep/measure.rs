@@ -1,28 +1,17 @@
-//! The inside of one row: a few real steps, and the first one's gradient.
+//! The inside of a process that measures: a few real steps, and the gradient of the first.
 
 use std::cell::RefCell;
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
 
-use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
-use super::gradient_file::{self, Deviation, GradientError};
+use super::gradient_file::{self, GradientError};
 use crate::config::Loaded;
+use crate::memory::{Deviation, Gradient, Measurement};
 use crate::training::{self, Measured, Options, TrainError};
 
-/// What to do with the gradient of the first step.
-#[derive(Debug, Clone)]
-pub enum Gradient {
-    /// It is the reference: write it there.
-    Write(PathBuf),
-    /// Compare it with the reference.
-    Compare(PathBuf),
-    /// Nothing.
-    Ignore,
-}
-
-/// Why a row has no figures.
+/// Why nothing could be measured.
 #[derive(Debug, thiserror::Error)]
 pub enum MeasureError {
     /// The run.
@@ -36,30 +25,8 @@ pub enum MeasureError {
     NoFigures(PathBuf),
 }
 
-/// The figures of a row.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct Figures {
-    /// The device, in words.
-    pub device: String,
-    /// Bytes, the most of any step. On a GPU without the first one, after which its pools are cleaned of what tuning and growing
-    /// have left in them.
-    pub peak_memory: u64,
-    /// Bytes of a page by which a GPU's pools grow; 0 on the CPU.
-    pub page: u64,
-    /// Bytes by phase, the most of any step.
-    pub memory: Map<String, Value>,
-    /// Of all steps but the first, which warms up, and those that were skipped.
-    pub images_per_second: f64,
-    /// The weighted sum of the losses in the first step; `None` where it is not finite at any loss scale.
-    pub loss: Option<f64>,
-    /// Steps of the model's or the discriminator's that overflowed, in addition to those that were asked for.
-    pub skipped: u64,
-    /// Of the first step's gradient, where there is something to compare it with.
-    pub deviation: Option<Deviation>,
-}
-
-/// Takes `steps` steps of the run that `loaded` describes, in the empty `folder`; the engine is a wrong one if
-/// `weigh_by_micro_batch` says so.
+/// Takes `steps` steps of the run that `loaded` describes, in the empty `folder`. With `weigh_by_micro_batch` the engine weighs
+/// by micro-batch, which is wrong.
 ///
 /// # Errors
 /// As for a run, and if the gradient cannot be written or compared.
@@ -69,7 +36,7 @@ pub fn measure(
     steps: u64,
     gradient: Gradient,
     weigh_by_micro_batch: bool,
-) -> Result<Figures, MeasureError> {
+) -> Result<Measurement, MeasureError> {
     let outcome: Rc<RefCell<Result<First, GradientError>>> = Rc::new(RefCell::new(Ok(First::default())));
     let seen = outcome.clone();
     let options = Options { folder: folder.to_owned(), weigh_by_micro_batch, ..Default::default() };
@@ -88,18 +55,18 @@ pub fn measure(
         }),
     )?;
     let first = outcome.replace(Ok(First::default()))?;
-    figures(&measured, first, loaded.config.batch.effective)
+    measurement(&measured, first, loaded.config.batch.effective)
         .ok_or_else(|| MeasureError::NoFigures(folder.join("metrics.jsonl")))
 }
 
-/// What the first step was.
+/// What is known of the first step.
 #[derive(Debug, Default)]
 struct First {
     loss: Option<f64>,
     deviation: Option<Deviation>,
 }
 
-fn figures(Measured { device, lines, page }: &Measured, first: First, effective: usize) -> Option<Figures> {
+fn measurement(Measured { device, lines, page }: &Measured, first: First, effective: usize) -> Option<Measurement> {
     let is_skipped = |line: &&Value| line["skipped"] == true || line["discriminator_skipped"] == true;
     let skipped = lines.iter().filter(is_skipped).count() as u64;
     let lines: Vec<&Value> = lines.iter().filter(|line| line["skipped"] != true).collect();
@@ -108,7 +75,7 @@ fn figures(Measured { device, lines, page }: &Measured, first: First, effective:
     let seconds: f64 = seconds.sum::<Option<f64>>()?;
     let counted = if page.is_some() && !rest.is_empty() { rest } else { &lines };
     let peaks = counted.iter().map(|line| line["peak_memory"].as_u64());
-    Some(Figures {
+    Some(Measurement {
         device: device.clone(),
         peak_memory: peaks.collect::<Option<Vec<_>>>()?.into_iter().max()?,
         page: page.unwrap_or(0),
@@ -120,7 +87,7 @@ fn figures(Measured { device, lines, page }: &Measured, first: First, effective:
     })
 }
 
-/// The most that each phase has in any of `lines`.
+/// The largest peak of each phase in any of `lines`.
 fn by_phase(lines: &[&Value]) -> Option<Map<String, Value>> {
     let mut most = Map::new();
     for (phase, peak) in lines.iter().filter_map(|line| line["memory"].as_object()).flatten() {
@@ -146,7 +113,7 @@ mod tests {
         let lines = [line(50.0, 5, true), line(0.5, 9, false), line(4.0, 8, false), line(1.0, 7, false)];
         let first = First { loss: Some(1.0), deviation: None };
         let mut measured = Measured { device: "cpu".into(), lines: lines.to_vec(), page: None };
-        let of_cpu = figures(&measured, first, 4).unwrap();
+        let of_cpu = measurement(&measured, first, 4).unwrap();
         assert_eq!((of_cpu.peak_memory, of_cpu.loss, of_cpu.skipped), (9, Some(1.0), 1));
         // Eight images in one second and four.
         assert_eq!(of_cpu.images_per_second, 8.0 / 5.0);
@@ -154,6 +121,6 @@ mod tests {
 
         // A GPU's pools are cleaned after the first step.
         measured.page = Some(4);
-        assert_eq!(figures(&measured, First::default(), 4).unwrap().peak_memory, 8);
+        assert_eq!(measurement(&measured, First::default(), 4).unwrap().peak_memory, 8);
     }
 }

@@ -1,17 +1,15 @@
-//! What a run takes at other cuts, precisions and resolutions, and whether its gradient stays the same: `train sweep`.
+//! `train sweep`: memory, speed and the exactness of the gradient at other micro-batches, precisions and resolutions.
 //!
-//! Each row is a run of a few steps in a process of its own, so that one that dies of its memory is a row like any other.
+//! Each row is a run of a few steps in a process of its own, so that a row that runs out of memory is a row like any other.
 
 mod bars;
-mod child;
 pub mod gradient_file;
 pub mod measure;
 mod output;
-pub mod random;
 mod rows;
+mod run;
 
-pub use bars::{Bar, Bars, judge, unmet_lines};
-pub use child::{Children, Stopped};
+pub use bars::{Bars, judge, unmet_lines};
 pub use output::{Report, markdown, table};
-pub(crate) use rows::measure_cut;
-pub use rows::{Cut, Row, Status, Sweep, SweepError, cuts, reference_of, run};
+pub use rows::{Bar, Row, Sweep, SweepError};
+pub use run::{run, variants};

@@ -9,16 +9,16 @@ use comfy_table::presets::{ASCII_MARKDOWN, NOTHING};
 use comfy_table::{CellAlignment, ContentArrangement, Table, TableStyle};
 use quick_junit::{NonSuccessKind, Property, Report as JUnit, TestCase, TestCaseStatus, TestSuite};
 
-use super::bars::{Bar, unmet_lines};
-use super::rows::{Row, Status, Sweep};
-use crate::memory::readable;
+use super::bars::unmet_lines;
+use super::rows::{Bar, Row, Sweep, deviation_text, speed_text};
+use crate::memory::{Status, readable};
 
 const HEADER: [&str; 10] = [
     "micro",
     "effective",
     "precision",
     "resolution",
-    "checkpoint",
+    "recompute",
     "peak memory",
     "images/s",
     "deviation",
@@ -35,22 +35,6 @@ pub struct Report<'a> {
     pub notes: &'a [String],
 }
 
-/// `1.2e-7`; a plain 0 for no deviation at all.
-pub(super) fn deviation_text(value: f64) -> String {
-    if value == 0.0 { "0".into() } else { format!("{value:.1e}") }
-}
-
-/// Three digits, which is as well as it can be known.
-pub(super) fn speed_text(value: f64) -> String {
-    let digits = match value {
-        100.0.. => 0,
-        10.0..100.0 => 1,
-        0.1..10.0 => 2,
-        _ => 4,
-    };
-    format!("{value:.digits$}")
-}
-
 fn status_text(row: &Row) -> String {
     match row.skipped {
         Some(skipped @ 1..) => format!("{}, {skipped} skipped", row.status.name()),
@@ -61,13 +45,13 @@ fn status_text(row: &Row) -> String {
 fn cells(row: &Row) -> [String; 10] {
     let shown = |value: Option<String>| value.unwrap_or_else(|| "-".into());
     [
-        row.cut.micro.to_string(),
-        row.cut.effective.to_string(),
-        row.cut.precision.to_string(),
-        format!("{} px", row.cut.resolution),
+        row.variant.micro.to_string(),
+        row.variant.effective.to_string(),
+        row.variant.precision.to_string(),
+        format!("{} px", row.variant.resolution),
         match row.against {
-            Some(other) => format!("{} against {other}", row.cut.checkpoint),
-            None => row.cut.checkpoint.to_string(),
+            Some(other) => format!("{} against {other}", row.variant.recompute),
+            None => row.variant.recompute.to_string(),
         },
         shown(row.peak_memory.map(readable)),
         shown(row.images_per_second.map(speed_text)),
@@ -221,7 +205,7 @@ impl Report<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::sweep::bars::tests::{row, sweep};
+    use crate::sweep::rows::tests::{row, sweep};
 
     fn rows() -> Vec<Row> {
         vec![
@@ -233,9 +217,9 @@ mod tests {
     #[test]
     fn columns_are_aligned() {
         let expected = "\
-micro  effective  precision  resolution  checkpoint  peak memory  images/s  deviation    loss  status
-    1          8  fp32            32 px  none           1.50 GiB      2.35          0  0.2500  ok
-   16          8  fp32            32 px  none                  -         -          -       -  out of memory";
+micro  effective  precision  resolution  recompute  peak memory  images/s  deviation    loss  status
+    1          8  fp32            32 px  none          1.50 GiB      2.35          0  0.2500  ok
+   16          8  fp32            32 px  none                 -         -          -       -  out of memory";
         assert_eq!(table(&rows()), expected);
     }
 

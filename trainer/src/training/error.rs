@@ -10,10 +10,10 @@ use crate::config::ConfigError;
 use crate::device::DeviceError;
 use crate::freezing::FreezingError;
 use crate::losses::load::LossError;
+use crate::memory::{Exhausted, MemoryError};
 use crate::models::weights::ModelError;
 use crate::pretrained::PretrainedError;
 use crate::run_state::{Change, StateError};
-use crate::sweep::SweepError;
 use crate::validation::ValidationError;
 
 /// Why a run ended before its last step.
@@ -40,9 +40,9 @@ pub enum TrainError {
     /// The pictures.
     #[error(transparent)]
     Data(#[from] DataError),
-    /// What a step takes could not be measured.
+    /// The memory of a step could not be measured.
     #[error("nothing says what a step takes: {0}")]
-    Measuring(SweepError),
+    Measuring(MemoryError),
     /// A loss needs captions.
     #[error("{name} has no caption, which {loss} needs: {reason}; put one into a .txt file of the same name")]
     NoCaption {
@@ -119,16 +119,12 @@ pub enum TrainError {
         saved: String,
     },
     /// A step needs more memory than there is, and there is nothing left that would lower it without changing what is learned.
-    #[error("step {step}: {cause}; {lowered}: nothing is left to lower; what would still help: {help}; {saved}")]
+    #[error("step {step}: {exhausted}; {saved}")]
     OutOfMemory {
         /// The optimizer step, counted from 1.
         step: u64,
-        /// What it needs.
-        cause: String,
-        /// What has been lowered as far as it goes.
-        lowered: String,
-        /// What the user could change.
-        help: String,
+        /// What it needs, and what would help.
+        exhausted: Exhausted,
         /// The last checkpoint.
         saved: String,
     },
@@ -172,6 +168,16 @@ impl TrainError {
 }
 
 impl TrainError {
+    /// The end of a run in this step, counted from 1; `saved` says what is left of it.
+    pub(super) fn of_memory(error: MemoryError, step: u64, saved: String) -> Self {
+        match error {
+            MemoryError::Config(error) => error.into(),
+            MemoryError::Exhausted(exhausted) => Self::OutOfMemory { step, exhausted, saved },
+            MemoryError::Device(message) => Self::DeviceFailed { step, message, saved },
+            error => Self::Measuring(error),
+        }
+    }
+
     /// Brings up to date what it says of the last checkpoint, which may have become safe since.
     pub(super) fn set_saved(&mut self, newest: impl FnOnce() -> String) {
         if let Self::OutOfMemory { saved, .. }

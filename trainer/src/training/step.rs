@@ -60,7 +60,7 @@ impl Training {
         StepSettings {
             step: self.step,
             effective: self.config.batch.effective,
-            checkpoint: match self.footprint.checkpoint {
+            checkpoint: match self.memory_settings.recompute {
                 // A graph of its own for each block, so that the first of them can be told from the others.
                 Recompute::None if self.probe.is_none() => Checkpoint::None,
                 Recompute::None | Recompute::Blocks => Checkpoint::Blocks,
@@ -74,7 +74,7 @@ impl Training {
             // The CPU has computed a value by the time it is asked for; a GPU would have to be waited for.
             stop_early: self.scaler.is_dynamic() && self.device.choice == Choice::Cpu,
             probe: self.probe.as_ref(),
-            weigh_by_micro_batch: self.weigh_by_micro_batch.then_some(self.footprint.micro),
+            weigh_by_micro_batch: self.weigh_by_micro_batch.then_some(self.memory_settings.micro),
         }
     }
 
@@ -104,7 +104,7 @@ impl Training {
         }
         let given_up = self.too_many_skips(loss_scales, interrupter)?;
         let peak = self.memory.peak();
-        let micro = self.footprint.micro;
+        let micro = self.memory_settings.micro;
         let within = self.recovery.exceeded(peak).is_none();
         let over_limit = self.keep_to_limit(peak);
         self.step += 1;
@@ -116,9 +116,9 @@ impl Training {
             return Err(error.into());
         }
         if within {
-            let as_measured = self.footprint.checkpoint == self.config.memory.checkpoint;
+            let as_measured = self.memory_settings.recompute == self.config.memory.recompute;
             if let Some(choice) = self.unconfirmed.take().filter(|_| as_measured) {
-                choice.keep(self.footprint.micro);
+                choice.keep(self.memory_settings.micro);
             }
             self.clean_pools_once()?;
         }
@@ -160,7 +160,7 @@ impl Training {
         proceed: &dyn Fn() -> Result<(), StepError>,
     ) -> Result<EffectiveBatch, StepError> {
         let Loaders { first_pass, second_pass } = loaders;
-        let cut = (self.config.batch.effective, self.footprint.micro);
+        let cut = (self.config.batch.effective, self.memory_settings.micro);
         let say = |line: &str| self.progress.line(line);
         let first_pass = first_pass.iter_mut().flat_map(|loader| micro_batches(loader, cut, proceed, &say));
         let first_pass =

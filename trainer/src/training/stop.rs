@@ -7,8 +7,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use burn_train::Interrupter;
 
+use crate::memory::Stopped;
 use crate::progress::give_terminal_back;
-use crate::sweep::Stopped;
 use crate::terminal::write_line_soon;
 
 /// Exit code of a run that was asked to stop.
@@ -90,18 +90,17 @@ impl Stop {
         }
     }
 
-    /// From now on another process measures; the flag says that it has to end.
-    pub(super) fn measuring_begins(&self) -> Stopped {
-        *self.phase.lock().unwrap_or_else(PoisonError::into_inner) = Phase::Measuring;
-        self.stopped.clone()
-    }
-
-    /// It is over. If the run was asked to stop meanwhile, this process ends.
-    pub(super) fn measuring_ends(&self) {
-        *self.phase.lock().unwrap_or_else(PoisonError::into_inner) = Phase::Starting;
+    /// Runs `measure`, which measures in another process and ends it when the flag is set. If the run was asked to stop meanwhile,
+    /// this process ends afterwards.
+    pub(super) fn while_measuring<T>(&self, measure: impl FnOnce(&Stopped) -> T) -> T {
+        let set_phase = |phase| *self.phase.lock().unwrap_or_else(PoisonError::into_inner) = phase;
+        set_phase(Phase::Measuring);
+        let result = measure(&self.stopped);
+        set_phase(Phase::Starting);
         if self.stopped.load(Ordering::SeqCst) {
             exit(INTERRUPTED.into());
         }
+        result
     }
 
     /// From now on there is something to save.

@@ -27,7 +27,7 @@ fn refused(table: &str, lines: &[(&str, &str)]) {
 fn every_new_table_has_sound_defaults_and_survives_being_written() {
     let text = r#"
         model.train = ["decoder", "quantize"]
-        memory.checkpoint = "blocks"
+        memory.recompute = "blocks"
         [losses.perceptual]
         weight = 1.0
         network = "alexnet"

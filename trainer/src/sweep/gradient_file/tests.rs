@@ -7,10 +7,10 @@ use crate::config::SweepConfig;
 use crate::engine::{Networks, StepSettings, effective_batch_gradient};
 use crate::gradients::relative_deviation;
 use crate::losses::{CodebookLoss, Losses, NearestLoss, PixelLoss, PixelNorm, Weight};
+use crate::memory::Status;
 use crate::models::initialize::random_weights;
 use crate::models::tests::tiny_architecture;
-use crate::sweep::Status;
-use crate::sweep::bars::tests::row;
+use crate::sweep::rows::tests::row;
 
 const SIDE: usize = 8;
 
@@ -31,14 +31,14 @@ fn pictures(samples: std::ops::Range<usize>) -> Batch {
     }
 }
 
-fn gradient(model: &VqGan, effective: usize, cuts: &[(usize, usize)]) -> EffectiveBatch {
-    scaled_gradient(model, effective, cuts, LossScales::default())
+fn gradient(model: &VqGan, effective: usize, splits: &[(usize, usize)]) -> EffectiveBatch {
+    scaled_gradient(model, effective, splits, LossScales::default())
 }
 
 fn scaled_gradient(
     model: &VqGan,
     effective: usize,
-    cuts: &[(usize, usize)],
+    splits: &[(usize, usize)],
     loss_scales: LossScales,
 ) -> EffectiveBatch {
     let losses = Losses {
@@ -51,7 +51,7 @@ fn scaled_gradient(
         clip: None,
     };
     let settings = StepSettings { effective, loss_scales, ..StepSettings::default() };
-    let batches = || cuts.iter().map(|cut| Ok::<_, String>(pictures(cut.0..cut.1)));
+    let batches = || splits.iter().map(|split| Ok::<_, String>(pictures(split.0..split.1)));
     let networks = Networks { vqgan: model, discriminator: None };
     effective_batch_gradient(networks, &losses, settings, batches(), batches(), |_| {}).unwrap()
 }
@@ -61,7 +61,7 @@ fn a_file_gives_the_deviation_that_two_gradients_have() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("reference.safetensors");
     let model = model();
-    let [reference, other] = [(0, 4), (1, 5)].map(|cut| gradient(&model, 4, &[cut]));
+    let [reference, other] = [(0, 4), (1, 5)].map(|split| gradient(&model, 4, &[split]));
     write(&path, &model, None, &reference).unwrap();
     let same = deviation(&path, &model, None, &reference).unwrap();
     assert_eq!(same, Deviation { whole: Some(0.0), generator: Some(0.0), discriminator: None });
@@ -101,7 +101,7 @@ fn a_gradient_on_one_side_only_is_named() {
 
 /// The mean over micro-batches of their means, which is what trainers get wrong that divide by the number of
 /// micro-batches: the ragged last one counts for too much.
-fn by_micro_batch(model: &VqGan, cuts: &[(usize, usize)]) -> EffectiveBatch {
+fn by_micro_batch(model: &VqGan, splits: &[(usize, usize)]) -> EffectiveBatch {
     struct Sum<'a>(GradientsParams, &'a EffectiveBatch, f64);
     impl ParameterVisitor for Sum<'_> {
         fn parameter<const D: usize>(&mut self, _name: &str, id: ParamId, _value: Tensor<D>) {
@@ -112,10 +112,10 @@ fn by_micro_batch(model: &VqGan, cuts: &[(usize, usize)]) -> EffectiveBatch {
         }
     }
     let mut sum = GradientsParams::new();
-    let mut whole = gradient(model, 8, cuts);
-    for cut in cuts {
-        let batch = gradient(model, cut.1 - cut.0, std::slice::from_ref(cut));
-        let mut visitor = Sum(sum, &batch, 1.0 / cuts.len() as f64);
+    let mut whole = gradient(model, 8, splits);
+    for split in splits {
+        let batch = gradient(model, split.1 - split.0, std::slice::from_ref(split));
+        let mut visitor = Sum(sum, &batch, 1.0 / splits.len() as f64);
         visit_parameters(model, &mut visitor);
         sum = visitor.0;
     }
@@ -128,7 +128,7 @@ fn weights_by_micro_batch_instead_of_by_sample_fail_the_bar() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("reference.safetensors");
     let model = model();
-    let cuts = [(0, 3), (3, 6), (6, 8)];
+    let splits = [(0, 3), (3, 6), (6, 8)];
     write(&path, &model, None, &gradient(&model, 8, &[(0, 8)])).unwrap();
     let bars =
         Bars::of(&SweepConfig { max_deviation: Some("1e-5".parse().unwrap()), ..SweepConfig::default() }).unwrap();
@@ -137,8 +137,8 @@ fn weights_by_micro_batch_instead_of_by_sample_fail_the_bar() {
         println!("{whole:e}");
         judge(&[row(3, Status::Ok, Some((1, 1.0, whole)))], &bars).iter().all(|bar| bar.met)
     };
-    assert!(is_met(&gradient(&model, 8, &cuts)));
-    assert!(!is_met(&by_micro_batch(&model, &cuts)));
-    // Even cuts hide the mistake, so a sweep needs one that is not.
+    assert!(is_met(&gradient(&model, 8, &splits)));
+    assert!(!is_met(&by_micro_batch(&model, &splits)));
+    // Even splits hide the mistake, so a sweep needs one that is not.
     assert!(is_met(&by_micro_batch(&model, &[(0, 4), (4, 8)])));
 }

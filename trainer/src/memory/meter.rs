@@ -1,50 +1,22 @@
-//! Peak memory, measured: a counting allocator on the CPU, the device allocator's own figures on a GPU.
+//! Measures peak memory: by a counting allocator on the CPU, by the device allocator's own figures on a GPU.
 
 use std::cell::RefCell;
-use std::fmt;
 
 use burn::tensor::MemoryPoolUsage;
 use host_memory::HostMemory;
 
+use super::Phase;
+use crate::config::Bytes;
 use crate::device::{ProcessMemory, Selected};
 
 #[global_allocator]
 static HOST: HostMemory = HostMemory::new();
 
-/// A part of an optimizer step whose memory is measured by itself.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Phase {
-    /// Before anything is computed: weights, optimizer state, average, losses' networks.
-    Weights,
-    /// The pass without a graph, with the losses that run in it.
-    FirstPass,
-    /// A micro-batch's way through the model.
-    Forward,
-    /// One loss with its gradient at the image; all of CLIP's are one.
-    Loss(&'static str),
-    /// Back through the codebook and the model.
-    Backward,
-    /// Norms, clipping, the optimizers and the average.
-    Optimizer,
-}
-
-impl fmt::Display for Phase {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Weights => "weights",
-            Self::FirstPass => "first_pass",
-            Self::Forward => "forward",
-            Self::Loss(name) => name,
-            Self::Backward => "backward",
-            Self::Optimizer => "optimizer",
-        })
-    }
-}
-
 /// Measures the peak between [`start`](Self::start) and [`peak`](Self::peak), and that of each phase in between.
 ///
-/// On the CPU this costs nothing. A GPU's pools are asked by waiting for all that the GPU has to do yet, so they are asked only
-/// for the peak, and for the phases of two micro-batches where the start says so: the second one meets the gradient of the first.
+/// On the CPU this costs nothing. To ask a GPU's pools is to wait until the GPU has done all its work. So they are asked for
+/// the peak only, and for the phases of two micro-batches where the start says so: the second one meets the gradient of the
+/// first.
 pub struct MemoryMeter {
     /// `None` on the CPU.
     pools: Box<dyn Fn() -> Option<MemoryPoolUsage>>,
@@ -57,16 +29,16 @@ pub struct MemoryMeter {
 /// Micro-batches whose phases are measured on a GPU.
 const MICRO_BATCHES: usize = 2;
 
-/// The peak of each phase so far, in the order in which they came up, and the phase that is on.
+/// The peak of each phase so far, in order of appearance, and the current phase.
 #[derive(Debug, Clone)]
 struct Phases {
     peaks: Vec<(Phase, u64)>,
     now: Phase,
-    /// Whether a GPU is asked.
+    /// Whether a GPU is asked at the end of each phase.
     by_phase: bool,
-    /// Micro-batches that the second pass has begun.
+    /// Micro-batches that the second pass has started.
     micro_batches: usize,
-    /// The most that a GPU's pools were seen to have reserved.
+    /// The most that a GPU's pools have reserved so far.
     reserved: u64,
 }
 
@@ -77,7 +49,7 @@ impl Phases {
 }
 
 impl MemoryMeter {
-    /// For a device and what its driver says.
+    /// Measures on this device, with what its driver says.
     pub fn new(selected: &Selected) -> Self {
         let [device, same] = [(); 2].map(|()| selected.device.clone());
         Self {
@@ -101,14 +73,14 @@ impl MemoryMeter {
         }
     }
 
-    /// Forgets the peaks so far and begins with [`Phase::Weights`]. `by_phase` is whether a GPU is asked at borders between
-    /// phases; the CPU always is.
+    /// Forgets the peaks so far and starts in [`Phase::Weights`]. `by_phase` says whether a GPU is asked at the end of each
+    /// phase; the CPU always is.
     pub fn start(&self, by_phase: bool) {
         *self.phases.borrow_mut() = Phases::new(by_phase || self.on_host);
         HOST.reset_peak();
     }
 
-    /// Another phase begins. [`Phase::FirstPass`] stays on through its losses, until the second pass goes forward.
+    /// Starts another phase. [`Phase::FirstPass`] includes its losses: it ends with the second pass's first forward pass.
     pub fn enter(&self, phase: Phase) {
         let Phases { now, by_phase, micro_batches, .. } = *self.phases.borrow();
         if now == phase || now == Phase::FirstPass && matches!(phase, Phase::Loss(_)) {
@@ -122,7 +94,7 @@ impl MemoryMeter {
         phases.micro_batches += usize::from(phase == Phase::Forward);
     }
 
-    /// Runs `aside`, whose memory and phases do not count.
+    /// Runs `aside` without counting its memory and phases.
     pub fn apart<T>(&self, aside: impl FnOnce() -> T) -> T {
         self.note();
         let before = self.phases.borrow().clone();
@@ -132,7 +104,7 @@ impl MemoryMeter {
         result
     }
 
-    /// Notes the peak of the phase that is on, and begins anew.
+    /// Notes the peak of the current phase, and resets it.
     fn note(&self) {
         let pools = (self.pools)();
         let peak = match &pools {
@@ -149,15 +121,15 @@ impl MemoryMeter {
         HOST.reset_peak();
     }
 
-    /// Bytes. On the CPU the most that the whole program, apart from the threads that load images, had allocated at a time since the
-    /// start; on a GPU, which is asked, what
-    /// its memory pools have reserved, which does not shrink between steps.
+    /// The peak since the start, in bytes. On the CPU it is the most that the whole program had allocated at a time, apart from
+    /// the threads that load images. On a GPU, which is asked, it is what its pools have reserved, which does not shrink
+    /// between steps.
     pub fn peak(&self) -> u64 {
         self.note();
         self.peak_so_far()
     }
 
-    /// What [`peak`](Self::peak) would be as far as is known without asking a GPU.
+    /// [`peak`](Self::peak) as far as it is known without asking a GPU.
     pub fn peak_so_far(&self) -> u64 {
         let phases = self.phases.borrow();
         match self.on_host {
@@ -166,77 +138,32 @@ impl MemoryMeter {
         }
     }
 
-    /// Bytes of a GPU's memory that this process has at present, by its driver: with what the pools do not know of, such as the
-    /// code of kernels. `None` where the driver does not say.
+    /// The GPU memory in use by this process, in bytes, as its driver says. This includes what the pools do not know of, such
+    /// as the code of kernels. `None` where the driver does not say.
     pub fn process(&self) -> Option<u64> {
         self.process.as_ref()?()
     }
 
-    /// Bytes of the page that the largest tensor so far is in, by which a GPU's pools grow; `None` on the CPU.
+    /// The size in bytes of the page that holds the largest tensor so far. A GPU's pools grow by pages; `None` on the CPU.
     pub fn page(&self) -> Option<u64> {
         (self.page)()
     }
 
-    /// The phase that is on.
+    /// The current phase.
     pub fn phase(&self) -> Phase {
         self.phases.borrow().now
     }
 
-    /// Bytes by phase, in the order in which the phases came up; nothing where a GPU was not asked. On the CPU the most allocated
-    /// while in it; on a GPU, whose pools keep no peak, the most in use at the end of it.
+    /// Bytes by phase, in order of appearance; nothing where a GPU was not asked. On the CPU it is the most that was allocated
+    /// during the phase; on a GPU, whose pools keep no peak, the most in use at its end.
     pub fn phases(&self) -> Vec<(Phase, u64)> {
         self.phases.borrow().peaks.clone()
     }
 }
 
-/// The line of an error's text that says that there is too little memory, in the words of Rust's allocator, the system,
-/// CubeCL, CUDA or wgpu.
-pub fn out_of_memory(text: &str) -> Option<&str> {
-    const WORDS: [&str; 10] = [
-        "memory allocation of",
-        "out of memory",
-        "out-of-memory",
-        "out of device memory",
-        "outofmemory",
-        "out_of_memory",
-        "not enough memory",
-        "cannot allocate memory",
-        "can't allocate",
-        "buffertoobig",
-    ];
-    let says_so = |line: &&str| {
-        let line = line.to_lowercase();
-        WORDS.iter().any(|word| line.contains(word))
-    };
-    text.lines().map(str::trim).find(says_so)
-}
-
-/// What a process may allocate by `ulimit -v`, in bytes, where that is limited.
-pub fn address_space() -> Option<u64> {
-    limit_of_address_space(&std::fs::read_to_string("/proc/self/limits").ok()?)
-}
-
-/// Lets this process allocate no more than so many bytes of addresses. Where that is refused, it may what it might before.
-pub fn limit_address_space(bytes: u64) {
-    #[cfg(unix)]
-    {
-        use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
-        let now = getrlimit(Resource::As);
-        let _ =
-            setrlimit(Resource::As, Rlimit { current: Some(now.current.map_or(bytes, |now| now.min(bytes))), ..now });
-    }
-    #[cfg(not(unix))]
-    let _ = bytes;
-}
-
-fn limit_of_address_space(limits: &str) -> Option<u64> {
-    let line = limits.lines().find_map(|line| line.strip_prefix("Max address space"))?;
-    line.split_whitespace().next()?.parse().ok()
-}
-
-/// `1536 MiB` as people say it.
+/// Bytes as people write them: `1.50 GiB`.
 pub fn readable(bytes: u64) -> String {
-    indicatif::BinaryBytes(bytes).to_string()
+    Bytes(bytes).to_string()
 }
 
 #[cfg(test)]
@@ -373,38 +300,5 @@ mod tests {
         assert_eq!(phases, expected);
         meter.start(false);
         assert_eq!(meter.peak_so_far(), 0, "what the host takes is nothing to a GPU");
-    }
-
-    #[test]
-    fn want_of_memory_is_told_from_other_errors_in_all_their_words() {
-        for line in [
-            "memory allocation of 274877906944 bytes failed",
-            "out of device memory allocating 1048576 bytes",
-            "An out-of-memory error happened during launch",
-            "DriverError(CUDA_ERROR_OUT_OF_MEMORY, \"out of memory\")",
-            "can't allocate buffer of size: 4294967296",
-            "Can't allocate 512 bytes: every page size the memory tracks still holds live allocations",
-            "Not enough memory left.",
-            "Cannot allocate memory (os error 12)",
-        ] {
-            assert_eq!(
-                out_of_memory(&format!("the device failed\nCaused by:\n  {line}\nBacktrace\n0: main")),
-                Some(line)
-            );
-        }
-        for text in
-            ["CUDA_ERROR_ILLEGAL_ADDRESS", "the memory of a tensor", "No space left on device (os error 28)", ""]
-        {
-            assert_eq!(out_of_memory(text), None);
-        }
-    }
-
-    #[test]
-    fn the_systems_limit_is_read() {
-        let limits = "Limit                     Soft Limit           Hard Limit           Units     \n\
-                      Max data size             unlimited            unlimited            bytes     \n\
-                      Max address space         2097152000           unlimited            bytes     \n";
-        assert_eq!(limit_of_address_space(limits), Some(2_097_152_000));
-        assert_eq!(limit_of_address_space(&limits.replace("2097152000", "unlimited ")), None);
     }
 }

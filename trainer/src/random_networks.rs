@@ -1,5 +1,5 @@
 //! Networks with random weights in place of those that would have to be fetched: memory and speed do not depend on weights,
-//! and the gradient has to be the same for every cut with any of them.
+//! and the gradient must not depend on the batch split with any of them.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -68,7 +68,7 @@ impl RandomError {
     }
 }
 
-/// Where the networks of a sweep's rows are. Its folder goes when this is dropped.
+/// The networks of what is measured or tried. Their folder is removed when this is dropped.
 #[derive(Debug)]
 pub struct Networks {
     folder: TempDir,
@@ -83,10 +83,10 @@ pub struct Networks {
 }
 
 impl Networks {
-    /// Everything as `config` says; what is on the Hub is fetched by the rows as by a run.
+    /// Everything as `config` says; what is on the Hub is fetched as by a run.
     ///
     /// # Errors
-    /// If there is no room for temporary files.
+    /// If there is no space for temporary files.
     pub fn as_configured() -> Result<Self, RandomError> {
         let folder = tempfile::Builder::new().prefix("train-sweep-").tempdir()?;
         Ok(Self {

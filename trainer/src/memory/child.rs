@@ -1,4 +1,4 @@
-//! A row's process: this program again, watched until it ends or its time is up.
+//! Measures in a child process: this program again, watched until it ends or its time is up.
 
 use std::fs::{self, File};
 use std::io;
@@ -10,52 +10,43 @@ use std::time::{Duration, Instant};
 
 use indicatif::{ProgressBar, ProgressStyle};
 
-use super::measure::{Figures, Gradient};
-use super::rows::{Status, SweepError};
-use crate::memory::out_of_memory;
+use super::{Gradient, Measured, MemoryError, Status};
+use crate::panics::out_of_memory;
 use crate::terminal::draw_target;
 
-/// Often enough that a short row is not made longer by waiting for it.
+/// How often it is checked whether the process has ended: no short measurement gets longer by waiting.
 const LOOK_EVERY: Duration = Duration::from_millis(10);
 
 const SHOW_EVERY: Duration = Duration::from_millis(500);
 
-/// Set in the environment of a row's process, which starts none of its own: each would start another, without end.
+/// Set in the environment of a child process, which starts none of its own: each would start another, without end.
 const INSIDE: &str = "VQGAN_TRAINER_MEASURING";
 
-/// Set from a signal handler: the row that is on is killed and no other begins.
+/// Set from a signal handler: the current child process is killed, and no other one starts.
 pub type Stopped = Arc<AtomicBool>;
 
-/// Runs rows one after another.
+/// How child processes measure.
 #[derive(Debug, Clone)]
 pub struct Children {
-    /// How many steps a row takes.
+    /// Optimizer steps of a measurement.
     pub steps: u64,
-    /// What a row's process may take, if not as long as it does: on a new GPU kernels may be tuned for an hour.
+    /// How long a process may run. `None` for no limit: on a new GPU kernels may be tuned for an hour.
     pub timeout: Option<Duration>,
-    /// Whether its engine is to be a wrong one, which weighs by micro-batch.
+    /// Have the engine weigh by micro-batch, which is wrong.
     pub weigh_by_micro_batch: bool,
-    /// What a row's process may allocate, in bytes of addresses, if less than this one. Only on Unix.
+    /// Bytes of addresses that a process may use, if fewer than this one. Only on Unix.
     pub address_space: Option<u64>,
     /// See [`Stopped`].
     pub stopped: Stopped,
 }
 
 impl Children {
-    /// Measures the run of the configuration file `config` in `folder`, an empty one, by the hidden verb `measure`. Returns
-    /// its figures or what became of it, and how long it took.
-    ///
-    /// # Errors
-    /// If no process can be started, if this process is a row itself, or if a signal ended the sweep.
-    pub fn measure(
-        &self,
-        config: &Path,
-        folder: &Path,
-        gradient: &Gradient,
-    ) -> Result<(Result<Figures, Status>, Duration), SweepError> {
-        let io = |what: &'static str| move |source: io::Error| SweepError::Io { what, source };
+    /// Measures the run of the configuration file `config` in the empty `folder`, by the hidden verb `measure`. Returns the
+    /// measurement or why there is none, and how long it took.
+    pub(super) fn measure(&self, config: &Path, folder: &Path, gradient: &Gradient) -> Result<Measured, MemoryError> {
+        let io = MemoryError::io;
         if std::env::var_os(INSIDE).is_some() {
-            return Err(SweepError::Nested(INSIDE));
+            return Err(MemoryError::Nested(INSIDE));
         }
         let (stdout, stderr) = (folder.join("stdout"), folder.join("stderr"));
         let mut command = Command::new(std::env::current_exe().map_err(io("find this program"))?);
@@ -82,11 +73,11 @@ impl Children {
         let _ = child.wait();
         let ended = ended?;
         if self.stopped.load(Ordering::SeqCst) {
-            return Err(SweepError::Interrupted);
+            return Err(MemoryError::Interrupted);
         }
         let said = fs::read_to_string(&stderr).unwrap_or_default();
         let said = without_places(&said, config);
-        let figures = match ended {
+        let measured = match ended {
             None => {
                 let allowed = self.timeout.unwrap_or_else(|| started.elapsed());
                 Err(Status::TimedOut(format!("not done after {} s", allowed.as_secs())))
@@ -97,11 +88,11 @@ impl Children {
             }
             Some(status) => Err(why(status, &said)),
         };
-        Ok((figures, started.elapsed()))
+        Ok((measured, started.elapsed()))
     }
 
-    /// `None` if the process was still running when its time was up, or when the sweep was told to stop.
-    /// Meanwhile a terminal shows for how long, and what the process says of a GPU's kernels in `stderr`.
+    /// Waits for the process; `None` if it is still running when its time is up, or when a signal came. Meanwhile a terminal
+    /// shows for how long, and what the process says of a GPU's kernels in `stderr`.
     fn wait(&self, child: &mut Child, stderr: &Path, started: Instant) -> io::Result<Option<ExitStatus>> {
         let shown = ProgressBar::with_draw_target(None, draw_target()).with_style(style());
         let mut looked = started;
@@ -131,7 +122,7 @@ fn style() -> ProgressStyle {
     ProgressStyle::with_template("{spinner} {elapsed}  {wide_msg}").unwrap_or_else(|_| ProgressStyle::default_spinner())
 }
 
-/// Lines of the row's own configuration file say nothing to a user, who has never seen it.
+/// Takes out the places in the child's own configuration file, which the user has never seen.
 fn without_places(said: &str, config: &Path) -> String {
     let place = format!("{}:", config.display());
     let shorten = |line: &str| match line.split_once(&place) {
@@ -143,12 +134,12 @@ fn without_places(said: &str, config: &Path) -> String {
     said.lines().map(shorten).collect()
 }
 
-/// What a process died of, from how it ended and the last that it said.
+/// Why a process failed, from how it ended and what it said last.
 fn why(status: ExitStatus, said: &str) -> Status {
     let lines = || said.lines().rev().map(str::trim).filter(|line| !line.is_empty());
     let error = lines().find_map(|line| line.strip_prefix("error: ")).or_else(|| lines().next());
     let error = error.unwrap_or("it said nothing").to_owned();
-    // The first is the cause: to say more of it may need memory as well.
+    // The first such line is the cause: to say more may need memory as well.
     if let Some(line) = out_of_memory(said) {
         return Status::OutOfMemory(line.trim_start_matches("error: ").to_owned());
     }
@@ -159,7 +150,7 @@ fn why(status: ExitStatus, said: &str) -> Status {
     }
 }
 
-/// SIGKILL: not ours, whose victims are those that ran out of time.
+/// SIGKILL. It is not sent by this program, which kills only what ran out of time.
 const KILLED: i32 = 9;
 
 #[cfg(unix)]

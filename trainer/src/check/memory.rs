@@ -1,4 +1,4 @@
-//! A run for which the device has too little memory: it has to go on with less.
+//! A run for which the device has too little memory: it has to lower its memory settings.
 
 use std::process::{Command, Stdio};
 use std::time::Instant;
@@ -11,11 +11,11 @@ use crate::config::{Bytes, Micro, Recompute};
 use crate::device::Selected;
 use crate::memory::readable;
 
-/// More than any device has: the run is to find out by itself that there is less.
+/// More than any device has: the run has to find out by itself that there is less.
 const NO_LIMIT: u64 = 1 << 50;
 
-/// Occupies the memory of `device` but for `leave` bytes and takes two steps of `setting` with the whole effective batch at a time
-/// and nothing computed again, which needs more than that. `None` where memory cannot be occupied.
+/// Occupies the memory of `device` but for `leave` bytes. Then takes two steps of `setting` with the whole effective batch at a
+/// time and without recomputation, which needs more than that. `None` where memory cannot be occupied.
 ///
 /// # Errors
 /// If processes or files cannot be had.
@@ -28,7 +28,7 @@ pub fn check(device: &Selected, leave: u64, setting: &Setting) -> Result<Option<
         config.run.steps = 2;
         config.batch.micro = Micro::Samples(config.batch.effective);
         config.memory.limit = Some(Bytes(NO_LIMIT));
-        config.memory.checkpoint = Recompute::None;
+        config.memory.recompute = Recompute::None;
         config.checkpoints.every_steps = 0;
         config.validation.images = 0;
     })?;
@@ -53,7 +53,7 @@ pub fn check(device: &Selected, leave: u64, setting: &Setting) -> Result<Option<
     let recovered = lines.iter().filter_map(|line| line["recovered"].as_array()).flatten();
     let changes: Vec<&str> = recovered.filter_map(|event| event["change"].as_str()).collect();
     let name = format!("{} at once in {}", setting.loaded.config.batch.effective, readable(leave));
-    let mut row = Row::new(Part::Room, name, precision, result, 0.0, started);
+    let mut row = Row::new(Part::Memory, name, precision, result, 0.0, started);
     if row.met {
         row.met = !changes.is_empty();
         let words = if changes.is_empty() { "it had enough".to_owned() } else { changes.join(", ") };

@@ -1,0 +1,37 @@
+//! The memory of an optimizer step: measure it, keep it within a limit, plan it, choose the micro-batch by it, and go on
+//! with less when it runs out.
+//!
+//! What belongs here is what can be said without running a step. Steps run in [`training`](crate::training), which uses this
+//! module, as [`sweep`](crate::sweep), [`check`](crate::check) and the commands do. This module uses `config`, `device`,
+//! `panics`, `random_networks` and `terminal`, and nothing above them.
+
+mod advice;
+mod cache;
+mod child;
+mod choose;
+mod error;
+mod fit;
+mod limit;
+mod measurement;
+mod measurer;
+mod meter;
+mod phase;
+mod plan;
+mod recovery;
+mod settings;
+mod variant;
+
+pub use advice::would_help;
+pub use cache::CacheEntry;
+pub use child::{Children, Stopped};
+pub use choose::{Chosen, choose};
+pub use error::{Exhausted, MemoryError};
+pub use limit::{Limit, limit_address_space};
+pub use measurement::{Deviation, Gradient, Measurement, Status};
+pub use measurer::{Measured, Measurer};
+pub use meter::{MemoryMeter, readable};
+pub use phase::Phase;
+pub use plan::{Plan, PlanRow, plan};
+pub use recovery::{Recovery, Shortage, clear_pools};
+pub use settings::{MemorySettings, depends_on_micro};
+pub use variant::Variant;

@@ -1,0 +1,124 @@
+//! A step that runs out of memory is taken again with less: with the same samples and the same random draws.
+
+use burn_train::Interrupter;
+
+use super::loaders::Loaders;
+use super::step::StepError;
+use super::{TrainError, Training};
+use crate::config::Config;
+use crate::engine::{EffectiveBatch, Figures};
+use crate::losses::Losses;
+use crate::memory::{MemoryError, MemorySettings, Shortage, clear_pools, would_help};
+use crate::panics::{catch_out_of_memory, out_of_memory};
+
+impl Training {
+    /// What a step computes before it changes anything. An attempt that runs out of memory is followed by another one.
+    pub(super) fn computed(
+        &mut self,
+        loaders: &mut Loaders,
+        interrupter: &Interrupter,
+    ) -> Result<(EffectiveBatch, Figures), StepError> {
+        loop {
+            if !self.recovery.can_help(self.memory_settings) {
+                return self.attempt(loaders, interrupter);
+            }
+            let shortage = match catch_out_of_memory(|| self.attempt(loaders, interrupter)) {
+                Err(message) => Shortage::Device(message),
+                Ok(Err(StepError::Failed(TrainError::DeviceFailed { message, step, saved }))) => {
+                    match out_of_memory(&message) {
+                        Some(line) => Shortage::Device(line.to_owned()),
+                        None => return Err(TrainError::DeviceFailed { message, step, saved }.into()),
+                    }
+                }
+                Ok(Err(StepError::OverLimit)) => match self.recovery.exceeded(self.memory.peak_so_far()) {
+                    Some(shortage) => shortage,
+                    None => continue,
+                },
+                Ok(finished) => return finished,
+            };
+            self.recover(&shortage, "and the step is taken again")?;
+            *loaders = self.start_loaders();
+            self.progress.step_again();
+        }
+    }
+
+    /// Whether the step may go on, by what is known of its peak so far.
+    pub(super) fn check_limit(&self) -> Result<(), StepError> {
+        match self.recovery.exceeded(self.memory.peak_so_far()) {
+            Some(_) => Err(StepError::OverLimit),
+            None => Ok(()),
+        }
+    }
+
+    /// Lowers the settings of the next steps if the step that has just moved the weights exceeds the limit: it cannot be taken
+    /// again. Returns the end of the run if nothing is left to lower.
+    pub(super) fn keep_to_limit(&mut self, peak: u64) -> Option<TrainError> {
+        let shortage = self.recovery.exceeded(peak)?;
+        self.recover(&shortage, "from the next step on").err()
+    }
+
+    /// Makes the next attempt need less memory; `then` says what follows.
+    fn recover(&mut self, shortage: &Shortage, then: &str) -> Result<(), TrainError> {
+        let recovered = self.recovery.recover(self.memory_settings, shortage, self.memory.phase());
+        let (settings, said) = recovered.map_err(|error| self.memory_failed(error))?;
+        self.set_memory_settings(settings);
+        if let Some(said) = said {
+            self.progress.line(&format!("step {}, {said}, {then}", self.step + 1));
+        }
+        Ok(())
+    }
+
+    /// See [`Recovery::clean_pools_once`](crate::memory::Recovery::clean_pools_once).
+    pub(super) fn clean_pools_once(&mut self) -> Result<(), TrainError> {
+        let cleaned = self.recovery.clean_pools_once(self.memory_settings);
+        cleaned.map(drop).map_err(|error| self.memory_failed(error))
+    }
+
+    /// Frees what the device's pools have kept.
+    pub(super) fn clear_pools(&self) -> Result<(), TrainError> {
+        clear_pools(&self.device).map_err(|error| self.memory_failed(error))
+    }
+
+    fn memory_failed(&self, error: MemoryError) -> TrainError {
+        TrainError::of_memory(error, self.step + 1, self.last_saved())
+    }
+
+    pub(super) fn set_memory_settings(&mut self, settings: MemorySettings) {
+        self.memory_settings = settings;
+        if let Some(clip) = &mut self.losses.clip {
+            clip.views.at_once = settings.cutouts_at_once;
+        }
+    }
+
+    /// The end of the run by what the device said, in the words for too little memory if that is the reason. `sound` says whether
+    /// the weights are those of a whole step.
+    pub(super) fn failed(&self, place: &str, message: String, sound: bool) -> TrainError {
+        let Some(line) = out_of_memory(&message) else { return self.device_failed(message) };
+        TrainError::OutOfMemoryIn {
+            place: place.to_owned(),
+            message: line.to_owned(),
+            help: self.recovery.help(self.memory_settings),
+            saved: self.last_saved(),
+            sound,
+        }
+    }
+}
+
+/// How many cutouts a sample has in the losses of a run, if any.
+pub(super) fn cutouts(losses: &Losses) -> Option<usize> {
+    let clip = losses.clip.as_ref()?;
+    let count = clip.views.cutouts.settings().count;
+    (count > 0 && (clip.image.is_some() || clip.text.is_some() || clip.direction.is_some())).then_some(count)
+}
+
+/// The end of a run by what the device said before the first step, with `step` steps done. Most likely there is too little memory
+/// for what has to be on the device by then.
+pub(super) fn cannot_begin(config: &Config, step: u64, message: String) -> TrainError {
+    let (place, saved) = ("before the first step".to_owned(), "nothing has been changed".to_owned());
+    match out_of_memory(&message).map(str::to_owned) {
+        Some(message) => {
+            TrainError::OutOfMemoryIn { place, message, help: would_help(config).join(", "), saved, sound: true }
+        }
+        None => TrainError::DeviceFailed { step: step + 1, message, saved },
+    }
+}
