@@ -89,6 +89,36 @@ fn seal(checkpoint: &Path) {
     });
 }
 
+/// `memory.recompute` was once called `memory.checkpoint`: the two files that a run writes are still read with the old name.
+#[test]
+fn a_run_with_the_old_name_of_a_key_goes_on() {
+    let folder = small();
+    let start = |run_dir| {
+        let arguments = ["--config", "small.toml", "--run-dir", run_dir, "--set", "memory.recompute=blocks"];
+        run(folder.path(), &[&arguments[..], &["--set", "run.steps=2"]].concat()).success();
+    };
+    ["old", "new"].into_iter().for_each(start);
+    let old = folder.path().join("old");
+    let rename = |file: &Path| {
+        change(file, |text| {
+            let renamed = String::from_utf8(text.clone()).unwrap().replace("recompute", "checkpoint");
+            assert_ne!(renamed.as_bytes(), *text, "{}", file.display());
+            *text = renamed.into_bytes();
+        });
+    };
+    rename(&old.join("config.toml"));
+    let checkpoint = old.join("checkpoints/step-000002");
+    rename(&checkpoint.join("state.json"));
+    seal(&checkpoint);
+    for run_dir in ["old", "new"] {
+        run(folder.path(), &["--resume", run_dir, "--set", "run.steps=4"]).success();
+    }
+    assert_same_run(&old, &folder.path().join("new"));
+    let error = run(folder.path(), &["--config", "old/config.toml", "--run-dir", "again"]).error(2);
+    assert!(error.ends_with(": `memory.checkpoint` was renamed to `memory.recompute`"), "{error}");
+    assert!(error.starts_with("error: old/config.toml:"), "{error}");
+}
+
 #[test]
 fn a_broken_checkpoint_is_passed_over_by_name() {
     let damages: [(Damage, &str); 8] = [

@@ -288,6 +288,20 @@ fn networks_on_the_hub_get_random_weights() {
 }
 
 #[test]
+fn the_old_name_of_an_option_is_refused_by_the_new_one() {
+    let folder = small();
+    for verb in ["sweep", "plan"] {
+        for values in [&["none,blocks"][..], &[]] {
+            let arguments = [&[verb, "--config", "small.toml", "--checkpoint"], values].concat();
+            let refused = run(folder.path(), &arguments);
+            assert!(refused.code == 2 && refused.stderr.contains("--recompute"), "{}", refused.stderr);
+        }
+        let help = run(folder.path(), &[verb, "--help"]).success().stdout;
+        assert!(help.contains("--recompute") && !help.contains("--checkpoint"), "{help}");
+    }
+}
+
+#[test]
 fn what_cannot_be_swept_is_said() {
     let folder = small();
     for (arguments, words) in [

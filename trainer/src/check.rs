@@ -6,7 +6,9 @@
 
 pub mod layers;
 pub mod memory;
+mod piece;
 pub mod resume;
+mod sizes;
 pub mod step;
 
 use std::fmt;

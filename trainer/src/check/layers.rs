@@ -1,16 +1,17 @@
-//! Every block, network and loss, forward and backward, on a device against the CPU in f32.
+//! Compares every block, network and loss, forward and backward, on a device with the CPU in f32.
 
-use std::panic::{self, AssertUnwindSafe};
-use std::path::Path;
 use std::sync::Arc;
 use std::time::Instant;
 
-use burn::module::{Module, ModuleVisitor, Param};
-use burn::tensor::{DType, Device, Gradients, Int, Tensor, TensorData};
-use checkpoints::{Activation, Architecture, ClipArchitecture, HostTensor, LpipsNetwork, QuantizerKind, Tower};
+use burn::tensor::{DType, Device, Int, Tensor, TensorData};
+use checkpoints::{HostTensor, LpipsNetwork, QuantizerKind};
 use datasets::{Batch, SampleKey};
 
-use super::{CheckError, Deviations, Part, Row, Scale, deviation};
+use super::piece::{
+    Piece, Place, SAMPLES, Values, attempt, images, numbers, random, read, tensor, through, through_module,
+};
+use super::sizes::Sizes;
+use super::{CheckError, Part, Row, Scale};
 use crate::config::{Compute, OptimizerConfig, OptimizerName};
 use crate::cutouts::{CutoutSettings, Cutouts};
 use crate::device::Selected;
@@ -22,7 +23,6 @@ use crate::losses::{
     EntropyCoupling, GanLoss, ImageLoss, LeCam, PerceptualLoss, PixelLoss, PixelNorm, divergence, sum_probabilities,
 };
 use crate::models::VqGan;
-use crate::models::architectures::by_name;
 use crate::models::blocks::Block;
 use crate::models::clip::{ImageEncoder, TextEncoder, preprocess};
 use crate::models::discriminator::{DiscriminatorNorm, PatchGan, PatchGanConfig};
@@ -33,55 +33,10 @@ use crate::models::quantizer::{Quantizer, Terms};
 use crate::models::statistics_dtype;
 use crate::models::weights::{ModelError, StateDict, WeightReader, state_dict};
 use crate::optimizer::ModelOptimizer;
-use crate::panics;
 use crate::random_networks::{clip_weights, lpips_backbone};
 
-/// Samples of each check: two, so that what mixes them is seen.
-const SAMPLES: usize = 2;
-
-/// Where a piece is computed.
-struct Place {
-    /// With autodiff.
-    device: Device,
-    dtype: DType,
-}
-
-/// What a piece gives: values, and gradients at its input and at its parameters.
-#[derive(Default)]
-struct Values {
-    output: Vec<f32>,
-    gradients: Vec<Vec<f32>>,
-}
-
-impl Values {
-    fn deviations(&self, reference: &Self) -> Deviations {
-        let pairs = self.gradients.iter().zip(&reference.gradients);
-        let gradients = pairs.map(|(a, b)| deviation(a, b)).reduce(|a, b| if a.is_nan() || a > b { a } else { b });
-        Deviations { output: Some(deviation(&self.output, &reference.output)), gradient: gradients }
-    }
-}
-
-/// Why a piece gives nothing.
-#[derive(Debug, thiserror::Error)]
-enum PieceError {
-    #[error(transparent)]
-    Model(#[from] ModelError),
-    #[error("the device failed: {0}")]
-    Device(String),
-}
-
-type Run<'a> = Box<dyn Fn(&Place) -> Result<Values, PieceError> + 'a>;
-
-/// A piece of what a run computes.
-struct Piece<'a> {
-    name: String,
-    /// Whether it computes in half precision where the run does.
-    half: bool,
-    run: Run<'a>,
-}
-
-/// Holds every piece on `device` whose name has one of `names` in it (all of them without names), in each of `precisions`, against
-/// the CPU in f32. `show` sees each row when it is there.
+/// Compares every piece on `device` whose name contains one of `names`, or every piece if there are none, with the CPU in f32,
+/// in each of `precisions`. `show` sees each row as soon as it is there.
 ///
 /// # Errors
 /// If the pieces cannot be built. What a device does wrong is in the rows.
@@ -126,8 +81,7 @@ pub fn check(
     Ok(rows)
 }
 
-/// What a rounding of the values that go through a piece comes to at its other end, with room: several layers deep in the
-/// networks, and where a GPU's f32 has 10 bits in products.
+/// The largest deviation that rounding may lead to, after several layers and where a GPU's f32 has 10 bits in products.
 fn limit(precision: Compute) -> f64 {
     match precision {
         Compute::Fp32 => 2e-3,
@@ -136,158 +90,7 @@ fn limit(precision: Compute) -> f64 {
     }
 }
 
-/// The values of `run`, or what it said: kernels that cannot be compiled or launched panic.
-fn attempt<T>(run: impl FnOnce() -> Result<T, PieceError>) -> Result<T, String> {
-    match panic::catch_unwind(AssertUnwindSafe(run)) {
-        Ok(result) => result.map_err(|error| error.to_string()),
-        Err(_) => Err(panics::last()),
-    }
-}
-
-/// What is checked, by its sizes.
-struct Sizes {
-    architecture: Architecture,
-    /// Side of the pictures.
-    side: usize,
-    discriminator: usize,
-    clip: ClipArchitecture,
-    /// Side of the pictures that LPIPS compares.
-    lpips_side: usize,
-}
-
-impl Sizes {
-    fn of(scale: Scale) -> Self {
-        let full = by_name("taming-f16-16384").unwrap_or_else(|| unreachable!("it is built in"));
-        match scale {
-            Scale::Full => Self {
-                architecture: full,
-                side: 128,
-                discriminator: 64,
-                clip: clip(224, 32, Tower { width: 768, layers: 2, heads: 12, mlp: 3072 }, 512),
-                lpips_side: 64,
-            },
-            Scale::Small => Self {
-                architecture: Architecture {
-                    base_channels: 16,
-                    channels: vec![16, 32],
-                    res_blocks: 1,
-                    attention_levels: vec![1],
-                    latent_channels: 8,
-                    code_dim: 8,
-                    codes: 64,
-                    groups: 8,
-                    ..full
-                },
-                side: 16,
-                discriminator: 8,
-                clip: clip(32, 16, Tower { width: 32, layers: 1, heads: 2, mlp: 64 }, 16),
-                lpips_side: 32,
-            },
-        }
-    }
-}
-
-/// A CLIP whose two towers are alike.
-pub(super) fn clip(image_size: usize, patch_size: usize, tower: Tower, embedding: usize) -> ClipArchitecture {
-    ClipArchitecture {
-        image_size,
-        patch_size,
-        vision: tower.clone(),
-        text: tower,
-        context_length: 77,
-        vocabulary: 514,
-        embedding,
-        activation: Activation::QuickGelu,
-        layer_norm_epsilon: 1e-5,
-        mean: [0.5; 3],
-        deviation: [0.5; 3],
-        end_of_text: 513,
-    }
-}
-
-/// Numbers in -1..1 that are as good as random, and other ones for another `seed`.
-fn numbers(seed: usize, len: usize) -> Vec<f32> {
-    let value = |i: usize| {
-        let x = (i + 1) as f64 * 12.9898 + seed as f64 * 78.233;
-        let hash = (x.sin() * 43_758.545_3).fract();
-        hash as f32
-    };
-    (0..len).map(value).collect()
-}
-
-fn tensor<const D: usize>(values: &[f32], shape: [usize; D], device: &Device, dtype: DType) -> Tensor<D> {
-    Tensor::from_data(TensorData::new(values.to_vec(), shape), (device, dtype))
-}
-
-fn random<const D: usize>(seed: usize, shape: [usize; D], device: &Device, dtype: DType) -> Tensor<D> {
-    tensor(&numbers(seed, shape.iter().product()), shape, device, dtype)
-}
-
-/// Smooth pictures with some noise, `[SAMPLES, 3, side, side]` in -1..1, in f32 and with autodiff.
-fn pictures(seed: usize, side: usize, place: &Place) -> Tensor<4> {
-    let shape = [SAMPLES, 3, side, side];
-    let noise = numbers(seed, shape.iter().product());
-    let value = |(i, noise): (usize, f32)| {
-        let (row, column) = (i / side % side, i % side);
-        let wave = (row as f32 * 0.31 + seed as f32).sin() * (column as f32 * 0.23 + (i / (side * side)) as f32).cos();
-        0.7 * wave + 0.25 * noise
-    };
-    let values: Vec<f32> = noise.into_iter().enumerate().map(value).collect();
-    tensor(&values, shape, &place.device, DType::F32)
-}
-
-fn read<const D: usize>(tensor: Tensor<D>) -> Result<Vec<f32>, PieceError> {
-    tensor.without_autodiff().try_into_vec_as::<f32>().map_err(|error| PieceError::Device(error.to_string()))
-}
-
-/// Sees parameters and takes their gradients, one behind the other.
-struct Taken<'a> {
-    gradients: &'a mut Gradients,
-    values: Result<Vec<f32>, PieceError>,
-}
-
-impl ModuleVisitor for Taken<'_> {
-    fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
-        let Some(gradient) = param.val().grad_remove(self.gradients) else { return };
-        if let Ok(values) = &mut self.values {
-            match read(gradient) {
-                Ok(more) => values.extend(more),
-                Err(error) => self.values = Err(error),
-            }
-        }
-    }
-}
-
-/// What `forward` makes of `input`, and the gradients of its sum with random weights at `input` and at the parameters that
-/// `visit` shows.
-fn through<const I: usize, const O: usize>(
-    input: Tensor<I>,
-    forward: impl FnOnce(Tensor<I>) -> Tensor<O>,
-    visit: impl FnOnce(&mut Taken),
-) -> Result<Values, PieceError> {
-    let leaf = input.detach().require_grad();
-    let output = forward(leaf.clone());
-    let weights = random(99, output.dims(), &output.device(), output.dtype());
-    let values = read(output.clone())?;
-    let mut gradients = (output * weights).sum().backward();
-    let mut taken = Taken { gradients: &mut gradients, values: Ok(Vec::new()) };
-    visit(&mut taken);
-    let parameters = taken.values?;
-    let at_input = leaf.grad_remove(&mut gradients).map(read).transpose()?;
-    let both = at_input.into_iter().chain((!parameters.is_empty()).then_some(parameters));
-    Ok(Values { output: values, gradients: both.collect() })
-}
-
-/// The same for a module.
-fn through_module<M: Module, const O: usize>(
-    module: &M,
-    input: Tensor<4>,
-    forward: impl FnOnce(&M, Tensor<4>) -> Tensor<O>,
-) -> Result<Values, PieceError> {
-    through(input, |input| forward(module, input), |taken| module.visit(taken))
-}
-
-/// Each block's input on the way of two pictures through the model.
+/// Each block's input when two images go through the model.
 struct BlockInputs {
     encoder: Vec<HostTensor>,
     latent: HostTensor,
@@ -310,7 +113,7 @@ impl BlockInputs {
             }
             Ok((inputs, x))
         };
-        let (encoder, latent) = along(&model.encoder_blocks(), pictures(1, sizes.side, &place))?;
+        let (encoder, latent) = along(&model.encoder_blocks(), images(1, sizes.side, &place))?;
         let [n, d, h, w] = latent.dims();
         // Spread among the codes, which random latents are not.
         let around = random(5, [n, d, h, w], &place.device, DType::F32);
@@ -447,7 +250,7 @@ fn networks(sizes: &Sizes) -> Vec<Piece<'_>> {
         let weights = PatchGan::random_weights(&config, 5);
         let run = move |place: &Place| {
             let network = PatchGan::read(&WeightReader::new(&weights, &place.device, place.dtype), &config)?;
-            through_module(&network, pictures(2, sizes.side, place), |network, images| network.forward(images))
+            through_module(&network, images(2, sizes.side, place), |network, images| network.forward(images))
         };
         pieces.push(Piece { name: format!("PatchGAN with {name}"), half: true, run: Box::new(run) });
     }
@@ -460,10 +263,10 @@ fn networks(sizes: &Sizes) -> Vec<Piece<'_>> {
         let run = move |place: &Place| {
             let lpips = Lpips::read(&WeightReader::frozen(&weights, &place.device, place.dtype), network)?;
             let loss = PerceptualLoss::new(lpips);
-            let original = pictures(3, sizes.lpips_side, place);
+            let original = images(3, sizes.lpips_side, place);
             // A mean over many pixels has a gradient that vanishes in half precision without a loss scale.
             let scaled = |images| loss.per_sample(original, images) * 1024.0;
-            through(pictures(4, sizes.lpips_side, place), scaled, |_| {})
+            through(images(4, sizes.lpips_side, place), scaled, |_| {})
         };
         pieces.push(Piece { name: format!("LPIPS on {name}"), half: true, run: Box::new(run) });
     }
@@ -471,7 +274,7 @@ fn networks(sizes: &Sizes) -> Vec<Piece<'_>> {
     let image_tower = move |place: &Place| {
         let network = ImageEncoder::read(&WeightReader::frozen(&weights, &place.device, place.dtype), &sizes.clip)?;
         let forward = |images| network.forward(preprocess(images, &sizes.clip)).cast(statistics_dtype(place.dtype));
-        through(pictures(6, sizes.side, place), forward, |_| {})
+        through(images(6, sizes.side, place), forward, |_| {})
     };
     pieces.push(Piece { name: "CLIP's image tower".into(), half: true, run: Box::new(image_tower) });
     let weights = clip_weights(&sizes.clip);
@@ -503,12 +306,12 @@ fn losses(sizes: &Sizes) -> Vec<Piece<'_>> {
         let cutouts = Cutouts::new(settings);
         let plan = |draw| cutouts.draw(SampleKey { seed: 3, draw }, 0..settings.count, sizes.side, sizes.side);
         let plans: Vec<_> = (0..SAMPLES as u64).map(plan).collect();
-        through(pictures(7, sizes.side, place), |images| cutouts.apply(images, &plans), |_| {})
+        through(images(7, sizes.side, place), |images| cutouts.apply(images, &plans), |_| {})
     };
     let pixels = move |place: &Place| {
-        let original = pictures(8, sizes.side, place);
+        let original = images(8, sizes.side, place);
         let loss = PixelLoss(PixelNorm::Mix { l1: 0.5 });
-        through(pictures(9, sizes.side, place), |images| loss.per_sample(original, images), |_| {})
+        through(images(9, sizes.side, place), |images| loss.per_sample(original, images), |_| {})
     };
     let adversarial = |place: &Place| {
         let logits = random(12, [SAMPLES, 1, 14, 14], &place.device, DType::F32) * 3.0;
@@ -547,7 +350,7 @@ fn losses(sizes: &Sizes) -> Vec<Piece<'_>> {
         piece("cutouts, all augmentations", Box::new(views)),
         piece("pixel loss", Box::new(pixels)),
         piece("adversarial losses and LeCam", Box::new(adversarial)),
-        piece("CLIP losses of single pictures", Box::new(embeddings)),
+        piece("CLIP losses of single images", Box::new(embeddings)),
         piece("contrastive loss", Box::new(contrastive)),
     ]
 }
@@ -568,7 +371,7 @@ fn around(sizes: &Sizes) -> Vec<Piece<'_>> {
             let mut network = PatchGan::read(&WeightReader::new(&weights, &place.device, DType::F32), &config)?;
             let mut optimizer = ModelOptimizer::new(&OptimizerConfig { name, ..OptimizerConfig::default() });
             for step in 0..3 {
-                let logits = network.forward(pictures(20 + step, 32, place));
+                let logits = network.forward(images(20 + step, 32, place));
                 let weights = random(30 + step, logits.dims(), &place.device, DType::F32);
                 let mut gradients = (logits * weights).sum().backward();
                 let mut sum = GradientSum::default();
@@ -582,14 +385,8 @@ fn around(sizes: &Sizes) -> Vec<Piece<'_>> {
         }
     };
     vec![
-        Piece { name: "pictures' way to the device".into(), half: false, run: Box::new(upload) },
+        Piece { name: "images' way to the device".into(), half: false, run: Box::new(upload) },
         Piece { name: "three steps of Adam".into(), half: false, run: Box::new(optimizer(OptimizerName::Adam)) },
         Piece { name: "three steps of AdamW".into(), half: false, run: Box::new(optimizer(OptimizerName::AdamW)) },
     ]
-}
-
-/// A folder with a small random CLIP, as transformers writes it.
-pub(super) fn write_small_clip(folder: &Path) -> Result<(), CheckError> {
-    let tower = Tower { width: 32, layers: 2, heads: 2, mlp: 64 };
-    Ok(crate::random_networks::write_clip(&clip(32, 16, tower, 16), folder)?)
 }

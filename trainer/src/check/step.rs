@@ -6,7 +6,7 @@ use std::time::Instant;
 
 use checkpoints::LpipsNetwork;
 
-use super::layers::write_small_clip;
+use super::sizes::write_small_clip;
 use super::{CheckError, Deviations, Part, Row};
 use crate::config::{self, Compute, Loaded, Override, Recompute};
 use crate::device::Selected;
@@ -139,14 +139,8 @@ impl Setting {
         loaded
     }
 
-    pub(super) fn children(&self, stopped: &Stopped) -> Children {
-        Children {
-            steps: STEPS,
-            timeout: None,
-            stopped: stopped.clone(),
-            weigh_by_micro_batch: false,
-            address_space: None,
-        }
+    fn children(&self, stopped: &Stopped) -> Children {
+        Children { steps: STEPS, stopped: stopped.clone(), ..Children::default() }
     }
 }
 

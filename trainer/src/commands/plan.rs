@@ -74,13 +74,7 @@ pub(super) fn run(args: &PlanArgs) -> Result<ExitCode, CommandError> {
         false => Networks::as_configured(),
     };
     let networks = networks.map_err(MemoryError::from)?;
-    let children = Children {
-        address_space: None,
-        steps: args.steps,
-        timeout: None,
-        weigh_by_micro_batch: false,
-        stopped: stopped_by_signals()?,
-    };
+    let children = Children { steps: args.steps, stopped: stopped_by_signals()?, ..Children::default() };
     let precisions = if args.precision.is_empty() { &Compute::ALL[..] } else { &args.precision };
     let recomputes = if args.recompute.is_empty() { &Recompute::ALL[..] } else { &args.recompute };
     let limit = args.limit.or(loaded.config.memory.limit);

@@ -130,11 +130,11 @@ pub(super) fn run(args: &SweepArgs) -> Result<ExitCode, CommandError> {
         note!("random weights, of the same shapes, for {}", networks.random().join(", "));
     }
     let children = Children {
-        address_space: None,
         steps: loaded.config.sweep.steps,
         timeout: Some(Duration::from_secs(loaded.config.sweep.timeout)),
         weigh_by_micro_batch: args.weigh_by_micro_batch,
         stopped: stopped_by_signals()?,
+        ..Children::default()
     };
     let mut number = 0;
     let show = |row: &Row| {

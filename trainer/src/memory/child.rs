@@ -26,7 +26,7 @@ const INSIDE: &str = "VQGAN_TRAINER_MEASURING";
 pub type Stopped = Arc<AtomicBool>;
 
 /// How child processes measure.
-#[derive(Debug, Clone)]
+#[derive(Debug, Default)]
 pub struct Children {
     /// Optimizer steps of a measurement.
     pub steps: u64,

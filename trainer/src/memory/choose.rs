@@ -205,7 +205,6 @@ fn measuring<T>(
     drawn.config.data.draw_shapes();
     // Memory depends on shapes alone. Where these are not known, the run needs the network in any case.
     let networks = Networks::random_for(&drawn.config, None).or_else(|_| Networks::as_configured())?;
-    let stopped = stopped.clone();
-    let children = Children { steps: STEPS, timeout: None, weigh_by_micro_batch: false, stopped, address_space };
+    let children = Children { steps: STEPS, stopped: stopped.clone(), address_space, ..Children::default() };
     work(Measurer { loaded: &drawn, networks: &networks, children: &children })
 }
