@@ -1,9 +1,9 @@
 //! The memory of an optimizer step: measure it, keep it within a limit, plan it, choose the micro-batch by it, and go on
 //! with less when it runs out.
 //!
-//! What belongs here is what can be said without running a step. Steps run in [`training`](crate::training), which uses this
-//! module, as [`sweep`](crate::sweep), [`check`](crate::check) and the commands do. This module uses `config`, `device`,
-//! `panics`, `random_networks` and `terminal`, and nothing above them.
+//! What can be said without running a step belongs here. Steps run in [`training`](crate::training), which uses this module, as
+//! [`sweep`](crate::sweep), [`check`](crate::check) and the commands do. This module uses `config`, `device`, `models`, `panics`,
+//! `random_networks` and `terminal`, and nothing above them.
 
 mod advice;
 mod cache;
