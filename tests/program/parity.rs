@@ -6,8 +6,10 @@ use std::sync::Arc;
 
 use burn::tensor::{DType, Device, Tensor, TensorData};
 use checkpoints::{GumbelTraining, QuantizerKind, WeightsFile, family_name};
-use trainer::engine::{Checkpoint, MicroBatch, Networks, StepSettings, effective_batch_gradient};
-use trainer::losses::{CodebookLoss, GumbelLoss, Losses, NearestLoss, PixelLoss, PixelNorm, Weight};
+use trainer::engine::{MicroBatch, Recompute, StepSettings, effective_batch_gradient};
+use trainer::losses::{
+    Codebook, CodebookLoss, GumbelLoss, Losses, NearestLoss, PixelLoss, PixelNorm, Weight, Weighted,
+};
 use trainer::models::VqGan;
 use trainer::models::quantizer::Quantized;
 use trainer::models::quantizer::gumbel::GumbelNoise;
@@ -141,7 +143,10 @@ fn check_initial(initial: &Initial, expected: &WeightsFile, legacy: Option<bool>
         let latent = model.encode(input.clone().autodiff());
         near_tensor("latent", latent.clone());
         let draws: Vec<u64> = (0..samples as u64).collect();
-        let sampling = loss.sampling(0, &draws);
+        let sampling = match &loss {
+            CodebookLoss::Nearest(_) => None,
+            CodebookLoss::Gumbel(loss) => Some(loss.sampling(0, &draws)),
+        };
         if sampling.is_some() {
             let quantized = model.quantize(latent.clone());
             same_codes("largest.codes", &quantized);
@@ -155,18 +160,16 @@ fn check_initial(initial: &Initial, expected: &WeightsFile, legacy: Option<bool>
     }
 
     let losses = Losses {
-        image: vec![(Weight::constant(1.0), Box::new(PixelLoss(PixelNorm::L1)))],
-        codebook: (Weight::constant(1.0), loss),
-        adversarial: None,
-        clip: None,
+        pixel: Some(Weighted { weight: Weight::constant(1.0), loss: PixelLoss { norm: PixelNorm::L1, mix: 0.5 } }),
+        codebook: Some(Codebook { weight: Weight::constant(1.0), loss }),
+        ..Losses::default()
     };
     let images = || input.clone().chunk(samples, 0).into_iter().zip(0..);
     let batches = || images().map(|(image, index)| Ok::<_, Infallible>(Fixed(image, [index])));
-    let settings = StepSettings { effective: samples, checkpoint: Checkpoint::Blocks, ..StepSettings::default() };
-    let networks = Networks { vqgan: &model, discriminator: None };
-    let batch = effective_batch_gradient(networks, &losses, settings, batches(), batches(), |_| {}).unwrap();
+    let settings = StepSettings { effective: samples, recompute: Recompute::Blocks, ..StepSettings::default() };
+    let batch = effective_batch_gradient(&model, &losses, settings, batches(), batches(), |_| {}).unwrap();
     let figures = batch.read(Tensor::zeros([1], &device), None).unwrap();
-    let loss = |name: &str| figures.losses.iter().find(|(other, _)| *other == name).map(|(_, value)| *value);
+    let loss = |name: &str| figures.values.iter().find(|(other, _)| *other == name).map(|(_, value)| *value);
     let near = |name: &str, found: f64| {
         let expected = f64::from(read(expected, name)[0]);
         assert!((found - expected).abs() < 1e-4 * expected.abs().max(1e-3), "{name}: {found} against {expected}");

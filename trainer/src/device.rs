@@ -6,7 +6,7 @@ use std::str::FromStr;
 use burn::tensor::Device;
 use serde::Serialize;
 
-use crate::config::Compute;
+use crate::precision::Compute;
 
 /// What `[run] device` or `--device` asks for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -7,29 +7,24 @@
 #[macro_use]
 mod terminal;
 
-pub mod adversary;
 pub mod best;
 pub mod check;
 pub mod commands;
 pub mod config;
-pub mod cutouts;
 pub mod data;
 pub mod device;
 mod download;
-pub mod ema;
 pub mod engine;
-pub mod freezing;
-pub mod gradients;
 #[cfg(any(feature = "cuda", feature = "wgpu"))]
 mod kernels;
 pub mod losses;
-pub mod lr_schedule;
 pub mod memory;
 pub mod models;
-pub mod optimizer;
+pub mod optim;
 mod panics;
 pub mod precision;
 pub mod pretrained;
+mod problem;
 pub mod progress;
 pub mod random_networks;
 pub mod reporting;

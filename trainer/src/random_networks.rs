@@ -15,7 +15,8 @@ use rand::RngExt;
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
-use crate::config::{ClipConfig, Config, ModelConfig};
+use crate::config::{Config, ModelConfig};
+use crate::losses::Sees;
 use crate::models::architectures::{NAMES, by_name};
 use crate::models::clip::byte_vocabulary;
 use crate::models::discriminator::DiscriminatorNorm;
@@ -133,7 +134,7 @@ impl Networks {
                 networks.linear = Some(lpips_linear(perceptual.network, &folder)?);
             }
         }
-        if ClipConfig::is_needed(losses) {
+        if losses.has(Sees::Clip) {
             if is_remote(config.clip.location()) {
                 networks.clip = Some(clip(config.clip.location(), &folder)?);
             }

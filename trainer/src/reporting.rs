@@ -8,32 +8,16 @@ use std::path::{Path, PathBuf};
 
 use checkpoints::run::atomic_write;
 use image::ImageReader;
-use report::keys::{self, Groups};
+use report::keys;
 use report::tensorboard::{EventFile, Histogram, Value as Shown, WriteError};
 use serde::Serialize;
 use serde_json::Value;
 
+use crate::losses::METRICS;
 use crate::progress::Progress;
 
 /// The folder of the event files in a run's folder.
 const TENSORBOARD: &str = "tensorboard";
-
-/// Where the metrics of the losses are shown: their keys in `metrics.jsonl`, and their tags.
-pub const LOSS_GROUPS: &Groups = &[
-    ("pixel", "loss/pixel"),
-    ("perceptual", "loss/perceptual"),
-    ("codebook", "loss/codebook"),
-    ("entropy", "loss/entropy"),
-    ("adversarial", "loss/adversarial"),
-    ("clip_image", "loss/clip_image"),
-    ("clip_text", "loss/clip_text"),
-    ("clip_contrastive", "loss/clip_contrastive"),
-    ("clip_direction", "loss/clip_direction"),
-    ("discriminator", "discriminator/loss"),
-    ("logits_real", "discriminator/logits_real"),
-    ("logits_fake", "discriminator/logits_fake"),
-    ("adaptive_weight", "discriminator/adaptive_weight"),
-];
 
 /// Shows one run.
 pub struct Reporter {
@@ -57,7 +41,7 @@ impl Reporter {
     pub fn step(&mut self, line: &Value, progress: &Progress) {
         progress.figures(line);
         let step = line["step"].as_u64().unwrap_or_default();
-        self.scalars(step, line, |key| keys::tag(key, LOSS_GROUPS), progress);
+        self.scalars(step, line, |key| keys::tag(key, &METRICS), progress);
     }
 
     /// Scores of a validation after `step` steps, by their names.
@@ -88,7 +72,7 @@ impl Reporter {
     /// Writes `report.html`.
     pub fn finish(&self, progress: &Progress) {
         let path = self.folder.join("report.html");
-        let written = report::Run::read(&self.folder, LOSS_GROUPS)
+        let written = report::Run::read(&self.folder, &METRICS)
             .map_err(|error| error.to_string())
             .and_then(|run| atomic_write(&path, report::page(&[run]).as_bytes()).map_err(|error| error.to_string()));
         if let Err(error) = written {
@@ -135,7 +119,7 @@ mod tests {
             ("adaptive_weight", "discriminator/adaptive_weight"),
             ("discriminator_skipped", "discriminator/skipped"),
         ] {
-            assert_eq!(keys::tag(key, LOSS_GROUPS), tag);
+            assert_eq!(keys::tag(key, &METRICS), tag);
         }
     }
 }

@@ -13,16 +13,15 @@ use checkpoints::run::{FileRecord, FileRecords, advice};
 use checkpoints::{Architecture, SafetensorsError, WeightsFile, write_safetensors};
 use serde::{Deserialize, Serialize};
 
-use crate::adversary::Adversary;
 use crate::best::Best;
 use crate::config::{Config, saved_config};
 use crate::data::ImageSet;
-use crate::losses::AdversarialState;
+use crate::losses::{AdversarialState, Discriminator};
 use crate::memory::MemorySettings;
 use crate::models::VqGan;
 use crate::models::weights::{ModelError, StateDict, state_dict};
-use crate::optimizer::{MOMENT_1, MOMENT_2, ModelOptimizer, TIME};
-use crate::precision::ScalerState;
+use crate::optim::ScalerState;
+use crate::optim::{MOMENT_1, MOMENT_2, ModelOptimizer, TIME};
 use crate::validation::Scores;
 
 pub use self::changes::{Change, unsound_changes};
@@ -125,16 +124,17 @@ impl Snapshot {
         model: &VqGan,
         ema: Option<&VqGan>,
         optimizer: &ModelOptimizer,
-        adversary: Option<&Adversary>,
+        discriminator: Option<&Discriminator>,
     ) -> Result<Self, StateError> {
         let mut files = vec![(MODEL, state_dict(model)?)];
         if let Some(ema) = ema {
             files.push((EMA, state_dict(ema)?));
         }
         files.push((OPTIMIZER, optimizer.state_dict(model)?));
-        if let Some(adversary) = adversary {
-            files.push((DISCRIMINATOR, state_dict(adversary.model())?));
-            files.push((DISCRIMINATOR_OPTIMIZER, adversary.optimizer().state_dict(adversary.model())?));
+        if let Some(discriminator) = discriminator {
+            let model = discriminator.model();
+            files.push((DISCRIMINATOR, state_dict(model)?));
+            files.push((DISCRIMINATOR_OPTIMIZER, discriminator.optimizer().state_dict(model)?));
         }
         Ok(Self { state, files })
     }
@@ -301,7 +301,7 @@ mod tests {
         for step in 0..500 {
             let logit = f64::from((step as f32 * 0.37).sin());
             state.lecam = state.lecam.updated(logit, -0.7 * logit);
-            state.balance = Some(logit.abs());
+            state.adaptive_weight = Some(logit.abs());
             let text = serde_json::to_string_pretty(&state).unwrap();
             assert_eq!(serde_json::from_str::<AdversarialState>(&text).unwrap(), state, "{text}");
         }
@@ -313,10 +313,10 @@ mod tests {
         config.discriminator = DiscriminatorConfig { norm, channels: 4, layers: 2, ..Default::default() };
         let weights = random_weights(&state.architecture, 0);
         let model = VqGan::new(&state.architecture, &weights, &device, DType::F32).unwrap();
-        let adversary = Adversary::fresh(&config, &device).unwrap();
+        let discriminator = Discriminator::fresh(&config.losses.adversarial, &config.surroundings(), &device).unwrap();
         let optimizer = ModelOptimizer::new(&config.optimizer);
         let folder = tempfile::tempdir().unwrap();
-        let snapshot = Snapshot::take(state.clone(), &model, None, &optimizer, Some(&adversary)).unwrap();
+        let snapshot = Snapshot::take(state.clone(), &model, None, &optimizer, Some(&discriminator)).unwrap();
         snapshot.write(folder.path(), |_| {}).unwrap();
         read(folder.path()).unwrap()
     }
@@ -331,7 +331,7 @@ mod tests {
             before: None,
             memory_settings: Some(MemorySettings { micro: 2, recompute: Recompute::Blocks, cutouts_at_once: 0 }),
             pictures: ImageSet { count: 1, names: String::new() },
-            adversarial: Some(AdversarialState { balance: Some(0.49077241870406396), lecam }),
+            adversarial: Some(AdversarialState { adaptive_weight: Some(0.49077241870406396), lecam }),
             loss_scale: Some(ScalerState { scale: 4096.0, since_change: 7, skipped: 4, in_a_row: 0 }),
             discriminator_loss_scale: None,
             validated: Some(2),
@@ -345,8 +345,8 @@ mod tests {
         let back = saved(&state, DiscriminatorNorm::Group).state;
         assert_eq!(back, state);
         let bits = |state: &State| {
-            let AdversarialState { balance, lecam } = state.adversarial.unwrap();
-            [balance.unwrap(), lecam.real, lecam.fake].map(f64::to_bits)
+            let AdversarialState { adaptive_weight, lecam } = state.adversarial.unwrap();
+            [adaptive_weight.unwrap(), lecam.real, lecam.fake].map(f64::to_bits)
         };
         assert_eq!(bits(&back), bits(&state));
     }

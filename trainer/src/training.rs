@@ -39,24 +39,21 @@ use self::logs::Logs;
 use self::retry::{cannot_begin, cutouts};
 use self::start::{Start, check_captions, check_precision, find_checkpoint};
 use self::step::StepError;
-use crate::adversary::Adversary;
 use crate::best::Best;
 use crate::config::{Compute, Config, Loaded};
 use crate::data::{self, Data};
 use crate::device::{Choice, Selected};
-use crate::ema::Ema;
 use crate::engine::MicroBatch;
-use crate::losses::Losses;
-use crate::lr_schedule::LrSchedule;
+use crate::losses::{Discriminator, LoadContext, Losses, METRICS};
 use crate::memory::{
     self, CacheEntry, Chosen, Limit, MemoryMeter, MemorySettings, Recovery, depends_on_micro, readable,
 };
 use crate::models::VqGan;
-use crate::optimizer::ModelOptimizer;
+use crate::optim::{Ema, LossScaler, LrSchedule, ModelOptimizer};
 use crate::panics::{catch_out_of_memory, out_of_memory};
-use crate::precision::{LossScaler, Probe, Range, compute_copy};
+use crate::precision::{Probe, Range, compute_copy};
 use crate::progress::{Progress, check_terminal};
-use crate::reporting::{LOSS_GROUPS, Reporter};
+use crate::reporting::Reporter;
 use crate::run_state::{self, Snapshot, State, StateError};
 use crate::samples::grid_png;
 use crate::validation::{Extent, Judges, Scores, Validated, ValidationError, validate};
@@ -146,7 +143,7 @@ pub fn train(loaded: &Loaded, options: Options, stop: &Stop) -> Result<Outcome, 
         prepared => prepared?,
     };
     if dashboard {
-        training.progress.show_dashboard(stop.interrupter(), LOSS_GROUPS);
+        training.progress.show_dashboard(stop.interrupter(), &METRICS);
     }
     let outcome = training.run(stop);
     // Without a step there is nothing in it but what it started from.
@@ -183,7 +180,6 @@ struct Training {
     model: Option<VqGan>,
     ema: Option<Ema<VqGan>>,
     optimizer: ModelOptimizer,
-    adversary: Option<Adversary>,
     scaler: LossScaler,
     /// Only while faults are looked for.
     probe: Option<Probe>,
@@ -252,12 +248,21 @@ impl Training {
             Purpose::Measurement => Chosen::as_configured(loaded),
         };
         let chosen = chosen.map_err(|error| TrainError::of_memory(error, 1, "nothing has been made".to_owned()))?;
-        let start = match checkpoint {
+        let mut start = match checkpoint {
             Some(checkpoint) => Start::resume(loaded, checkpoint, &options.allow, &device, &data)?,
             None => Start::fresh(loaded, &device)?,
         };
         check_captions(&config, &data)?;
-        let losses = Losses::load(&config, &start.architecture.quantizer, &device.device.clone().autodiff())?;
+        let losses = Losses::load(
+            &config.losses,
+            LoadContext {
+                around: config.surroundings(),
+                quantizer: &start.architecture.quantizer,
+                device: &device.device.clone().autodiff(),
+                frozen: config.precision.frozen().dtype(),
+                discriminator: start.discriminator.take(),
+            },
+        )?;
         faults.meet(0, "start");
         // All that there has to be before the first step has its memory by now, or the run does not begin.
         let waited = faults.wait().and_then(|()| device.device.sync().map_err(|error| error.to_string()));
@@ -281,7 +286,7 @@ impl Training {
                 note!("set aside, since the run goes on from step {step}: {}", aside.display());
             }
         }
-        let batch_norm = start.adversary.as_ref().is_some_and(Adversary::has_batch_norm);
+        let batch_norm = losses.discriminator().is_some_and(Discriminator::has_batch_norm);
         let fixed_micro = depends_on_micro(&config, batch_norm);
         let recovery = Recovery::new(limit, &config, &device, fixed_micro, cutouts(&losses));
         let saves = faults.of_saves();
@@ -298,7 +303,6 @@ impl Training {
             model: Some(start.model),
             ema: start.ema,
             optimizer: start.optimizer,
-            adversary: start.adversary,
             scaler: start.scaler,
             probe,
             memory_settings: chosen.settings,
@@ -518,14 +522,14 @@ impl Training {
             before: self.before,
             memory_settings: Some(self.memory_settings),
             pictures: self.data.images.clone(),
-            adversarial: self.adversary.as_ref().map(|adversary| adversary.state),
+            adversarial: self.losses.discriminator().map(|own| own.state),
             loss_scale: Some(self.scaler.state()),
-            discriminator_loss_scale: self.adversary.as_ref().map(|adversary| adversary.scaler().state()),
+            discriminator_loss_scale: self.losses.discriminator().map(|own| own.scaler().state()),
             validated: self.validated,
             best: self.best,
         };
         let ema = self.ema.as_ref().map(Ema::model);
-        let snapshot = Snapshot::take(state, self.model(), ema, &self.optimizer, self.adversary.as_ref());
+        let snapshot = Snapshot::take(state, self.model(), ema, &self.optimizer, self.losses.discriminator());
         let path = || self.folder.join("checkpoints").join(format!("step-{:06}", self.step));
         let snapshot = snapshot.map_err(|source| SaveError::Write { path: path(), source })?;
         let settings = &self.config.checkpoints;

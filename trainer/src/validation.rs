@@ -94,8 +94,8 @@ pub struct Judges<'a> {
 impl<'a> Judges<'a> {
     /// Those that `losses` have.
     pub fn of(losses: &'a Losses) -> Self {
-        let lpips = losses.image.iter().map(|(_, loss)| &**loss).find(|loss| loss.name() == "perceptual");
-        Self { lpips: lpips.map(|loss| loss as &dyn ImageLoss), clip: losses.clip.as_ref() }
+        let lpips = losses.perceptual.as_ref().map(|perceptual| &perceptual.loss as &dyn ImageLoss);
+        Self { lpips, clip: losses.clip.as_ref() }
     }
 }
 

@@ -13,11 +13,10 @@ use super::piece::{
 use super::sizes::Sizes;
 use super::{CheckError, Part, Row, Scale};
 use crate::config::{Compute, OptimizerConfig, OptimizerName};
-use crate::cutouts::{CutoutSettings, Cutouts};
 use crate::device::Selected;
 use crate::engine::MicroBatch;
-use crate::gradients::GradientSum;
 use crate::losses::clip::contrastive::Contrastive;
+use crate::losses::clip::cutouts::{CutoutSettings, Cutouts};
 use crate::losses::clip::{direction, image, text};
 use crate::losses::{
     EntropyCoupling, GanLoss, ImageLoss, LeCam, PerceptualLoss, PixelLoss, PixelNorm, divergence, sum_probabilities,
@@ -32,7 +31,7 @@ use crate::models::quantizer::gumbel::{Sampling, SeededNoise};
 use crate::models::quantizer::{Quantizer, Terms};
 use crate::models::statistics_dtype;
 use crate::models::weights::{ModelError, StateDict, WeightReader, state_dict};
-use crate::optimizer::ModelOptimizer;
+use crate::optim::{GradientSum, ModelOptimizer};
 use crate::random_networks::{clip_weights, lpips_backbone};
 
 /// Compares every piece on `device` whose name contains one of `names`, or every piece if there are none, with the CPU in f32,
@@ -310,7 +309,7 @@ fn losses(sizes: &Sizes) -> Vec<Piece<'_>> {
     };
     let pixels = move |place: &Place| {
         let original = images(8, sizes.side, place);
-        let loss = PixelLoss(PixelNorm::Mix { l1: 0.5 });
+        let loss = PixelLoss { norm: PixelNorm::Mix, mix: 0.5 };
         through(images(9, sizes.side, place), |images| loss.per_sample(original, images), |_| {})
     };
     let adversarial = |place: &Place| {

@@ -9,7 +9,7 @@ use report::{MOST_RUNS, Run, page};
 use serde_json::{Value, json};
 
 use super::{CommandError, Json, print_json, print_line};
-use crate::reporting::LOSS_GROUPS;
+use crate::losses::METRICS;
 
 #[derive(Debug, Args)]
 pub(super) struct ReportArgs {
@@ -30,8 +30,7 @@ pub(super) fn run(args: &ReportArgs) -> Result<ExitCode, CommandError> {
             "{asked} runs: a page shows {MOST_RUNS} at most, as more colours cannot be told apart"
         )));
     }
-    let read =
-        |folder: &PathBuf| Run::read(folder, LOSS_GROUPS).map_err(|error| CommandError::Usage(error.to_string()));
+    let read = |folder: &PathBuf| Run::read(folder, &METRICS).map_err(|error| CommandError::Usage(error.to_string()));
     let runs = args.runs.iter().map(read).collect::<Result<Vec<_>, _>>()?;
     let output = match (&args.output, &args.runs[..]) {
         (Some(output), _) => output.clone(),

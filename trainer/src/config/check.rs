@@ -1,29 +1,20 @@
 //! What a configuration must hold beyond its types.
 
-mod losses;
 #[cfg(test)]
 mod tests;
 
-use checkpoints::hub::Location;
 use checkpoints::{Architecture, QuantizerKind};
 use datasets::SourceSettings;
 
 use super::{
-    BatchConfig, ClipConfig, Config, DataConfig, LossScaleConfig, Metric, ModelConfig, OptimizerConfig,
+    BatchConfig, Config, DataConfig, LossScaleConfig, LossesConfig, Metric, ModelConfig, OptimizerConfig,
     PrecisionConfig, RunConfig, ScheduleConfig, SweepConfig,
 };
 use crate::device::Choice;
-use crate::freezing::{Trainable, check_pattern};
+use crate::losses::{LossKeys, Sees};
+use crate::optim::{Trainable, check_pattern};
+use crate::problem::{Problem, at_least_one, below_one, not_negative, positive, problem, share};
 use crate::ssim;
-
-/// A value that is of the right type and still makes no sense.
-#[derive(Debug, Clone, PartialEq)]
-pub struct Problem {
-    /// The key, as in `batch.micro`.
-    pub key: &'static str,
-    /// What is wrong and what is allowed.
-    pub message: String,
-}
 
 /// Far beyond any run, and small enough that their product still counts samples in 64 bits.
 const MOST_STEPS: u64 = 1 << 40;
@@ -38,41 +29,6 @@ const MOST_PREFETCHED: usize = 1 << 16;
 /// As many indices fit a small machine's memory.
 const MOST_IMAGES: usize = 100_000_000;
 
-fn problem(key: &'static str, message: impl Into<String>) -> Result<(), Problem> {
-    Err(Problem { key, message: message.into() })
-}
-
-fn at_least_one(key: &'static str, value: usize) -> Result<(), Problem> {
-    if value == 0 { problem(key, "is 0, must be at least 1") } else { Ok(()) }
-}
-
-fn not_negative(key: &'static str, value: f64) -> Result<(), Problem> {
-    if value >= 0.0 && value.is_finite() { Ok(()) } else { problem(key, format!("is {value}, must be 0 or more")) }
-}
-
-fn positive(key: &'static str, value: f64) -> Result<(), Problem> {
-    if value > 0.0 && value.is_finite() { Ok(()) } else { problem(key, format!("is {value}, must be above 0")) }
-}
-
-fn share(key: &'static str, value: f64) -> Result<(), Problem> {
-    if (0.0..=1.0).contains(&value) { Ok(()) } else { problem(key, format!("is {value}, must lie in 0 to 1")) }
-}
-
-fn below_one(key: &'static str, value: f64) -> Result<(), Problem> {
-    if (0.0..1.0).contains(&value) && (value as f32) < 1.0 {
-        Ok(())
-    } else {
-        problem(key, format!("is {value}, must be at least 0 and below 1"))
-    }
-}
-
-fn location(key: &'static str, spec: Option<&str>) -> Result<(), Problem> {
-    match spec.map(Location::parse) {
-        Some(Err(error)) => problem(key, format!("is wrong: {error}")),
-        _ => Ok(()),
-    }
-}
-
 impl Config {
     /// Everything that can be said before a model or a data set is opened.
     ///
@@ -86,8 +42,9 @@ impl Config {
         check_model(model)?;
         check_data(data, &self.source_settings())?;
         self.check_losses()?;
-        self.check_discriminator()?;
-        self.check_clip()?;
+        self.discriminator.check(&self.losses.adversarial, data.resolution)?;
+        let LossesConfig { clip_image, clip_text, clip_direction, .. } = &self.losses;
+        self.clip.check(clip_image.is_on() || clip_text.is_on() || clip_direction.is_on())?;
         check_optimizer(optimizer, Network::Model)?;
         check_schedule(schedule, run, Network::Model)?;
         check_optimizer(&self.discriminator_optimizer(), Network::Discriminator)?;
@@ -97,6 +54,29 @@ impl Config {
         not_negative("checkpoints.every_minutes", checkpoints.every_minutes)?;
         check_sweep(sweep)?;
         self.check_best()
+    }
+
+    /// `[losses.*]`. What is set for a loss that is off has to be in its range, and nothing more.
+    fn check_losses(&self) -> Result<(), Problem> {
+        let tables = self.losses.tables();
+        for table in &tables {
+            not_negative(table.weight_key(), table.weight().value)?;
+        }
+        if self.losses.on().next().is_none() {
+            return problem("losses.pixel.weight", "is 0, and so is every other loss's: there is nothing to train for");
+        }
+        let around = self.surroundings();
+        tables.iter().try_for_each(|table| table.check(&around))
+    }
+
+    /// A line for each loss that is on, and for the discriminator, that begins only after the last step.
+    pub fn losses_that_never_count(&self) -> Vec<String> {
+        let steps = self.run.steps;
+        let starts = self.losses.on().map(|table| (format!("losses.{}.start", table.name()), table.weight().start));
+        let discriminator = self.discriminator.start.filter(|_| self.losses.adversarial.is_on());
+        let discriminator = discriminator.map(|start| ("discriminator.start".to_owned(), start));
+        let late = starts.chain(discriminator).filter(|(_, start)| *start >= steps);
+        late.map(|(key, start)| format!("{key} is {start}, but run.steps is {steps}: it never begins")).collect()
     }
 
     /// The best checkpoint is known by a figure that the run's validations have.
@@ -123,7 +103,7 @@ impl Config {
         if best == Metric::Lpips && losses.perceptual.weight == 0.0 {
             return problem(KEY, "is \"lpips\", which needs the loss `perceptual`");
         }
-        if best == Metric::Clip && !ClipConfig::is_needed(losses) {
+        if best == Metric::Clip && !losses.has(Sees::Clip) {
             return problem(KEY, "is \"clip\", which needs one of the CLIP losses");
         }
         Ok(())

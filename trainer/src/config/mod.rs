@@ -1,12 +1,8 @@
 //! The configuration of a run: strict TOML, every key with a default.
 
 mod check;
-mod losses;
 mod micro;
 mod model;
-mod networks;
-mod optimizer;
-mod precision;
 mod read;
 mod sweep;
 
@@ -16,20 +12,20 @@ use checkpoints::hub::expand_home;
 use datasets::SourceSettings;
 use serde::{Deserialize, Serialize};
 
-pub use check::Problem;
-pub use datasets::DataSource;
-pub use losses::{
-    Adaptive, AdversarialConfig, Against, ClipContrastiveConfig, ClipDirectionConfig, ClipImageConfig, ClipTextConfig,
-    CodebookConfig, LossesConfig, PerceptualConfig, PixelConfig, PixelNormConfig,
+pub use crate::engine::Recompute;
+use crate::losses::Surroundings;
+pub use crate::losses::{
+    Adaptive, AdversarialConfig, Against, ClipConfig, ClipContrastiveConfig, ClipDirectionConfig, ClipImageConfig,
+    ClipTextConfig, CodebookConfig, DiscriminatorConfig, LossesConfig, PerceptualConfig, PixelConfig, PixelNorm,
 };
-pub use micro::Micro;
-pub use model::ModelConfig;
-pub use networks::{ClipConfig, DiscriminatorConfig};
-pub use optimizer::{
+pub use crate::optim::{
     OptimizerConfig, OptimizerName, PartialOptimizerConfig, PartialScheduleConfig, ScheduleConfig, ScheduleKind,
 };
-pub use precision::{Compute, LossScaleConfig, PrecisionConfig, ScalerConfig};
-pub(crate) use read::nearest;
+pub use crate::precision::{Compute, LossScaleConfig, PrecisionConfig, ScalerConfig};
+pub use crate::problem::Problem;
+pub use datasets::DataSource;
+pub use micro::Micro;
+pub use model::ModelConfig;
 pub use read::{BUILT_IN, ConfigError, Loaded, Origin, Override, load, load_saved, saved_config};
 pub use sweep::{Bytes, MaxDeviation, SweepConfig, Tolerance};
 
@@ -101,9 +97,20 @@ impl Config {
         self.discriminator.schedule.over(&self.schedule)
     }
 
-    /// First optimizer step at which the discriminator learns: that of its loss where nothing is said.
-    pub fn discriminator_start(&self) -> u64 {
-        self.discriminator.start.unwrap_or(self.losses.adversarial.start)
+    /// What a loss may know beyond its own table.
+    pub fn surroundings(&self) -> Surroundings<'_> {
+        Surroundings {
+            seed: self.run.seed,
+            steps: self.run.steps,
+            effective: self.batch.effective,
+            resolution: self.data.resolution,
+            precision: &self.precision,
+            optimizer: &self.optimizer,
+            schedule: &self.schedule,
+            discriminator: &self.discriminator,
+            clip: &self.clip,
+            losses: self.losses.on().map(|table| (table.sees(), table.weight())).collect(),
+        }
     }
 }
 
@@ -165,22 +172,6 @@ pub struct MemoryConfig {
     /// is 90 % of what is free on a CUDA device, and no limit elsewhere.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub limit: Option<Bytes>,
-}
-
-/// What a backward pass recomputes.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize, Serialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Recompute {
-    /// Nothing: the fastest.
-    #[default]
-    None,
-    /// The inside of each block, of which only the input is kept.
-    Blocks,
-}
-
-impl Recompute {
-    /// All of them, from the fastest.
-    pub const ALL: [Self; 2] = [Self::None, Self::Blocks];
 }
 
 /// `[data]`

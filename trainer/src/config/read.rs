@@ -12,6 +12,7 @@ use serde_json::Value;
 use toml::de::{DeTable, DeValue};
 
 use super::{Config, Problem};
+use crate::problem::nearest;
 
 /// The configurations that come with the program, by name.
 pub const BUILT_IN: [(&str, &str); 5] = [
@@ -271,13 +272,6 @@ pub(super) fn explain(message: &str) -> String {
         return format!("unknown {noun} `{wrong}`{hint} (allowed: {})", allowed.join(", "));
     }
     message
-}
-
-/// The word of `allowed` that `wrong` was most likely meant to be, if one is near enough.
-pub(crate) fn nearest<'a>(wrong: &str, allowed: &[&'a str]) -> Option<&'a str> {
-    let distances = allowed.iter().map(|name| (strsim::damerau_levenshtein(wrong, name), *name));
-    let near = distances.filter(|(distance, name)| *distance <= (name.len().max(wrong.len()) / 2).max(1));
-    near.min().map(|(_, name)| name)
 }
 
 impl Loaded {

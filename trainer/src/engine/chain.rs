@@ -2,22 +2,31 @@
 //!
 //! With recomputation it keeps no more than each block's input: the backward pass runs a block again, this time with a
 //! graph, and frees that graph before it goes on to the block before (Chen et al. 2016, arXiv 1604.06174). A residual block,
-//! the largest of them, is gone through in two halves, so that only half of it has a graph at a time.
+//! the largest of them, is recomputed in two parts, so that only one of them has a graph at a time.
 
 use burn::tensor::Tensor;
+use serde::{Deserialize, Serialize};
 
-use crate::gradients::GradientSum;
 use crate::models::blocks::Block;
-use crate::models::vqgan::{forward, surrogate};
+use crate::models::surrogate::surrogate;
+use crate::models::vqgan::forward;
+use crate::optim::GradientSum;
 use crate::precision::Probe;
 
-/// What a chain keeps between its forward and its backward pass.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Checkpoint {
-    /// The whole graph: the least work.
+/// What a backward pass computes again.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Recompute {
+    /// Nothing, since the whole graph is kept: the fastest.
+    #[default]
     None,
-    /// The blocks' inputs: the least memory. The same gradient up to the order of its sums.
+    /// The inside of each block, of which only the input is kept: the least memory. The same gradient up to the order of its sums.
     Blocks,
+}
+
+impl Recompute {
+    /// All of them, from the fastest.
+    pub const ALL: [Self; 2] = [Self::None, Self::Blocks];
 }
 
 /// The part of a chain that gradients go through; blocks before it have run and left nothing behind.
@@ -55,7 +64,7 @@ impl<'a> Chain<'a> {
         plain: &[Block<'a>],
         input: Tensor<4>,
         upstream: bool,
-        checkpoint: Checkpoint,
+        recompute: Recompute,
         probe: Option<&'a Probe>,
     ) -> (Self, Tensor<4>) {
         let trained = tracked.iter().position(Block::is_trained).unwrap_or(tracked.len());
@@ -73,13 +82,13 @@ impl<'a> Chain<'a> {
         if links.is_empty() {
             return (Self { links, kept: Kept::Inputs(Vec::new()), upstream, probe }, input);
         }
-        let (kept, output) = match checkpoint {
-            Checkpoint::None => {
+        let (kept, output) = match recompute {
+            Recompute::None => {
                 let input = leaf(input, upstream);
                 let output = forward(&tracked[first..], input.clone());
                 (Kept::Graph(Box::new(Graph { input, output: output.clone() })), output.without_autodiff())
             }
-            Checkpoint::Blocks => {
+            Recompute::Blocks => {
                 let (mut inputs, mut at) = (Vec::new(), input);
                 for block in &plain[first..] {
                     let output = through(block, at.clone());

@@ -1,13 +1,14 @@
-//! One micro-batch's way through the model: forward to the reconstruction, and back from the gradient at it.
+//! One micro-batch's forward pass through the model to the reconstruction, and the backward pass from the gradient at it.
 
 use burn::tensor::Tensor;
 
-use super::chain::{Chain, Checkpoint};
-use crate::gradients::GradientSum;
+use super::chain::{Chain, Recompute};
+use crate::losses::Gradients;
 use crate::models::VqGan;
 use crate::models::quantizer::gumbel::Sampling;
 use crate::models::quantizer::{Quantized, Terms};
 use crate::models::statistics_dtype;
+use crate::optim::GradientSum;
 use crate::precision::Probe;
 
 /// What the backward pass of a micro-batch needs.
@@ -30,12 +31,12 @@ impl<'a> Reconstruct<'a> {
         plain: &'a VqGan,
         images: Tensor<4>,
         sampling: Option<Sampling>,
-        checkpoint: Checkpoint,
+        recompute: Recompute,
         probe: Option<&'a Probe>,
     ) -> (Self, Tensor<4>) {
         let (_, dtype) = plain.place();
         let chain = |tracked: &[_], plain: &[_], input: Tensor<4>, upstream| {
-            Chain::forward(tracked, plain, input.cast(dtype), upstream, checkpoint, probe)
+            Chain::forward(tracked, plain, input.cast(dtype), upstream, recompute, probe)
         };
         let (mut encoder, latent) = chain(&model.encoder_blocks(), &plain.encoder_blocks(), images, false);
         // Its backward pass comes last, after all losses and the decoder's.
@@ -71,30 +72,19 @@ impl<'a> Reconstruct<'a> {
         &self.last_input
     }
 
-    /// Adds the parameters' gradients, given the gradient at the reconstruction and a scalar on [`quantized`](Self::quantized),
-    /// both in f32 at least.
-    pub(super) fn backward(
-        self,
-        at_image: Tensor<4>,
-        codebook: Tensor<1>,
-        sum: &mut GradientSum,
-        probe: Option<&Probe>,
-    ) {
+    /// Adds the parameters' gradients, given those at the reconstruction and at [`quantized`](Self::quantized), in f32 at least.
+    pub(super) fn backward(self, gradients: Gradients, sum: &mut GradientSum, probe: Option<&Probe>) {
         let Self { model, encoder, latent, quantized, decoder, last_input, last_layer } = self;
-        let at_image = at_image.cast(last_input.dtype());
+        let at_image = gradients.at_image.cast(last_input.dtype());
         drop(last_input);
         let at_last_input = last_layer.backward(at_image, sum);
         let at_quantized = at_last_input.and_then(|gradient| decoder.backward(gradient, sum));
-        let scalar = match at_quantized {
-            Some(gradient) => {
-                let gradient = gradient.cast(quantized.latent.dtype());
-                quantized.surrogate(gradient) + codebook
-            }
-            None => codebook,
-        };
-        if !scalar.is_tracked() {
-            return;
-        }
+        let straight_through = at_quantized.map(|gradient| {
+            let gradient = gradient.cast(quantized.latent.dtype());
+            quantized.surrogate(gradient)
+        });
+        let scalar = straight_through.into_iter().chain(gradients.at_codes).reduce(Tensor::add);
+        let Some(scalar) = scalar.filter(Tensor::is_tracked) else { return };
         let mut gradients = scalar.backward();
         sum.add_module(&mut gradients, model.quantizer());
         if let Some(at_latent) = latent.grad_remove(&mut gradients) {

@@ -11,11 +11,11 @@ mod all_losses;
 mod gumbel;
 mod half;
 use crate::device::tested as device;
-use crate::gradients::relative_deviation;
-use crate::losses::{PixelLoss, PixelNorm, Weight};
+use crate::losses::{Codebook, CodebookLoss, NearestLoss, PixelLoss, PixelNorm, Weight, Weighted};
 use crate::models::initialize::random_weights;
 use crate::models::tests::tiny_architecture;
 use crate::models::weights::{ParameterVisitor, is_enum, visit_parameters};
+use crate::optim::relative_deviation;
 
 const SIDE: usize = 8;
 
@@ -55,10 +55,12 @@ fn cut(effective: usize, micro: usize) -> impl Iterator<Item = Result<Waves, Str
 
 fn losses(entropy: f64) -> Losses {
     Losses {
-        image: vec![(Weight::constant(1.0), Box::new(PixelLoss(PixelNorm::Mix { l1: 0.5 })))],
-        codebook: (Weight::constant(0.7), CodebookLoss::Nearest(NearestLoss { beta: 0.25, legacy: false, entropy })),
-        adversarial: None,
-        clip: None,
+        pixel: Some(Weighted { weight: Weight::constant(1.0), loss: PixelLoss { norm: PixelNorm::Mix, mix: 0.5 } }),
+        codebook: Some(Codebook {
+            weight: Weight::constant(0.7),
+            loss: CodebookLoss::Nearest(NearestLoss { beta: 0.25, legacy: false, entropy }),
+        }),
+        ..Losses::default()
     }
 }
 
@@ -75,18 +77,13 @@ fn model_of(architecture: &Architecture, seed: u64, dtype: DType) -> VqGan {
     VqGan::new(architecture, &weights, &device().autodiff(), dtype).unwrap()
 }
 
-fn generator(model: &VqGan) -> Networks<'_> {
-    Networks { vqgan: model, discriminator: None }
-}
-
-fn settings(effective: usize, checkpoint: Checkpoint) -> StepSettings<'static> {
-    StepSettings { effective, checkpoint, ..StepSettings::default() }
+fn settings(effective: usize, recompute: Recompute) -> StepSettings<'static> {
+    StepSettings { effective, recompute, ..StepSettings::default() }
 }
 
 fn gradient(model: &VqGan, losses: &Losses, effective: usize, micro: usize) -> EffectiveBatch {
-    let settings = settings(effective, Checkpoint::None);
-    effective_batch_gradient(generator(model), losses, settings, cut(effective, micro), cut(effective, micro), |_| {})
-        .unwrap()
+    let settings = settings(effective, Recompute::None);
+    effective_batch_gradient(model, losses, settings, cut(effective, micro), cut(effective, micro), |_| {}).unwrap()
 }
 
 fn largest_deviation(architecture: &Architecture, losses: &Losses, dtype: DType) -> f64 {
@@ -123,11 +120,10 @@ fn recomputing_blocks_gives_the_same_gradient() {
     let losses = losses(0.1);
     for (dtype, limit) in [(DType::F64, 1e-13), (DType::F32, 1e-5)] {
         let model = model(&tiny_architecture(), dtype);
-        let gradient = |checkpoint| {
-            effective_batch_gradient(generator(&model), &losses, settings(4, checkpoint), cut(4, 2), cut(4, 2), |_| {})
-                .unwrap()
+        let gradient = |recompute| {
+            effective_batch_gradient(&model, &losses, settings(4, recompute), cut(4, 2), cut(4, 2), |_| {}).unwrap()
         };
-        let (whole, recomputed) = (gradient(Checkpoint::None), gradient(Checkpoint::Blocks));
+        let (whole, recomputed) = (gradient(Recompute::None), gradient(Recompute::Blocks));
         assert_eq!(recomputed.generator.len(), tiny_architecture().parameters().len());
         let deviation = relative_deviation(&model, &recomputed.generator, &whole.generator);
         println!("{dtype:?}: {deviation:.1e}");
@@ -142,13 +138,13 @@ fn a_forward_pass_that_keeps_no_graph_gives_the_same_bits() {
     for dtype in [DType::F64, DType::F32, DType::F16, DType::BF16] {
         let model = model(&architecture, dtype);
         let images = Waves { first: 3, samples: 2 }.images(&device(), dtype);
-        let latent = |checkpoint| {
+        let latent = |recompute| {
             let (plain, tracked) = (model.valid(), &model);
             let (plain, tracked) = (plain.encoder_blocks(), tracked.encoder_blocks());
-            let (_, latent) = chain::Chain::forward(&tracked, &plain, images.clone(), false, checkpoint, None);
+            let (_, latent) = chain::Chain::forward(&tracked, &plain, images.clone(), false, recompute, None);
             latent.cast(DType::F64).into_data()
         };
-        assert_eq!(latent(Checkpoint::None), latent(Checkpoint::Blocks), "{dtype:?}");
+        assert_eq!(latent(Recompute::None), latent(Recompute::Blocks), "{dtype:?}");
     }
 }
 
@@ -164,22 +160,22 @@ fn a_recomputed_gradient_in_f32_is_as_near_to_that_of_f64_as_a_kept_one() {
     }
     let losses = losses(0.1);
     for seed in [7, 8, 9] {
-        let gradient = |dtype, checkpoint| {
+        let gradient = |dtype, recompute| {
             let model = model_of(&tiny_architecture(), seed, dtype);
-            let settings = settings(4, checkpoint);
+            let settings = settings(4, recompute);
             let (first, second) = (cut(4, 2), cut(4, 2));
-            let batch = effective_batch_gradient(generator(&model), &losses, settings, first, second, |_| {}).unwrap();
+            let batch = effective_batch_gradient(&model, &losses, settings, first, second, |_| {}).unwrap();
             let mut values = Values(&batch.generator, Vec::new());
             visit_parameters(&model, &mut values);
             values.1
         };
         let norm = |values: &mut dyn Iterator<Item = f64>| values.map(|value| value.powi(2)).sum::<f64>().sqrt();
-        let exact = gradient(DType::F64, Checkpoint::None);
+        let exact = gradient(DType::F64, Recompute::None);
         let off = |values: &[f64]| {
             norm(&mut values.iter().zip(&exact).map(|(a, b)| a - b)) / norm(&mut exact.iter().copied())
         };
-        let kept = off(&gradient(DType::F32, Checkpoint::None));
-        let recomputed = off(&gradient(DType::F32, Checkpoint::Blocks));
+        let kept = off(&gradient(DType::F32, Recompute::None));
+        let recomputed = off(&gradient(DType::F32, Recompute::Blocks));
         println!("seed {seed}: kept {kept:.1e}, recomputed {recomputed:.1e}");
         assert!(recomputed < 4.0 * kept, "{recomputed} {kept}");
     }
@@ -198,7 +194,7 @@ fn the_figures_do_not_depend_on_the_micro_batch_either() {
     assert_eq!(whole.code_counts.iter().sum::<f32>(), 8.0 * 16.0);
     assert!(whole.code_counts.iter().filter(|count| **count > 0.0).count() >= 5, "{:?}", whole.code_counts);
     assert!((whole.total - cut.total).abs() < 1e-6);
-    for ((name, a), (_, b)) in whole.losses.iter().zip(&cut.losses) {
+    for ((name, a), (_, b)) in whole.values.iter().zip(&cut.values) {
         assert!((a - b).abs() < 1e-6, "{name}: {a} {b}");
     }
 }
@@ -272,12 +268,12 @@ fn an_error_of_a_micro_batch_ends_the_step() {
     let model = model(&tiny_architecture(), DType::F32);
     let batches = cut(4, 2).take(1).chain([Err("no more".to_owned())]);
     let result = effective_batch_gradient(
-        generator(&model),
+        &model,
         &losses(0.0),
-        settings(4, Checkpoint::None),
+        settings(4, Recompute::None),
         std::iter::empty(),
         batches,
         |_| {},
     );
-    assert_eq!(result.err().as_deref(), Some("no more"));
+    assert!(matches!(result.err(), Some(StepFailure::Batch(message)) if message == "no more"));
 }

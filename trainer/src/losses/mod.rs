@@ -1,109 +1,159 @@
-//! What a model is trained for. A loss is one file; [`Losses`] is what the engine sees of all of them.
+//! What a model is trained for: a file or a folder for each loss, with everything about it. They know models, optimizers and
+//! precision; the engine knows of them no more than [`Loss`] and [`LossStep`] say.
+//!
+//! `trainer/docs/adding-a-loss.md` shows how one is added.
 
-mod adversarial;
+pub mod adversarial;
 pub mod clip;
-mod codebook;
-mod gumbel;
+pub mod codebook;
 pub mod load;
+pub mod loss;
+pub mod metrics;
 mod perceptual;
+pub mod phase;
 mod pixel;
+mod table;
 
-pub use adversarial::{Adversarial, AdversarialState, GanLoss, Half, LeCam, adaptive_weight, mean_logits};
-pub use clip::{ClipEmbeddings, ClipGuidance, ContrastiveCoupling};
-pub use codebook::{CodebookLoss, EntropyCoupling, EntropyGradient, NearestLoss, sum_probabilities};
-pub use gumbel::{GumbelLoss, divergence};
-pub use perceptual::PerceptualLoss;
-pub use pixel::{PixelLoss, PixelNorm};
+use std::sync::LazyLock;
 
-use burn::tensor::Tensor;
+use serde::{Deserialize, Serialize};
 
-use crate::engine::StepSettings;
+pub use self::adversarial::{
+    Adaptive, Adversarial, AdversarialConfig, AdversarialState, Discriminator, DiscriminatorConfig, GanLoss, LeCam,
+    SavedDiscriminator, adaptive_weight,
+};
+pub use self::clip::{
+    Against, ClipConfig, ClipContrastiveConfig, ClipDirectionConfig, ClipGuidance, ClipImageConfig, ClipTextConfig,
+};
+pub use self::codebook::{
+    Codebook, CodebookConfig, CodebookLoss, EntropyCoupling, GumbelLoss, NearestLoss, divergence, sum_probabilities,
+};
+use self::load::LossError;
+pub use self::loss::{
+    Forward, Gradients, ImageLoss, Images, LoadContext, Loss, LossKeys, LossScales, LossStep, Needs, Sees, StepContext,
+    Surroundings, Weight, Weighted,
+};
+pub use self::metrics::{MetricSums, StepMetrics};
+pub use self::perceptual::{PerceptualConfig, PerceptualLoss};
+pub use self::phase::{Event, Phase};
+pub use self::pixel::{PixelConfig, PixelLoss, PixelNorm};
+pub use self::table::LossTable;
 
-/// A loss that sees nothing but images, so that its gradient can be taken at the image and its graph freed before the
-/// next loss begins.
-pub trait ImageLoss: Send {
-    /// Its key in the configuration and in metrics.
-    fn name(&self) -> &'static str;
-
-    /// Value for each sample, `[N]`, of `reconstruction` given `original`, both `[N, 3, H, W]` in -1..1.
-    ///
-    /// No sample's value may depend on another sample: the batch is cut anywhere.
-    fn per_sample(&self, original: Tensor<4>, reconstruction: Tensor<4>) -> Tensor<1>;
-}
-
-/// A micro-batch as the losses of images see it.
-#[derive(Debug, Clone)]
-pub struct Seen<'a> {
-    /// The optimizer step, counted from 0.
-    pub step: u64,
-    /// What a sample counts in the mean over the effective batch.
-    pub per_sample: f64,
-    /// What a gradient at the reconstruction is multiplied with.
-    pub loss_scale: f64,
-    /// The originals, `[n, 3, H, W]` in -1..1, in f32 at least and without autodiff.
-    pub original: Tensor<4>,
-    /// The reconstructions, `[n, 3, H, W]`, likewise.
-    pub reconstruction: Tensor<4>,
-    /// Index of the first sample in the effective batch.
-    pub first: usize,
-    /// Each sample's position in the training stream: the key of its randomness.
-    pub draws: &'a [u64],
-    /// What each sample shows, where that is known.
-    pub captions: &'a [Option<String>],
-}
-
-/// When and how strongly a loss counts.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub struct Weight {
-    /// The weight once it is fully on.
-    pub value: f64,
-    /// First optimizer step at which it counts.
-    pub start: u64,
-    /// Number of optimizer steps over which it grows from nothing to `value`.
-    pub ramp: u64,
-}
-
-impl Weight {
-    /// A weight that counts from the first step.
-    pub fn constant(value: f64) -> Self {
-        Self { value, start: 0, ramp: 0 }
-    }
-
-    /// The weight at an optimizer step, counted from 0.
-    pub fn at(&self, step: u64) -> f64 {
-        match step.checked_sub(self.start) {
-            None => 0.0,
-            Some(since) if since < self.ramp => self.value * (since + 1) as f64 / (self.ramp + 1) as f64,
-            Some(_) => self.value,
+/// Makes the list of losses: what a step asks for its gradient in this order, with the tables that configure each.
+macro_rules! losses {
+    ($($loss:ident: $Loss:ty { $($table:ident: $Table:ty),+ }),+ $(,)?) => {
+        /// `[losses.*]`: a loss that is not named keeps its default.
+        #[derive(Debug, Clone, Default, PartialEq, Deserialize, Serialize)]
+        #[serde(deny_unknown_fields, default)]
+        pub struct LossesConfig {
+            $($(#[doc = concat!("`[losses.", stringify!($table), "]`")] pub $table: $Table,)+)+
         }
-    }
+
+        impl LossesConfig {
+            /// All tables.
+            pub fn tables(&self) -> Vec<&dyn LossTable> {
+                vec![$($(&self.$table,)+)+]
+            }
+
+            fn tables_mut(&mut self) -> Vec<&mut dyn LossTable> {
+                vec![$($(&mut self.$table,)+)+]
+            }
+        }
+
+        /// The metrics of all losses, as in [`Loss::METRICS`].
+        pub static METRICS: LazyLock<Vec<(&'static str, &'static str)>> =
+            LazyLock::new(|| [$(<$Loss as Loss>::METRICS),+].concat());
+
+        /// The losses of a run that are on, with their networks.
+        #[derive(Default)]
+        pub struct Losses {
+            $(#[doc = concat!("The loss `", stringify!($loss), "`.")] pub $loss: Option<$Loss>,)+
+        }
+
+        impl Losses {
+            /// The losses of `config`.
+            ///
+            /// # Errors
+            /// If a network cannot be fetched or read, or a setting does not fit it.
+            pub fn load(config: &LossesConfig, mut context: LoadContext<'_>) -> Result<Self, LossError> {
+                Ok(Self { $($loss: <$Loss as Loss>::load(($(&config.$table,)+), &mut context)?,)+ })
+            }
+
+            /// Whether a loss couples samples in an optimizer step, counted from 0, so that it needs two passes.
+            pub fn couple_samples(&self, step: u64) -> bool {
+                [$(self.$loss.as_ref().is_some_and(|loss| loss.couples_samples(step))),+].contains(&true)
+            }
+
+            /// Begins an optimizer step with the losses that count in it, in the order in which they add their gradients.
+            pub fn begin<'a>(&'a self, context: &'a StepContext<'a>) -> Vec<Box<dyn LossStep + 'a>> {
+                [$(self.$loss.as_ref().and_then(|loss| loss.begin(context))),+].into_iter().flatten().collect()
+            }
+
+            /// The losses that are functions of an original and its reconstruction alone.
+            pub fn image_losses(&self) -> Vec<&dyn ImageLoss> {
+                [$(self.$loss.as_ref().and_then(Loss::as_image_loss)),+].into_iter().flatten().collect()
+            }
+        }
+    };
 }
 
-/// All losses of a run.
-pub struct Losses {
-    /// The losses that see the image alone.
-    pub image: Vec<(Weight, Box<dyn ImageLoss>)>,
-    /// The loss that sees the latents.
-    pub codebook: (Weight, CodebookLoss),
-    /// The loss that a discriminator gives.
-    pub adversarial: Option<Adversarial>,
-    /// The losses that CLIP gives.
-    pub clip: Option<ClipGuidance>,
+// The order is part of the contract: the adversarial loss scales itself to the gradient of the losses before it.
+losses! {
+    pixel: Weighted<PixelLoss> { pixel: PixelConfig },
+    perceptual: Weighted<PerceptualLoss> { perceptual: PerceptualConfig },
+    adversarial: Adversarial { adversarial: AdversarialConfig },
+    clip: ClipGuidance {
+        clip_image: ClipImageConfig,
+        clip_text: ClipTextConfig,
+        clip_contrastive: ClipContrastiveConfig,
+        clip_direction: ClipDirectionConfig
+    },
+    codebook: Codebook { codebook: CodebookConfig },
 }
 
 impl Losses {
-    /// Whether the entropy term counts in a step.
-    pub fn entropy_couples(&self, step: u64) -> bool {
-        let (weight, loss) = &self.codebook;
-        weight.at(step) != 0.0 && loss.is_coupled()
+    /// The discriminator, if a loss has one.
+    pub fn discriminator(&self) -> Option<&Discriminator> {
+        self.adversarial.as_ref().map(|loss| &loss.discriminator)
     }
 
-    /// Whether a loss couples the samples of an effective batch in this step, so that it needs two passes.
-    pub fn are_coupled(&self, settings: &StepSettings<'_>) -> bool {
-        let adversarial = self.adversarial.as_ref().filter(|loss| loss.weight.at(settings.step) != 0.0);
-        self.entropy_couples(settings.step)
-            || adversarial.is_some_and(|loss| loss.needs_first_pass(&settings.adversarial))
-            || self.clip.as_ref().is_some_and(|clip| clip.is_coupled(settings.step))
+    /// The discriminator, to let it take its step.
+    pub fn discriminator_mut(&mut self) -> Option<&mut Discriminator> {
+        self.adversarial.as_mut().map(|loss| &mut loss.discriminator)
+    }
+}
+
+impl LossesConfig {
+    /// Has every loss count in full from the first step, at its weight.
+    pub fn all_from_the_first_step(&mut self) {
+        for table in self.tables_mut() {
+            table.set_weight(Weight::constant(table.weight().value));
+        }
+    }
+
+    /// The tables of losses that are on.
+    pub fn on(&self) -> impl Iterator<Item = &dyn LossTable> {
+        self.tables().into_iter().filter(|table| table.is_on())
+    }
+
+    /// Whether a loss that looks at `what` is on.
+    pub fn has(&self, what: Sees) -> bool {
+        self.on().any(|table| table.sees() == what)
+    }
+
+    /// Whether a loss sees the reconstruction. Without one the decoder learns nothing.
+    pub fn see_images(&self) -> bool {
+        self.on().any(|table| table.sees() != Sees::Latents)
+    }
+
+    /// Whether a loss that is on compares with each image's own caption.
+    pub fn needs_captions(&self) -> bool {
+        self.first_that_needs_captions().is_some()
+    }
+
+    /// The first loss that is on and compares with each image's own caption.
+    pub fn first_that_needs_captions(&self) -> Option<&'static str> {
+        self.on().find(|table| table.needs_captions()).map(|table| table.name())
     }
 }
 

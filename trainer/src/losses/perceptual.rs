@@ -1,9 +1,99 @@
 //! How different two images look (LPIPS, Zhang et al. 2018, arXiv 1801.03924).
 
 use burn::tensor::Tensor;
+use checkpoints::hub::FileChoice;
+use checkpoints::{LpipsNetwork, WeightsError, load_lpips_backbone, load_lpips_linear};
 
-use super::ImageLoss;
+use super::load::{LossError, fetch};
+use super::loss::{ImageLoss, LoadContext, LoadImageLoss, Sees, Surroundings};
+use super::table::{LossKeys, LossTable, loss_table};
 use crate::models::lpips::Lpips;
+use crate::models::weights::{StateDict, WeightReader};
+use crate::problem::{Problem, location, problem};
+
+const BACKBONE: &str = "losses.perceptual.backbone";
+const LINEAR: &str = "losses.perceptual.linear";
+
+loss_table! {
+    /// `[losses.perceptual]`: LPIPS (Zhang et al. 2018, arXiv 1801.03924), version 0.1.
+    perceptual: PerceptualConfig, weight = 0.0,
+    /// The network whose features are compared.
+    network: LpipsNetwork = LpipsNetwork::Vgg16,
+    /// That network's ImageNet weights, by torchvision's names: `hf://owner/name[@revision][/file]` or a local path.
+    /// Where nothing is said, `hf://timm/vgg16.tv_in1k` for `vgg16`; `alexnet` has no default.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    backbone: Option<String> = None,
+    /// LPIPS's weights of the features' channels, likewise. Where nothing is said, `LPIPS_v0.1_vgg-a78928a0.pth` or
+    /// `LPIPS_v0.1_alex-df73285e.pth` of `hf://chaofengc/IQA-PyTorch-Weights`, which are the authors' files.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    linear: Option<String> = None,
+}
+
+impl PerceptualConfig {
+    /// Where the network's weights are; nothing if that is left open and there is no default.
+    pub fn backbone_location(&self) -> Option<&str> {
+        self.backbone.as_deref().or(match self.network {
+            LpipsNetwork::Vgg16 => Some("hf://timm/vgg16.tv_in1k"),
+            LpipsNetwork::AlexNet => None,
+        })
+    }
+
+    /// Where LPIPS's own weights are.
+    pub fn linear_location(&self) -> &str {
+        self.linear.as_deref().unwrap_or(match self.network {
+            LpipsNetwork::Vgg16 => "hf://chaofengc/IQA-PyTorch-Weights/LPIPS_v0.1_vgg-a78928a0.pth",
+            LpipsNetwork::AlexNet => "hf://chaofengc/IQA-PyTorch-Weights/LPIPS_v0.1_alex-df73285e.pth",
+        })
+    }
+}
+
+impl LossTable for PerceptualConfig {
+    fn sees(&self) -> Sees {
+        Sees::Images
+    }
+
+    fn check(&self, around: &Surroundings) -> Result<(), Problem> {
+        location(BACKBONE, self.backbone.as_deref())?;
+        location(LINEAR, self.linear.as_deref())?;
+        if !self.is_on() {
+            return Ok(());
+        }
+        if self.backbone_location().is_none() {
+            let message = "is missing: losses.perceptual.network = \"alexnet\" needs torchvision's weights, as in \
+                           alexnet-owt-7be5be79.pth";
+            return problem(BACKBONE, message);
+        }
+        let (smallest, resolution) = (Lpips::smallest_input(self.network) as u32, around.resolution);
+        if resolution < smallest {
+            let message = format!(
+                "needs images of at least {smallest} pixels for its network, but data.resolution is {resolution}"
+            );
+            return problem("losses.perceptual.weight", message);
+        }
+        Ok(())
+    }
+}
+
+fn lpips_weights(loss: &PerceptualConfig) -> Result<StateDict, LossError> {
+    let wrong = |key| move |source| LossError::Weights { key, source };
+    let unnamed = || Problem { key: BACKBONE, message: "is not set, and alexnet has no default".into() };
+    let backbone = loss.backbone_location().ok_or_else(|| LossError::Setting(unnamed()))?;
+    let backbone = fetch(BACKBONE, backbone, FileChoice::Any)?;
+    let mut weights = load_lpips_backbone(loss.network, backbone.clone()).map_err(wrong(BACKBONE))?;
+    // A whole LPIPS given as the backbone has its linear layers with it: nothing else has to be fetched.
+    if loss.backbone.is_some() && loss.linear.is_none() {
+        match load_lpips_linear(loss.network, backbone) {
+            Err(WeightsError::Unsupported { .. }) => {}
+            own => {
+                weights.extend(own.map_err(wrong(BACKBONE))?);
+                return Ok(weights);
+            }
+        }
+    }
+    let linear = fetch(LINEAR, loss.linear_location(), FileChoice::Any)?;
+    weights.extend(load_lpips_linear(loss.network, linear).map_err(wrong(LINEAR))?);
+    Ok(weights)
+}
 
 /// The loss `perceptual`.
 #[derive(Debug)]
@@ -27,10 +117,23 @@ impl ImageLoss for PerceptualLoss {
     }
 }
 
+impl LoadImageLoss for PerceptualLoss {
+    type Table = PerceptualConfig;
+
+    const METRIC: (&'static str, &'static str) = ("perceptual", "loss/perceptual");
+
+    fn load(table: &PerceptualConfig, context: &LoadContext<'_>) -> Result<Self, LossError> {
+        let weights = lpips_weights(table)?;
+        let reader = WeightReader::frozen(&weights, context.device, context.frozen);
+        let network = Lpips::read(&reader, table.network);
+        Ok(Self(network.map_err(|source| LossError::Model { key: BACKBONE, source })?))
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use burn::tensor::DType;
-    use checkpoints::LpipsNetwork;
+    use checkpoints::{HostTensor, write_safetensors};
 
     use super::*;
     use crate::models::lpips::tests::read;
@@ -47,5 +150,71 @@ mod tests {
         let mut gradients = value.sum().backward();
         assert!(original.grad_remove(&mut gradients).is_none());
         assert!(reconstruction.grad_remove(&mut gradients).is_some());
+    }
+
+    /// A whole AlexNet LPIPS, its linear layers of `linear`.
+    fn whole(linear: f32) -> StateDict {
+        let network = LpipsNetwork::AlexNet;
+        let mut weights = StateDict::new();
+        let mut put = |name: String, shape: &[usize], value: f32| {
+            weights.insert(name, HostTensor::from_f32(shape, &vec![value; shape.iter().product()]));
+        };
+        for (number, shape) in network.convolutions() {
+            put(format!("features.{number}.weight"), shape, 0.5);
+            put(format!("features.{number}.bias"), &shape[..1], 0.5);
+        }
+        for (layer, channels) in network.channels().into_iter().enumerate() {
+            put(format!("lin{layer}.weight"), &[1, channels, 1, 1], linear);
+        }
+        weights
+    }
+
+    fn without_linear(mut weights: StateDict) -> StateDict {
+        weights.retain(|name, _| !name.starts_with("lin"));
+        weights
+    }
+
+    /// What `[losses.perceptual]` with these files gives; without the name of their folder.
+    fn lpips(network: LpipsNetwork, backbone: &StateDict, linear: Option<&StateDict>) -> Result<StateDict, String> {
+        let folder = tempfile::tempdir().unwrap();
+        let place = |name: &str, weights: &StateDict| {
+            let path = folder.path().join(name);
+            write_safetensors(&path, weights, None).unwrap();
+            path.display().to_string()
+        };
+        let loss = PerceptualConfig {
+            network,
+            backbone: Some(place("backbone.safetensors", backbone)),
+            linear: linear.map(|weights| place("linear.safetensors", weights)),
+            ..Default::default()
+        };
+        let prefix = format!("{}/", folder.path().display());
+        lpips_weights(&loss).map_err(|error| error.to_string().replace(&prefix, ""))
+    }
+
+    #[test]
+    fn a_whole_lpips_as_the_backbone_needs_no_other_file() {
+        let alexnet = LpipsNetwork::AlexNet;
+        assert!(lpips(alexnet, &whole(7.0), None) == Ok(whole(7.0)));
+        // A file that is named is the one that is read.
+        assert!(lpips(alexnet, &whole(7.0), Some(&whole(3.0))) == Ok(whole(3.0)));
+        assert!(lpips(alexnet, &without_linear(whole(7.0)), Some(&whole(3.0))) == Ok(whole(3.0)));
+    }
+
+    #[test]
+    fn each_file_of_lpips_is_wrong_under_its_own_key() {
+        let alexnet = LpipsNetwork::AlexNet;
+        let error = lpips(alexnet, &whole(7.0), Some(&without_linear(whole(7.0)))).unwrap_err();
+        assert!(
+            error.starts_with("`losses.perceptual.linear`: linear.safetensors: it has no linear layers"),
+            "{error}"
+        );
+        let error = lpips(LpipsNetwork::Vgg16, &whole(7.0), None).unwrap_err();
+        assert!(error.starts_with("`losses.perceptual.backbone`: backbone.safetensors: it is not VGG16"), "{error}");
+        let mut broken = whole(7.0);
+        broken.remove("lin3.weight");
+        let error = lpips(alexnet, &broken, None).unwrap_err();
+        assert!(error.starts_with("`losses.perceptual.backbone`: backbone.safetensors"), "{error}");
+        assert!(error.contains("1 missing (lin3.weight)"), "{error}");
     }
 }

@@ -3,7 +3,8 @@
 use std::fmt;
 
 use super::Variant;
-use crate::config::{ClipConfig, Compute, Config, Recompute};
+use crate::config::{Compute, Config, Recompute};
+use crate::losses::Sees;
 
 /// Changes of a configuration with which a step needs less memory.
 #[derive(Debug, Clone, PartialEq)]
@@ -66,7 +67,7 @@ pub fn would_help(config: &Config) -> Vec<String> {
     if config.precision.compute == Compute::Fp32 {
         ways.push("precision.compute = \"bf16\"".to_owned());
     }
-    if ClipConfig::is_needed(&config.losses) {
+    if config.losses.has(Sees::Clip) {
         ways.push("a smaller CLIP (clip.pretrained)".to_owned());
     }
     if config.ema.decay > 0.0 {

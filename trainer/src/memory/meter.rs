@@ -5,9 +5,9 @@ use std::cell::RefCell;
 use burn::tensor::MemoryPoolUsage;
 use host_memory::HostMemory;
 
-use super::Phase;
 use crate::config::Bytes;
 use crate::device::{ProcessMemory, Selected};
+use crate::losses::Phase;
 
 #[global_allocator]
 static HOST: HostMemory = HostMemory::new();

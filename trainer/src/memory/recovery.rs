@@ -3,9 +3,10 @@
 
 use serde_json::{Value, json};
 
-use super::{Exhausted, Limit, MemoryError, MemorySettings, Phase, readable, would_help};
+use super::{Exhausted, Limit, MemoryError, MemorySettings, readable, would_help};
 use crate::config::Config;
 use crate::device::{Choice, Selected};
+use crate::losses::Phase;
 use crate::panics::{catch, out_of_memory};
 
 /// What a run does about memory.

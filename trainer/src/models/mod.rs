@@ -10,6 +10,7 @@ pub mod group_norm;
 pub mod initialize;
 pub mod lpips;
 pub mod quantizer;
+pub(crate) mod surrogate;
 pub mod vqgan;
 pub mod weights;
 

@@ -9,7 +9,7 @@ use checkpoints::{Architecture, QuantizerKind};
 
 use self::gumbel::{GumbelQuantizer, GumbelTerms, Sampling};
 use super::blocks::any_trained;
-use super::vqgan::surrogate;
+use super::surrogate::surrogate;
 use super::weights::{ModelError, WeightReader};
 
 /// At most so many distances to codes exist at once, 16 MiB of f32: one 256-pixel image at f16 against 16,384 codes.

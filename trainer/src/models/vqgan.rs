@@ -107,8 +107,3 @@ impl VqGan {
 pub fn forward(blocks: &[Block], x: Tensor<4>) -> Tensor<4> {
     blocks.iter().fold(x, |h, block| block.forward(h))
 }
-
-/// A scalar whose gradient at `output` is `gradient`, which is without autodiff.
-pub(crate) fn surrogate<const D: usize>(output: Tensor<D>, gradient: Tensor<D>) -> Tensor<1> {
-    (output * gradient.autodiff()).sum()
-}

@@ -49,11 +49,11 @@ mod tests {
     use checkpoints::{Architecture, QuantizerKind};
 
     use super::*;
-    use crate::freezing::{Trainable, freeze};
     use crate::models::VqGan;
     use crate::models::initialize::random_weights;
     use crate::models::tests::tiny_architecture;
     use crate::models::weights::param_id;
+    use crate::optim::{Trainable, freeze};
 
     #[derive(Default)]
     struct Seen(Vec<(ParamId, DType, bool)>);

@@ -8,7 +8,8 @@ use burn::optim::GradientsParams;
 use burn::tensor::Tensor;
 use checkpoints::{HostTensor, SafetensorsError, WeightsError, WeightsFile, write_safetensors};
 
-use crate::engine::{EffectiveBatch, LossScales};
+use crate::engine::EffectiveBatch;
+use crate::losses::LossScales;
 use crate::memory::Deviation;
 use crate::models::VqGan;
 use crate::models::discriminator::PatchGan;

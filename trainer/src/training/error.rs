@@ -8,10 +8,10 @@ use datasets::DataError;
 use super::Outcome;
 use crate::config::ConfigError;
 use crate::device::DeviceError;
-use crate::freezing::FreezingError;
 use crate::losses::load::LossError;
 use crate::memory::{Exhausted, MemoryError};
 use crate::models::weights::ModelError;
+use crate::optim::FreezingError;
 use crate::pretrained::PretrainedError;
 use crate::run_state::{Change, StateError};
 use crate::validation::ValidationError;
@@ -44,7 +44,7 @@ pub enum TrainError {
     #[error("nothing says what a step takes: {0}")]
     Measuring(MemoryError),
     /// A loss needs captions.
-    #[error("{name} has no caption, which {loss} needs: {reason}; put one into a .txt file of the same name")]
+    #[error("{name} has no caption, which losses.{loss} needs: {reason}; put one into a .txt file of the same name")]
     NoCaption {
         /// The first picture without one.
         name: String,

@@ -7,14 +7,14 @@ use serde_json::Value;
 use super::logs::STEPS;
 use super::step::StepError;
 use super::{Options, Purpose, Stop, TrainError, Training};
-use crate::adversary::Adversary;
 use crate::config::Loaded;
-use crate::engine::{EffectiveBatch, Figures, StepSettings};
+use crate::engine::{EffectiveBatch, StepSettings};
+use crate::losses::{Discriminator, StepMetrics};
 use crate::models::VqGan;
 use crate::models::discriminator::PatchGan;
 
 /// Sees the gradients of the first step before they are unscaled and clipped.
-pub type FirstGradient = Box<dyn FnOnce(&VqGan, Option<&PatchGan>, &EffectiveBatch, &Figures)>;
+pub type FirstGradient = Box<dyn FnOnce(&VqGan, Option<&PatchGan>, &EffectiveBatch, &StepMetrics)>;
 
 /// What a few steps were like.
 #[derive(Debug, Clone)]
@@ -63,11 +63,11 @@ impl Training {
         see: FirstGradient,
         mut settings: StepSettings,
         batch: &EffectiveBatch,
-        figures: &Figures,
+        figures: &StepMetrics,
         interrupter: &Interrupter,
     ) -> Result<(), StepError> {
         let rule = self.config.precision.scaling().ok();
-        let smaller = |settings: &StepSettings, figures: &Figures| {
+        let smaller = |settings: &StepSettings, figures: &StepMetrics| {
             let rule = rule.as_ref()?;
             let mut scales = settings.loss_scales;
             let lower = |scale: f64| (scale * rule.backoff_factor).max(rule.min);
@@ -79,7 +79,7 @@ impl Training {
             }
             (scales != settings.loss_scales).then_some(scales)
         };
-        let (mut next, mut again) = (smaller(&settings, figures), None::<(EffectiveBatch, Figures)>);
+        let (mut next, mut again) = (smaller(&settings, figures), None::<(EffectiveBatch, StepMetrics)>);
         while let Some(scales) = next {
             settings.loss_scales = scales;
             let batch = self.gradients_again(settings, interrupter)?;
@@ -88,7 +88,7 @@ impl Training {
             again = Some((batch, figures));
         }
         let (batch, figures) = again.as_ref().map_or((batch, figures), |(batch, figures)| (batch, figures));
-        see(self.model(), self.adversary.as_ref().map(Adversary::model), batch, figures);
+        see(self.model(), self.losses.discriminator().map(Discriminator::model), batch, figures);
         Ok(())
     }
 }

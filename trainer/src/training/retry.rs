@@ -6,8 +6,8 @@ use super::loaders::Loaders;
 use super::step::StepError;
 use super::{TrainError, Training};
 use crate::config::Config;
-use crate::engine::{EffectiveBatch, Figures};
-use crate::losses::Losses;
+use crate::engine::EffectiveBatch;
+use crate::losses::{Losses, StepMetrics};
 use crate::memory::{MemoryError, MemorySettings, Shortage, clear_pools, would_help};
 use crate::panics::{catch_out_of_memory, out_of_memory};
 
@@ -17,7 +17,7 @@ impl Training {
         &mut self,
         loaders: &mut Loaders,
         interrupter: &Interrupter,
-    ) -> Result<(EffectiveBatch, Figures), StepError> {
+    ) -> Result<(EffectiveBatch, StepMetrics), StepError> {
         loop {
             if !self.recovery.can_help(self.memory_settings) {
                 return self.attempt(loaders, interrupter);
@@ -106,9 +106,8 @@ impl Training {
 
 /// How many cutouts a sample has in the losses of a run, if any.
 pub(super) fn cutouts(losses: &Losses) -> Option<usize> {
-    let clip = losses.clip.as_ref()?;
-    let count = clip.views.cutouts.settings().count;
-    (count > 0 && (clip.image.is_some() || clip.text.is_some() || clip.direction.is_some())).then_some(count)
+    let clip = losses.clip.as_ref().filter(|clip| clip.needs_cutouts())?;
+    Some(clip.views.cutouts.settings().count)
 }
 
 /// The end of a run by what the device said before the first step, with `step` steps done. Most likely there is too little memory

@@ -8,18 +8,18 @@ use checkpoints::run::{Checkpoint, RunStore};
 use datasets::{ImageError, ImageProblem};
 
 use super::{Options, Outcome, Resume, TrainError};
-use crate::adversary::Adversary;
 use crate::best::Best;
 use crate::config::{Compute, Config, Loaded, PrecisionConfig, Problem, ScheduleKind};
 use crate::data::Data;
 use crate::device::Selected;
-use crate::ema::Ema;
-use crate::freezing::{Trainable, freeze};
-use crate::lr_schedule::LrSchedule;
+use crate::losses::{LossKeys, SavedDiscriminator};
 use crate::models::VqGan;
 use crate::models::weights::StateDict;
-use crate::optimizer::ModelOptimizer;
-use crate::precision::LossScaler;
+use crate::optim::Ema;
+use crate::optim::LossScaler;
+use crate::optim::LrSchedule;
+use crate::optim::ModelOptimizer;
+use crate::optim::{Trainable, freeze};
 use crate::pretrained;
 use crate::run_state::{self, Change, State};
 use crate::validation::Scores;
@@ -30,7 +30,8 @@ pub(super) struct Start {
     pub(super) model: VqGan,
     pub(super) ema: Option<Ema<VqGan>>,
     pub(super) optimizer: ModelOptimizer,
-    pub(super) adversary: Option<Adversary>,
+    /// The discriminator as the checkpoint has it.
+    pub(super) discriminator: Option<SavedDiscriminator>,
     pub(super) scaler: LossScaler,
     pub(super) step: u64,
     pub(super) before: Option<Scores>,
@@ -155,11 +156,7 @@ fn unsupported(precision: &PrecisionConfig, name: &str, supports: impl Fn(Comput
 
 /// Names the first picture without a caption, if a loss needs one.
 pub(super) fn check_captions(config: &Config, data: &Data) -> Result<(), TrainError> {
-    if !config.losses.needs_captions() {
-        return Ok(());
-    }
-    let by_text = config.losses.clip_text.weight != 0.0 && config.losses.clip_text.prompts.is_empty();
-    let loss = if by_text { "losses.clip_text" } else { "losses.clip_contrastive" };
+    let Some(loss) = config.losses.first_that_needs_captions() else { return Ok(()) };
     match data.training.first_without_caption() {
         Some(ImageError { name, problem: ImageProblem::NoCaption(reason) }) => {
             Err(TrainError::NoCaption { name, loss, reason })
@@ -192,12 +189,11 @@ impl Start {
         let model = build(loaded, &initial.architecture, &initial.weights, &autodiff)?;
         let average = || VqGan::new(&initial.architecture, &initial.weights, &device.device, DType::F32);
         let average = (config.ema.decay > 0.0).then(average).transpose()?;
-        let adversary = config.losses.adversarial.weight != 0.0;
         let mut optimizer = ModelOptimizer::new(&config.optimizer);
         optimizer.allocate(&model);
         Ok(Self {
             ema: average.map(|average| Ema::new(average, config.ema.decay)),
-            adversary: adversary.then(|| Adversary::fresh(config, &autodiff)).transpose()?,
+            discriminator: None,
             model,
             architecture: initial.architecture,
             optimizer,
@@ -240,17 +236,16 @@ impl Start {
         optimizer.load_state_dict(&model, &run_state::read_optimizer(&checkpoint.path).map_err(wrong)?)?;
         optimizer.allocate(&model);
         // Either may be new or gone only where that was allowed.
-        let adversary = match (resumed.state.adversarial, config.losses.adversarial.weight != 0.0) {
-            (Some(state), true) => {
+        let discriminator = match resumed.state.adversarial.filter(|_| config.losses.adversarial.is_on()) {
+            Some(state) => {
                 let (weights, optimizer) = run_state::read_discriminator(&checkpoint.path).map_err(wrong)?;
                 let scaler = resumed.state.discriminator_loss_scale;
-                Some(Adversary::resumed(config, &weights, &optimizer, state, scaler, &autodiff)?)
+                Some(SavedDiscriminator { weights, optimizer, state, scaler })
             }
-            (None, true) => Some(Adversary::fresh(config, &autodiff)?),
-            (_, false) => None,
+            None => None,
         };
         Ok(Self {
-            adversary,
+            discriminator,
             model,
             ema: average.map(|average| Ema::new(average, config.ema.decay)),
             optimizer,

@@ -9,17 +9,13 @@ use serde_json::json;
 
 use super::loaders::{Loaders, micro_batches};
 use super::{TrainError, Training, every};
-use crate::adversary::Adversary;
 use crate::config::{Compute, Recompute};
 use crate::device::Choice;
-use crate::engine::{
-    Checkpoint, EffectiveBatch, Event, Figures, LossScales, MicroBatch, Networks, StepSettings,
-    effective_batch_gradient,
-};
-use crate::gradients::{global_norm, norms_by_block, unscale_and_clip};
-use crate::losses::ClipGuidance;
-use crate::memory::Phase;
+use crate::engine::{EffectiveBatch, MicroBatch, StepFailure, StepSettings, effective_batch_gradient};
+use crate::losses::phase::Phase;
+use crate::losses::{ClipGuidance, Discriminator, Event, LossScales, StepMetrics};
 use crate::models::quantizer::CodebookUse;
+use crate::optim::{global_norm, norms_by_block, unscale_and_clip};
 use crate::panics::catch_out_of_memory;
 use crate::precision::Probe;
 use crate::progress::Shown;
@@ -48,7 +44,7 @@ struct Taken {
     skipped: bool,
 }
 
-/// What became of an optimizer step's two halves.
+/// What became of an optimizer step's two updates.
 struct Updated {
     generator: Taken,
     /// Only if it learns in that step.
@@ -60,19 +56,16 @@ impl Training {
         StepSettings {
             step: self.step,
             effective: self.config.batch.effective,
-            checkpoint: match self.memory_settings.recompute {
+            recompute: match self.memory_settings.recompute {
                 // A graph of its own for each block, so that the first of them can be told from the others.
-                Recompute::None if self.probe.is_none() => Checkpoint::None,
-                Recompute::None | Recompute::Blocks => Checkpoint::Blocks,
+                Recompute::None if self.probe.is_none() => Recompute::None,
+                Recompute::None | Recompute::Blocks => Recompute::Blocks,
             },
-            adversarial: self.adversary.as_ref().map(|adversary| adversary.state).unwrap_or_default(),
             compute: self.compute(),
             loss_scales: LossScales {
                 generator: self.scaler.scale(),
-                discriminator: self.adversary.as_ref().map_or(1.0, |adversary| adversary.scaler().scale()),
+                discriminator: self.losses.discriminator().map_or(1.0, |discriminator| discriminator.scaler().scale()),
             },
-            // The CPU has computed a value by the time it is asked for; a GPU would have to be waited for.
-            stop_early: self.scaler.is_dynamic() && self.device.choice == Choice::Cpu,
             probe: self.probe.as_ref(),
             weigh_by_micro_batch: self.weigh_by_micro_batch.then_some(self.memory_settings.micro),
         }
@@ -130,10 +123,10 @@ impl Training {
         &self,
         loaders: &mut Loaders,
         interrupter: &Interrupter,
-    ) -> Result<(EffectiveBatch, Figures), StepError> {
+    ) -> Result<(EffectiveBatch, StepMetrics), StepError> {
         let settings = self.step_settings();
         // A loader that has missed steps is of no use any more.
-        loaders.first_pass = match (self.losses.are_coupled(&settings), loaders.first_pass.take()) {
+        loaders.first_pass = match (self.losses.couple_samples(settings.step), loaders.first_pass.take()) {
             (true, None) => Some(self.start_loader()),
             (true, first_pass) => first_pass,
             (false, _) => None,
@@ -165,15 +158,13 @@ impl Training {
         let first_pass = first_pass.iter_mut().flat_map(|loader| micro_batches(loader, cut, proceed, &say));
         let first_pass =
             first_pass.inspect(|batch| self.progress.first_pass(batch.as_ref().map_or(0, MicroBatch::samples)));
-        let discriminator = self.adversary.as_ref().map(Adversary::model);
-        effective_batch_gradient(
-            Networks { vqgan: self.model(), discriminator },
-            &self.losses,
-            settings,
-            first_pass,
-            micro_batches(second_pass, cut, proceed, &say),
-            |event| self.observe(event),
-        )
+        let second_pass = micro_batches(second_pass, cut, proceed, &say);
+        let observe = |event| self.observe(event);
+        let batch = effective_batch_gradient(self.model(), &self.losses, settings, first_pass, second_pass, observe);
+        batch.map_err(|failure| match failure {
+            StepFailure::Batch(error) => error,
+            StepFailure::Loss(error) => error.into(),
+        })
     }
 
     /// The gradients of the step that is on, once more.
@@ -182,7 +173,7 @@ impl Training {
         settings: StepSettings,
         interrupter: &Interrupter,
     ) -> Result<EffectiveBatch, StepError> {
-        let coupled = self.losses.are_coupled(&settings);
+        let coupled = self.losses.couple_samples(settings.step);
         let first_pass = if coupled { Some(self.start_loader()) } else { None };
         let mut loaders = Loaders { first_pass, second_pass: self.start_loader() };
         let proceed = || if interrupter.should_stop() { Err(StepError::Interrupted) } else { Ok(()) };
@@ -200,10 +191,10 @@ impl Training {
         }
     }
 
-    pub(super) fn read_figures(&self, batch: &EffectiveBatch) -> Result<Figures, String> {
+    pub(super) fn read_figures(&self, batch: &EffectiveBatch) -> Result<StepMetrics, String> {
         let zero = || Tensor::zeros([1], &self.device.device);
         let generator = global_norm(self.model(), &batch.generator).unwrap_or_else(zero);
-        let discriminator = self.adversary.as_ref().and_then(|adversary| adversary.grad_norm(&batch.discriminator));
+        let discriminator = self.losses.discriminator().and_then(|own| own.grad_norm(&batch.discriminator));
         batch.read(generator, discriminator)
     }
 
@@ -220,7 +211,7 @@ impl Training {
 
     /// Takes the loss scale out, clips, and lets the optimizers take their step; one whose gradient is not finite leaves it
     /// out. The schedules count the steps that were taken.
-    fn update(&mut self, batch: EffectiveBatch, figures: &Figures) -> Updated {
+    fn update(&mut self, batch: EffectiveBatch, figures: &StepMetrics) -> Updated {
         let EffectiveBatch { generator, discriminator, statistics, .. } = batch;
         let (loss_scale, taken) = (self.scaler.scale(), self.scaler.taken(self.step));
         let learning_rate = self.schedule.at(taken);
@@ -235,13 +226,12 @@ impl Training {
         self.scaler.update(finite);
 
         let step = self.step;
-        let discriminator = self.adversary.as_mut().and_then(|adversary| {
-            // Of a step that the model skips there is no balance, or a part of one.
-            adversary.remember(figures.next_balance.filter(|_| finite));
+        let discriminator = self.losses.discriminator_mut().and_then(|own| {
+            own.remember(figures.next_adaptive_weight.filter(|_| finite));
             let norm = figures.discriminator_grad_norm?;
-            let (learning_rate, loss_scale) = (adversary.learning_rate(step), adversary.scaler().scale());
+            let (learning_rate, loss_scale) = (own.learning_rate(step), own.scaler().scale());
             let logits = figures.get("logits_real").zip(figures.get("logits_fake")).map(|(real, fake)| [real, fake]);
-            let finite = adversary.step(step, discriminator, norm, logits, statistics);
+            let finite = own.step(step, discriminator, norm, logits, statistics);
             Some(Taken { learning_rate, loss_scale, skipped: !finite })
         });
         Updated { generator: Taken { learning_rate, loss_scale, skipped: !finite }, discriminator }
@@ -264,8 +254,7 @@ impl Training {
             None => {
                 let settings = StepSettings {
                     loss_scales,
-                    checkpoint: Checkpoint::Blocks,
-                    stop_early: false,
+                    recompute: Recompute::Blocks,
                     probe: Some(&probe),
                     ..self.step_settings()
                 };
@@ -280,7 +269,7 @@ impl Training {
 
     /// Steps up to the newest one that were skipped, by the generator or the discriminator.
     pub(super) fn skips_in_a_row(&self) -> u64 {
-        let of_discriminator = self.adversary.as_ref().map_or(0, |adversary| adversary.scaler().state().in_a_row);
+        let of_discriminator = self.losses.discriminator().map_or(0, |own| own.scaler().state().in_a_row);
         self.scaler.state().in_a_row.max(of_discriminator)
     }
 
@@ -299,7 +288,7 @@ impl Training {
     /// micro-batch; `waited` is the seconds since `started` in which it waited for pictures.
     fn report(
         &mut self,
-        figures: &Figures,
+        figures: &StepMetrics,
         updated: &Updated,
         (started, waited): (Instant, f64),
         (peak, micro, host_buffers): (u64, usize, usize),
@@ -336,7 +325,7 @@ impl Training {
             line["codes_used"] = json!(codes.used);
             line["perplexity"] = json!(codes.perplexity);
         }
-        for (name, value) in &figures.losses {
+        for (name, value) in &figures.values {
             line[*name] = json!(value);
         }
         for (phase, peak) in self.memory.phases() {
@@ -367,13 +356,13 @@ impl Training {
     }
 
     /// A skipped step is no secret.
-    fn say_skips(&self, updated: &Updated, figures: &Figures) {
-        let adversary = self.adversary.as_ref().map(Adversary::scaler);
-        let halves = [
+    fn say_skips(&self, updated: &Updated, figures: &StepMetrics) {
+        let of_discriminator = self.losses.discriminator().map(Discriminator::scaler);
+        let networks = [
             ("", Some(&updated.generator), Some(&self.scaler)),
-            (" discriminator", updated.discriminator.as_ref(), adversary),
+            (" discriminator", updated.discriminator.as_ref(), of_discriminator),
         ];
-        for (network, taken, scaler) in halves {
+        for (network, taken, scaler) in networks {
             let (Some(Taken { skipped: true, loss_scale, .. }), Some(scaler)) = (taken, scaler) else { continue };
             let next = match scaler.is_dynamic() {
                 true => format!("scale {loss_scale} -> {}", scaler.scale()),

@@ -2,6 +2,7 @@ use checkpoints::{Architecture, QuantizerKind};
 
 use super::super::read::tests::load_text;
 use super::super::*;
+use crate::losses::Sees;
 use crate::models::tests::tiny_architecture;
 
 /// The error of a file that holds `text`, which has to be one.
@@ -89,11 +90,12 @@ fn the_discriminator_takes_what_it_leaves_open_from_the_model() {
     assert_eq!(optimizer.name, OptimizerName::AdamW);
     let schedule = ScheduleConfig { kind: ScheduleKind::Cosine, warmup: 7, last: Some(0.5) };
     assert_eq!(config.discriminator_schedule(), schedule);
-    assert_eq!(config.discriminator_start(), 9);
+    assert_eq!(config.discriminator.start(&config.losses.adversarial), 9);
     let plain = sound("");
     assert_eq!(plain.discriminator_optimizer(), plain.optimizer);
     assert_eq!(plain.discriminator_schedule(), plain.schedule);
-    assert_eq!(sound("[discriminator]\nstart = 3\n").discriminator_start(), 3);
+    let earlier = sound("[discriminator]\nstart = 3\n");
+    assert_eq!(earlier.discriminator.start(&earlier.losses.adversarial), 3);
 }
 
 #[test]
@@ -310,7 +312,7 @@ fn clip_has_to_see_something() {
     sound(blind);
     // It sees whole pictures, views or not.
     let contrastive = "[losses.clip_contrastive]\nweight = 0.1\n";
-    assert!(ClipConfig::is_needed(&sound(&format!("{blind}{contrastive}")).losses));
+    assert!(sound(&format!("{blind}{contrastive}")).losses.has(Sees::Clip));
     let error = error(&format!("{blind}{contrastive}[losses.clip_image]\nweight = 0.1\n"));
     assert!(error.starts_with("mine.toml:2: `clip.cutouts` is 0 and clip.whole is false"), "{error}");
     for loss in ["clip_image", "clip_text", "clip_direction"] {
@@ -321,11 +323,11 @@ fn clip_has_to_see_something() {
         let error = self::error(&format!("{blind}{on}"));
         assert!(error.starts_with("mine.toml:2: `clip.cutouts` is 0 and clip.whole is false"), "{loss}: {error}");
         let config = sound(&on);
-        assert!(ClipConfig::is_needed(&config.losses), "{loss}");
+        assert!(config.losses.has(Sees::Clip), "{loss}");
         sound(&format!("[clip]\ncutouts = 0\n{on}"));
         sound(&format!("[clip]\nwhole = false\n{on}"));
     }
-    assert!(!ClipConfig::is_needed(&sound("").losses));
+    assert!(!sound("").losses.has(Sees::Clip));
     assert_eq!(sound("").clip.location(), "hf://openai/clip-vit-base-patch32");
 }
 
@@ -354,7 +356,7 @@ fn a_contrast_needs_something_to_contrast_with() {
     let error = self::error(&format!("{on}against = [\"caption\"]\n"));
     assert!(error.starts_with("mine.toml:3: unknown value `caption`, did you mean `captions`?"), "{error}");
     let error = self::error(&format!("{on}[batch]\neffective = 1\nmicro = 1\n"));
-    assert!(error.starts_with("mine.toml:2: `losses.clip_contrastive.weight` needs other pictures"), "{error}");
+    assert!(error.starts_with("mine.toml:2: `losses.clip_contrastive.weight` needs other images"), "{error}");
 }
 
 #[test]

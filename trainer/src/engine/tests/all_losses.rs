@@ -4,14 +4,14 @@ use burn::module::ParamId;
 use checkpoints::{LpipsNetwork, load_clip};
 
 use super::*;
-use crate::cutouts::{CutoutSettings, Cutouts};
-use crate::freezing::{Trainable, freeze};
+use crate::losses::clip::cutouts::{CutoutSettings, Cutouts};
 use crate::losses::clip::{CaptionEncoder, ClipGuidance, ContrastiveTargets, TextTarget, Views, direction};
-use crate::losses::{GanLoss, ImageLoss, LeCam, PerceptualLoss, Seen};
+use crate::losses::{Adaptive, Adversarial, AdversarialState, Discriminator, GanLoss, LeCam, PerceptualLoss};
 use crate::models::clip::{ClipTokenizer, ImageEncoder, TextEncoder};
-use crate::models::discriminator::{DiscriminatorNorm, PatchGanConfig};
+use crate::models::discriminator::{DiscriminatorNorm, PatchGan, PatchGanConfig};
 use crate::models::lpips::Lpips;
 use crate::models::weights::{ParameterVisitor, StateDict, WeightReader, visit_parameters};
+use crate::optim::{Trainable, freeze};
 
 const SIDE: usize = 16;
 const EFFECTIVE: usize = 6;
@@ -137,24 +137,24 @@ fn guidance(device: &Device, dtype: DType, at_once: usize) -> ClipGuidance {
 }
 
 pub(super) fn all_losses(device: &Device, dtype: DType, adaptive: Adaptive, at_once: usize) -> Losses {
-    let image: Vec<(Weight, Box<dyn ImageLoss>)> = vec![
-        (Weight::constant(1.0), Box::new(PixelLoss(PixelNorm::Mix { l1: 0.5 }))),
-        (Weight::constant(0.8), Box::new(PerceptualLoss::new(lpips(LpipsNetwork::Vgg16, device, dtype)))),
-    ];
+    let perceptual = PerceptualLoss::new(lpips(LpipsNetwork::Vgg16, device, dtype));
     Losses {
-        image,
-        codebook: (
-            Weight::constant(0.7),
-            CodebookLoss::Nearest(NearestLoss { beta: 0.25, legacy: false, entropy: 0.1 }),
-        ),
-        adversarial: Some(Adversarial {
-            weight: Weight::constant(0.8),
-            kind: GanLoss::Hinge,
-            adaptive,
-            lecam: 0.3,
-            discriminator_start: 0,
-        }),
+        perceptual: Some(Weighted { weight: Weight::constant(0.8), loss: perceptual }),
+        adversarial: Some(adversarial(discriminator(device, dtype, DiscriminatorNorm::Group), adaptive)),
         clip: Some(guidance(device, dtype, at_once)),
+        ..losses(0.1)
+    }
+}
+
+pub(super) fn adversarial(discriminator: PatchGan, adaptive: Adaptive) -> Adversarial {
+    let lecam = LeCam { real: 0.4, fake: -0.2, decay: 0.9 };
+    Adversarial {
+        weight: Weight::constant(0.8),
+        kind: GanLoss::Hinge,
+        adaptive,
+        lecam: 0.3,
+        discriminator_start: 0,
+        discriminator: Discriminator::untrained(discriminator, AdversarialState { adaptive_weight: None, lecam }),
     }
 }
 
@@ -186,12 +186,10 @@ impl Run {
         Self { vqgan, discriminator, device, dtype }
     }
 
-    fn gradients(&self, adaptive: Adaptive, sizes: &[usize], at_once: usize, checkpoint: Checkpoint) -> EffectiveBatch {
-        let losses = all_losses(&self.device, self.dtype, adaptive, at_once);
-        let lecam = LeCam { real: 0.4, fake: -0.2, decay: 0.9 };
-        let adversarial = AdversarialState { balance: Some(0.6), lecam };
-        let settings = StepSettings { effective: EFFECTIVE, checkpoint, adversarial, ..StepSettings::default() };
-        self.step(&losses, settings, sizes)
+    fn gradients(&self, adaptive: Adaptive, sizes: &[usize], at_once: usize, recompute: Recompute) -> EffectiveBatch {
+        let mut losses = all_losses(&self.device, self.dtype, adaptive, at_once);
+        losses.discriminator_mut().unwrap().state.adaptive_weight = Some(0.6);
+        self.step(&losses, StepSettings { effective: EFFECTIVE, recompute, ..StepSettings::default() }, sizes)
     }
 
     pub(super) fn step(&self, losses: &Losses, settings: StepSettings, sizes: &[usize]) -> EffectiveBatch {
@@ -205,8 +203,7 @@ impl Run {
         sizes: &[usize],
         observe: impl Fn(Event),
     ) -> EffectiveBatch {
-        let networks = Networks { vqgan: &self.vqgan, discriminator: Some(&self.discriminator) };
-        effective_batch_gradient(networks, losses, settings, cut(sizes), cut(sizes), observe).unwrap()
+        effective_batch_gradient(&self.vqgan, losses, settings, cut(sizes), cut(sizes), observe).unwrap()
     }
 
     /// Of the generator's and the discriminator's gradient.
@@ -224,17 +221,17 @@ pub(super) const CUTS: [&[usize]; 3] = [&[3, 3], &[4, 2], &[1, 1, 1, 1, 1, 1]];
 fn no_gradient_depends_on_how_batch_and_cutouts_are_cut() {
     for (dtype, limit) in [(DType::F64, 1e-9), (DType::F32, 1e-5)] {
         let run = Run::new(dtype);
-        let reference = run.gradients(Adaptive::EffectiveBatch, &[6], 0, Checkpoint::None);
+        let reference = run.gradients(Adaptive::EffectiveBatch, &[6], 0, Recompute::None);
         assert_eq!(reference.generator.len(), tiny_architecture().parameters().len());
         for (sizes, at_once) in [(CUTS[0], 0), (CUTS[1], 3), (CUTS[2], 1), (&[6][..], 3)] {
-            let cut = run.gradients(Adaptive::EffectiveBatch, sizes, at_once, Checkpoint::None);
+            let cut = run.gradients(Adaptive::EffectiveBatch, sizes, at_once, Recompute::None);
             let [generator, discriminator] = run.deviation(&cut, &reference);
             println!("{dtype:?}, {sizes:?}, {at_once} cutouts: {generator:.1e}, discriminator {discriminator:.1e}");
             assert!(generator <= limit && discriminator <= limit, "{dtype:?} {sizes:?}: {generator} {discriminator}");
         }
         // The same cut: recomputation changes the order of sums, which is all that f32 has room for beside another cut.
-        let kept = run.gradients(Adaptive::EffectiveBatch, CUTS[1], 3, Checkpoint::None);
-        let recomputed = run.gradients(Adaptive::EffectiveBatch, CUTS[1], 3, Checkpoint::Blocks);
+        let kept = run.gradients(Adaptive::EffectiveBatch, CUTS[1], 3, Recompute::None);
+        let recomputed = run.gradients(Adaptive::EffectiveBatch, CUTS[1], 3, Recompute::Blocks);
         let [generator, discriminator] = run.deviation(&recomputed, &kept);
         println!("{dtype:?}, recomputed: {generator:.1e}, discriminator {discriminator:.1e}");
         assert!(generator <= limit && discriminator <= limit, "{dtype:?}: {generator} {discriminator}");
@@ -245,11 +242,11 @@ fn no_gradient_depends_on_how_batch_and_cutouts_are_cut() {
 fn every_figure_is_the_same_for_every_cut() {
     let run = Run::new(DType::F64);
     let figures = |sizes: &[usize], at_once| {
-        let batch = run.gradients(Adaptive::EffectiveBatch, sizes, at_once, Checkpoint::None);
+        let batch = run.gradients(Adaptive::EffectiveBatch, sizes, at_once, Recompute::None);
         batch.read(Tensor::zeros([1], &Device::flex()), None).unwrap()
     };
     let (whole, pieces) = (figures(&[6], 0), figures(CUTS[1], 3));
-    let names: Vec<&str> = whole.losses.iter().map(|(name, _)| *name).collect();
+    let names: Vec<&str> = whole.values.iter().map(|(name, _)| *name).collect();
     for name in [
         "pixel",
         "perceptual",
@@ -279,7 +276,7 @@ fn every_figure_is_the_same_for_every_cut() {
 fn an_adaptive_weight_per_micro_batch_is_seen_to_depend_on_it() {
     let run = Run::new(DType::F64);
     let deviation = |adaptive| {
-        let gradients = |sizes| run.gradients(adaptive, sizes, 0, Checkpoint::None);
+        let gradients = |sizes| run.gradients(adaptive, sizes, 0, Recompute::None);
         run.deviation(&gradients(CUTS[1]), &gradients(&[6]))[0]
     };
     assert!(deviation(Adaptive::PreviousStep) < 1e-9);
@@ -297,7 +294,7 @@ fn the_gradient_of_the_clip_losses_at_the_image_is_that_of_finite_differences() 
     let batch = Captioned::new(0, 3);
     let original = batch.images(&Device::flex(), DType::F64);
     let values: Vec<f64> = (original.clone() * 0.8 + 0.05).into_data().try_into_vec().unwrap();
-    let seen = |values: Vec<f64>| Seen {
+    let images = |values: Vec<f64>| Images {
         step: 0,
         per_sample: 1.0 / 3.0,
         loss_scale: 1.0,
@@ -308,14 +305,14 @@ fn the_gradient_of_the_clip_losses_at_the_image_is_that_of_finite_differences() 
         captions: batch.captions(),
     };
     let evaluate = |values: Vec<f64>| {
-        let seen = seen(values);
+        let images = images(values);
         let mut embeddings = Default::default();
-        clip.embed(&seen, &mut embeddings);
+        clip.embed(&images, &mut embeddings).unwrap();
         let coupling = clip.couple(embeddings, 0).unwrap();
         let read = |value: Tensor<1>| value.into_data().try_into_vec::<f64>().unwrap()[0];
         let mut total = read(coupling.value.clone()) * coupling.weight;
-        let gradient =
-            clip.gradient(&seen, Some(&coupling), &mut |_, value, weight| total += read(value) * weight).unwrap();
+        let gradient = clip.gradient(&images, Some(&coupling), &mut |_, value, weight| total += read(value) * weight);
+        let gradient = gradient.unwrap().unwrap();
         (total, gradient.into_data().try_into_vec::<f64>().unwrap())
     };
     let (_, gradient) = evaluate(values.clone());
@@ -336,7 +333,7 @@ fn the_gradient_of_the_clip_losses_at_the_image_is_that_of_finite_differences() 
 #[test]
 fn freezing_changes_no_gradient_of_what_is_trained() {
     let whole = Run::new(DType::F64);
-    let reference = whole.gradients(Adaptive::EffectiveBatch, &[6], 0, Checkpoint::None);
+    let reference = whole.gradients(Adaptive::EffectiveBatch, &[6], 0, Recompute::None);
     for patterns in [
         &["quantize"][..],
         &["encoder"],
@@ -353,11 +350,11 @@ fn freezing_changes_no_gradient_of_what_is_trained() {
         let count = names.iter().filter(|name| trained.is_trained(name)).count();
         let mut run = Run::new(DType::F64);
         run.vqgan = freeze(run.vqgan, &trained);
-        for (sizes, checkpoint) in [(&[6][..], Checkpoint::None), (CUTS[1], Checkpoint::Blocks)] {
-            let found = run.gradients(Adaptive::EffectiveBatch, sizes, 0, checkpoint);
+        for (sizes, recompute) in [(&[6][..], Recompute::None), (CUTS[1], Recompute::Blocks)] {
+            let found = run.gradients(Adaptive::EffectiveBatch, sizes, 0, recompute);
             assert_eq!(found.generator.len(), count, "{patterns:?}");
             let deviation = deviation_of_trained(&run.vqgan, &found.generator, &reference.generator);
-            assert!(deviation <= 1e-9, "{patterns:?} {checkpoint:?}: {deviation}");
+            assert!(deviation <= 1e-9, "{patterns:?} {recompute:?}: {deviation}");
         }
     }
 }

@@ -6,10 +6,10 @@ use checkpoints::{GumbelTraining, HostTensor, Quantizer, QuantizerKind};
 
 use super::all_losses::{CUTS, Run, all_losses, deviation_of_trained};
 use super::*;
-use crate::freezing::{Trainable, freeze};
-use crate::losses::GumbelLoss;
+use crate::losses::{Adaptive, GumbelLoss};
 use crate::models::quantizer::gumbel::SeededNoise;
 use crate::models::weights::param_id;
+use crate::optim::{Trainable, freeze};
 
 const EFFECTIVE: usize = 6;
 
@@ -34,15 +34,15 @@ fn losses(run: &Run, dtype: DType) -> Losses {
     let training =
         GumbelTraining { kl_weight: 0.05, temperature_start: 0.8, temperature_end: 0.3, temperature_steps: 10 };
     let loss = GumbelLoss { training, noise: Arc::new(SeededNoise { seed: 3 }) };
-    let codebook = (Weight::constant(0.7), CodebookLoss::Gumbel(loss));
-    Losses { codebook, ..all_losses(&run.device, dtype, Adaptive::EffectiveBatch, 3) }
+    let codebook = Codebook { weight: Weight::constant(0.7), loss: CodebookLoss::Gumbel(loss) };
+    Losses { codebook: Some(codebook), ..all_losses(&run.device, dtype, Adaptive::EffectiveBatch, 3) }
 }
 
-fn step(run: &Run, losses: &Losses, sizes: &[usize], checkpoint: Checkpoint) -> EffectiveBatch {
-    run.step(losses, StepSettings { step: 4, effective: EFFECTIVE, checkpoint, ..StepSettings::default() }, sizes)
+fn step(run: &Run, losses: &Losses, sizes: &[usize], recompute: Recompute) -> EffectiveBatch {
+    run.step(losses, StepSettings { step: 4, effective: EFFECTIVE, recompute, ..StepSettings::default() }, sizes)
 }
 
-fn figures(batch: &EffectiveBatch) -> Figures {
+fn figures(batch: &EffectiveBatch) -> StepMetrics {
     batch.read(Tensor::zeros([1], &Device::flex()), None).unwrap()
 }
 
@@ -51,22 +51,21 @@ fn no_gradient_or_figure_depends_on_the_split() {
     for (dtype, limit) in [(DType::F64, 1e-9), (DType::F32, 1e-5)] {
         let run = run(dtype);
         let losses = losses(&run, dtype);
-        let reference = step(&run, &losses, &[EFFECTIVE], Checkpoint::None);
+        let reference = step(&run, &losses, &[EFFECTIVE], Recompute::None);
         assert_eq!(reference.generator.len(), architecture().parameters().len());
         let whole = figures(&reference);
         assert!(whole.code_counts.iter().filter(|count| **count > 0.0).count() >= 16, "{:?}", whole.code_counts);
         assert!(whole.get("kl").unwrap() > 0.01 && (whole.get("temperature").unwrap() - 0.6).abs() < 0.1);
-        for (sizes, checkpoint) in
-            [(CUTS[0], Checkpoint::None), (CUTS[1], Checkpoint::Blocks), (CUTS[2], Checkpoint::None)]
+        for (sizes, recompute) in [(CUTS[0], Recompute::None), (CUTS[1], Recompute::Blocks), (CUTS[2], Recompute::None)]
         {
-            let split = step(&run, &losses, sizes, checkpoint);
+            let split = step(&run, &losses, sizes, recompute);
             let generator = relative_deviation(&run.vqgan, &split.generator, &reference.generator);
             let discriminator = relative_deviation(&run.discriminator, &split.discriminator, &reference.discriminator);
-            println!("{dtype:?}, {sizes:?}, {checkpoint:?}: {generator:.1e}, discriminator {discriminator:.1e}");
+            println!("{dtype:?}, {sizes:?}, {recompute:?}: {generator:.1e}, discriminator {discriminator:.1e}");
             assert!(generator <= limit && discriminator <= limit, "{dtype:?} {sizes:?}: {generator} {discriminator}");
             let found = figures(&split);
             assert_eq!(found.code_counts, whole.code_counts);
-            for (name, value) in &whole.losses {
+            for (name, value) in &whole.values {
                 let found = found.get(name).unwrap();
                 assert!((found - value).abs() <= 10.0 * limit * value.abs().max(1.0), "{name}: {found} {value}");
             }
@@ -83,9 +82,9 @@ fn the_gradient_of_codes_and_decoder_is_that_of_finite_differences() {
     let total = |vqgan: &VqGan| {
         let mut run = Run::new(DType::F64);
         run.vqgan = vqgan.clone();
-        figures(&step(&run, &losses, CUTS[1], Checkpoint::None)).total
+        figures(&step(&run, &losses, CUTS[1], Recompute::None)).total
     };
-    let batch = step(&run, &losses, CUTS[1], Checkpoint::None);
+    let batch = step(&run, &losses, CUTS[1], Recompute::None);
     let read = |data: TensorData| data.try_into_vec::<f64>().unwrap();
     let embed = read(batch.generator.get::<2>(param_id("quantize.embed.weight")).unwrap().into_data());
     let last = read(batch.generator.get::<4>(param_id("decoder.conv_out.weight")).unwrap().into_data());
@@ -107,7 +106,7 @@ fn the_gradient_of_codes_and_decoder_is_that_of_finite_differences() {
 fn freezing_changes_no_gradient_of_what_is_trained() {
     let whole = run(DType::F64);
     let losses = losses(&whole, DType::F64);
-    let reference = step(&whole, &losses, &[EFFECTIVE], Checkpoint::None);
+    let reference = step(&whole, &losses, &[EFFECTIVE], Recompute::None);
     for patterns in [
         &["quantize"][..],
         &["quantize.proj"],
@@ -123,11 +122,11 @@ fn freezing_changes_no_gradient_of_what_is_trained() {
         let count = names.iter().filter(|name| trained.is_trained(name)).count();
         let mut run = run(DType::F64);
         run.vqgan = freeze(run.vqgan, &trained);
-        for checkpoint in [Checkpoint::None, Checkpoint::Blocks] {
-            let found = step(&run, &losses, CUTS[1], checkpoint);
+        for recompute in [Recompute::None, Recompute::Blocks] {
+            let found = step(&run, &losses, CUTS[1], recompute);
             assert_eq!(found.generator.len(), count, "{patterns:?}");
             let deviation = deviation_of_trained(&run.vqgan, &found.generator, &reference.generator);
-            assert!(deviation <= 1e-9, "{patterns:?} {checkpoint:?}: {deviation}");
+            assert!(deviation <= 1e-9, "{patterns:?} {recompute:?}: {deviation}");
         }
     }
 }

@@ -8,8 +8,64 @@
 
 use burn::tensor::activation::log_softmax;
 use burn::tensor::{Tensor, TensorData};
+use serde::{Deserialize, Serialize};
 
-use super::{unit, wide};
+use super::embedding::{unit, wide};
+use crate::losses::loss::{Sees, Surroundings};
+use crate::losses::table::{LossKeys, LossTable, loss_table};
+use crate::problem::{Problem, positive, problem};
+
+loss_table! {
+    /// `[losses.clip_contrastive]`: tells each reconstruction from all others of the effective batch by CLIP (the loss that
+    /// CLIP was trained with, Radford et al. 2021, arXiv 2103.00020).
+    clip_contrastive: ClipContrastiveConfig, weight = 0.0,
+    /// What a reconstruction is to be told apart by.
+    against: Vec<Against> = vec![Against::Captions],
+    /// What cosines are divided by, above 0; CLIP's own where nothing is said, 0.01 in those of OpenAI.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    temperature: Option<f64> = None,
+}
+
+/// What reconstructions are contrasted with.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Against {
+    /// The images' captions.
+    Captions,
+    /// The images themselves.
+    Originals,
+}
+
+impl LossTable for ClipContrastiveConfig {
+    fn sees(&self) -> Sees {
+        Sees::Clip
+    }
+
+    fn needs_captions(&self) -> bool {
+        self.against.contains(&Against::Captions)
+    }
+
+    fn check(&self, around: &Surroundings) -> Result<(), Problem> {
+        if let Some(temperature) = self.temperature {
+            positive("losses.clip_contrastive.temperature", temperature)?;
+        }
+        if (1..self.against.len()).any(|index| self.against[..index].contains(&self.against[index])) {
+            return problem("losses.clip_contrastive.against", "names the same twice");
+        }
+        if !self.is_on() {
+            return Ok(());
+        }
+        if self.against.is_empty() {
+            let message = "is empty, must be [\"captions\"], [\"originals\"] or both";
+            return problem("losses.clip_contrastive.against", message);
+        }
+        if around.effective == 1 {
+            let message = "needs other images to tell one from, but batch.effective is 1";
+            return problem("losses.clip_contrastive.weight", message);
+        }
+        Ok(())
+    }
+}
 
 /// Added to the logit of a pair that does not count: its share of the softmax is exactly 0, and no sum becomes infinite.
 const LEFT_OUT: f64 = -1e9;

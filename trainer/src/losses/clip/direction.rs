@@ -2,7 +2,48 @@
 
 use burn::tensor::Tensor;
 
-use super::{dot, length, unit};
+use super::embedding::{dot, length, unit};
+use crate::losses::loss::{Sees, Surroundings};
+use crate::losses::table::{LossKeys, LossTable, loss_table};
+use crate::problem::{Problem, problem};
+
+const TO: &str = "losses.clip_direction.to";
+
+loss_table! {
+    /// `[losses.clip_direction]`: the step from image to reconstruction, in CLIP's space, is to be that from one text to
+    /// another (Gal et al. 2021, arXiv 2108.00946).
+    clip_direction: ClipDirectionConfig, weight = 0.0,
+    /// What the images are, as in `photo`; has no default.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    from: Option<String> = None,
+    /// What the reconstructions are to become, as in `sketch`; has no default.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    to: Option<String> = None,
+}
+
+impl LossTable for ClipDirectionConfig {
+    fn sees(&self) -> Sees {
+        Sees::Clip
+    }
+
+    fn check(&self, _around: &Surroundings) -> Result<(), Problem> {
+        if !self.is_on() {
+            return Ok(());
+        }
+        let (from, to) = (self.from.as_deref().map(str::trim), self.to.as_deref().map(str::trim));
+        for (key, text) in [("losses.clip_direction.from", from), (TO, to)] {
+            match text {
+                None => return problem(key, "is missing: the direction is that from one text to another"),
+                Some("") => return problem(key, "is empty, must be a text"),
+                Some(_) => {}
+            }
+        }
+        if from == to {
+            return problem(TO, "is the same text as losses.clip_direction.from: there is no direction");
+        }
+        Ok(())
+    }
+}
 
 /// A move shorter than this, between points of the unit sphere, counts as this long.
 ///

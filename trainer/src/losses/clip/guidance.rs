@@ -1,33 +1,32 @@
 //! All CLIP losses of a run, with the one network that they share.
 //!
-//! A picture is seen as views: the whole of it, and random cutouts. Each loss is a mean over the views of each sample, so that
-//! any number of them can be worked on at a time. Only the contrastive loss couples samples; it sees whole pictures.
+//! An image is seen as views: the whole of it, and random cutouts. Each loss is a mean over the views of each sample, so that
+//! any number of them can be worked on at a time. Only the contrastive loss couples samples; it sees whole images.
 
 use std::collections::HashMap;
 use std::ops::Range;
-use std::sync::{Mutex, PoisonError};
 
 use burn::module::Module;
-use burn::tensor::{Device, Int, Tensor, TensorData};
+use burn::tensor::Tensor;
 use checkpoints::ClipArchitecture;
 use datasets::SampleKey;
 
+use super::captions::CaptionEncoder;
 use super::contrastive::Contrastive;
+use super::cutouts::{Cutout, Cutouts};
 use super::{direction, image, text};
-use crate::cutouts::{Cutout, Cutouts};
-use crate::engine::gradient_at;
-use crate::losses::{Seen, Weight};
-use crate::models::clip::{ClipTokenizer, ImageEncoder, TextEncoder, TokenizerError, preprocess, to_clip};
+use crate::losses::loss::{Images, Weight, gradient_at};
+use crate::models::clip::{ImageEncoder, TokenizerError, preprocess, to_clip};
 
 /// The CLIP losses of a run.
 pub struct ClipGuidance {
-    /// On the autodiff device and frozen: gradients go through it to the picture.
+    /// On the autodiff device and frozen: gradients go through it to the image.
     pub encoder: ImageEncoder,
     /// What the encoder is built like.
     pub architecture: ClipArchitecture,
     /// Only if a loss compares with captions.
     pub captions: Option<CaptionEncoder>,
-    /// What is seen of a picture.
+    /// What is seen of an image.
     pub views: Views,
     /// `clip_image`.
     pub image: Option<Weight>,
@@ -39,10 +38,10 @@ pub struct ClipGuidance {
     pub direction: Option<(Weight, Tensor<1>)>,
 }
 
-/// The views of a picture.
+/// The views of an image.
 #[derive(Debug, Clone)]
 pub struct Views {
-    /// Whether the whole picture is one.
+    /// Whether the whole image is one.
     pub whole: bool,
     /// The others.
     pub cutouts: Cutouts,
@@ -55,9 +54,9 @@ pub struct Views {
 /// What `clip_text` draws reconstructions to.
 #[derive(Debug)]
 pub enum TextTarget {
-    /// Each picture's own caption.
+    /// Each image's own caption.
     Captions,
-    /// The same texts for every picture: embeddings `[P, E]` and their weights.
+    /// The same texts for every image: embeddings `[P, E]` and their weights.
     Prompts(Box<Tensor<2>>, Vec<f64>),
 }
 
@@ -66,77 +65,13 @@ pub enum TextTarget {
 pub struct ContrastiveTargets {
     /// The captions.
     pub captions: bool,
-    /// The original pictures.
+    /// The original images.
     pub originals: bool,
     /// What cosines are multiplied with.
     pub logit_scale: f64,
 }
 
-/// Embeds captions, without a graph.
-pub struct CaptionEncoder {
-    tokenizer: ClipTokenizer,
-    /// From tokens to embeddings, without autodiff.
-    encoder: TextEncoder,
-    device: Device,
-    truncated: Mutex<Truncated>,
-}
-
-impl CaptionEncoder {
-    /// `encoder`'s parameters are on `device`, without autodiff.
-    pub fn new(tokenizer: ClipTokenizer, encoder: TextEncoder, device: Device) -> Self {
-        Self { tokenizer, encoder, device, truncated: Mutex::default() }
-    }
-
-    /// `[texts, E]`, not normalised. Texts that are longer than the context lose their end.
-    ///
-    /// # Errors
-    /// If the tokenizer fails.
-    pub fn embed<'a>(&self, texts: impl Iterator<Item = &'a str>) -> Result<Tensor<2>, TokenizerError> {
-        let (mut ids, mut rows) = (Vec::new(), 0);
-        for text in texts {
-            let tokens = self.tokenizer.encode(text)?;
-            if tokens.truncated {
-                self.note_truncated(text);
-            }
-            ids.extend(tokens.ids.iter().map(|&id| i64::from(id)));
-            rows += 1;
-        }
-        let context = ids.len() / rows.max(1);
-        let ids = Tensor::<2, Int>::from_data(TensorData::new(ids, [rows, context]), &self.device);
-        Ok(self.encoder.forward(ids))
-    }
-
-    fn note_truncated(&self, text: &str) {
-        let mut truncated = self.truncated.lock().unwrap_or_else(PoisonError::into_inner);
-        if *truncated == Truncated::None {
-            *truncated = Truncated::Unsaid(text.to_owned());
-        }
-    }
-
-    /// The first text that was longer than the context, once.
-    pub fn take_truncated(&self) -> Option<String> {
-        let mut truncated = self.truncated.lock().unwrap_or_else(PoisonError::into_inner);
-        match std::mem::replace(&mut *truncated, Truncated::Said) {
-            Truncated::Unsaid(text) => Some(text),
-            Truncated::Said => None,
-            Truncated::None => {
-                *truncated = Truncated::None;
-                None
-            }
-        }
-    }
-}
-
-/// What is to be said of texts that are too long.
-#[derive(Debug, Default, PartialEq)]
-enum Truncated {
-    #[default]
-    None,
-    Unsaid(String),
-    Said,
-}
-
-/// Embeddings of the whole pictures of an effective batch, collected in the first pass.
+/// Embeddings of the whole images of an effective batch, collected in the first pass.
 #[derive(Default)]
 pub struct ClipEmbeddings {
     reconstructions: Vec<Tensor<2>>,
@@ -183,7 +118,7 @@ struct Targets {
 }
 
 impl Views {
-    /// Views of a picture.
+    /// Views of an image.
     fn count(&self) -> usize {
         self.cutouts.settings().count + usize::from(self.whole)
     }
@@ -229,24 +164,40 @@ impl ClipGuidance {
         self.active(step).contrastive != 0.0
     }
 
-    /// Embeds a micro-batch's whole pictures for [`couple`](Self::couple), without a graph.
-    pub fn embed(&self, seen: &Seen, into: &mut ClipEmbeddings) {
-        let Some((_, targets)) = &self.contrastive else { return };
-        let encoder = self.encoder.valid();
-        let embed = |images: &Tensor<4>| encoder.forward(preprocess(images.clone(), &self.architecture));
-        into.reconstructions.push(embed(&seen.reconstruction));
-        if targets.originals {
-            into.originals.push(embed(&seen.original));
-        }
-        if targets.captions {
-            into.captions.extend(self.embed_captions(seen));
-            into.texts.extend(seen.captions.iter().map(|text| text.clone().unwrap_or_default()));
-        }
+    /// Whether any loss counts in a step.
+    pub fn counts(&self, step: u64) -> bool {
+        let active = self.active(step);
+        active.needs_views() || active.contrastive != 0.0
     }
 
-    fn embed_captions(&self, seen: &Seen) -> Option<Tensor<2>> {
-        let texts = seen.captions.iter().map(|text| text.as_deref().unwrap_or_default());
-        self.captions.as_ref()?.embed(texts).ok()
+    /// Whether any loss of the run sees cutouts.
+    pub fn needs_cutouts(&self) -> bool {
+        self.views.cutouts.settings().count > 0
+            && (self.image.is_some() || self.text.is_some() || self.direction.is_some())
+    }
+
+    /// Embeds a micro-batch's whole images for [`couple`](Self::couple), without a graph.
+    ///
+    /// # Errors
+    /// If a caption cannot be turned into tokens.
+    pub fn embed(&self, images: &Images, into: &mut ClipEmbeddings) -> Result<(), TokenizerError> {
+        let Some((_, targets)) = &self.contrastive else { return Ok(()) };
+        let encoder = self.encoder.valid();
+        let embed = |images: &Tensor<4>| encoder.forward(preprocess(images.clone(), &self.architecture));
+        into.reconstructions.push(embed(&images.reconstruction));
+        if targets.originals {
+            into.originals.push(embed(&images.original));
+        }
+        if targets.captions {
+            into.captions.extend(self.embed_captions(images)?);
+            into.texts.extend(images.captions.iter().map(|text| text.clone().unwrap_or_default()));
+        }
+        Ok(())
+    }
+
+    fn embed_captions(&self, images: &Images) -> Result<Option<Tensor<2>>, TokenizerError> {
+        let texts = images.captions.iter().map(|text| text.as_deref().unwrap_or_default());
+        self.captions.as_ref().map(|encoder| encoder.embed(texts)).transpose()
     }
 
     /// The contrastive loss over the embeddings of a whole effective batch: the mean over what it is against.
@@ -289,23 +240,26 @@ impl ClipGuidance {
     /// Gradient at the reconstruction of the weighted sum of the losses of a step, times the loss scale, `[n, 3, H, W]`; `None`
     /// if none counts.
     /// `record` gets each loss's name, the micro-batch's part of its mean over samples, and its weight.
+    ///
+    /// # Errors
+    /// If a caption cannot be turned into tokens.
     pub fn gradient(
         &self,
-        seen: &Seen,
+        images: &Images,
         coupling: Option<&ContrastiveCoupling>,
         record: &mut dyn FnMut(&'static str, Tensor<1>, f64),
-    ) -> Option<Tensor<4>> {
-        let active = self.active(seen.step);
-        let samples = seen.draws.len();
+    ) -> Result<Option<Tensor<4>>, TokenizerError> {
+        let active = self.active(images.step);
+        let samples = images.draws.len();
         // What the first pass has embedded is not embedded again.
         let captions = match (active.text, coupling.and_then(|coupling| coupling.captions.as_ref())) {
-            (Some((_, TextTarget::Captions)), Some(all)) => Some(rows(all, seen.first, samples)),
-            (Some((_, TextTarget::Captions)), None) => self.embed_captions(seen),
+            (Some((_, TextTarget::Captions)), Some(all)) => Some(rows(all, images.first, samples)),
+            (Some((_, TextTarget::Captions)), None) => self.embed_captions(images)?,
             _ => None,
         };
         let ClipArchitecture { mean, deviation, .. } = &self.architecture;
         let plain = self.encoder.valid();
-        let plans = if active.needs_views() { self.plans(seen) } else { Vec::new() };
+        let plans = if active.needs_views() { self.plans(images) } else { Vec::new() };
         let mut sum: Option<Tensor<4>> = None;
         for group in self.groups(&active) {
             let see = |images: Tensor<4>| match &group {
@@ -318,40 +272,40 @@ impl ClipGuidance {
             let is_view = self.views.whole || !matches!(group, Group::Whole);
             let known = coupling.and_then(|coupling| coupling.originals.as_ref());
             let originals = (is_view && active.needs_originals()).then(|| match (&group, known) {
-                (Group::Whole, Some(all)) => rows(all, seen.first, samples),
-                _ => plain.forward(see(seen.original.clone())),
+                (Group::Whole, Some(all)) => rows(all, images.first, samples),
+                _ => plain.forward(see(images.original.clone())),
             });
-            let at_image = gradient_at(&seen.reconstruction, |leaf| {
+            let at_image = gradient_at(&images.reconstruction, |leaf| {
                 let embeddings = self.encoder.forward(see(leaf));
                 let mut terms = Vec::new();
                 if is_view {
                     let targets = Targets { originals, captions: captions.clone() };
-                    terms = self.view_terms(&active, seen, embeddings.clone(), targets, record);
+                    terms = self.view_terms(&active, images, embeddings.clone(), targets, record);
                 }
                 if let (Group::Whole, Some(coupling)) = (&group, coupling) {
-                    terms.push(coupling.surrogate(embeddings.clone(), seen.first));
+                    terms.push(coupling.surrogate(embeddings.clone(), images.first));
                 }
                 let sum = terms.into_iter().reduce(Tensor::add).unwrap_or_else(|| embeddings.sum() * 0.0);
-                sum * seen.loss_scale
+                sum * images.loss_scale
             });
             sum = Some(match sum {
                 Some(sum) => sum + at_image,
                 None => at_image,
             });
         }
-        sum
+        Ok(sum)
     }
 
     /// The weighted losses of one group of views, given their embeddings `[n * views, E]`, a sample's views after one another.
     fn view_terms(
         &self,
         active: &Active,
-        seen: &Seen,
+        images: &Images,
         embeddings: Tensor<2>,
         targets: Targets,
         record: &mut dyn FnMut(&'static str, Tensor<1>, f64),
     ) -> Vec<Tensor<1>> {
-        let share = seen.per_sample / self.views.count() as f64;
+        let share = images.per_sample / self.views.count() as f64;
         let originals = targets.originals.map(Tensor::autodiff);
         let mut terms = Vec::new();
         let mut push = |name, per_view: Tensor<1>, weight: f64| {
@@ -382,14 +336,14 @@ impl ClipGuidance {
     }
 
     /// The cutouts of each sample of a micro-batch.
-    fn plans(&self, seen: &Seen) -> Vec<Vec<Cutout>> {
+    fn plans(&self, images: &Images) -> Vec<Vec<Cutout>> {
         let Views { cutouts, seed, .. } = &self.views;
-        let [_, _, height, width] = seen.original.dims();
+        let [_, _, height, width] = images.original.dims();
         let of_sample = |&draw: &u64| {
             let key = SampleKey { seed: *seed, draw };
             cutouts.draw(key, 0..cutouts.settings().count, height, width)
         };
-        seen.draws.iter().map(of_sample).collect()
+        images.draws.iter().map(of_sample).collect()
     }
 
     fn groups(&self, active: &Active) -> Vec<Group> {

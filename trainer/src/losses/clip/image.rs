@@ -3,7 +3,25 @@
 
 use burn::tensor::Tensor;
 
-use super::{dot, unit};
+use super::embedding::{dot, unit};
+use crate::losses::loss::{Sees, Surroundings};
+use crate::losses::table::{LossTable, loss_table};
+use crate::problem::Problem;
+
+loss_table! {
+    /// `[losses.clip_image]`: draws the reconstruction's CLIP embedding to that of its original.
+    clip_image: ClipImageConfig, weight = 0.0,
+}
+
+impl LossTable for ClipImageConfig {
+    fn sees(&self) -> Sees {
+        Sees::Clip
+    }
+
+    fn check(&self, _around: &Surroundings) -> Result<(), Problem> {
+        Ok(())
+    }
+}
 
 /// `1 - cos(original, reconstruction)` of each row, `[V, E]` twice to `[V]`, in 0..2.
 pub fn per_view(original: Tensor<2>, reconstruction: Tensor<2>) -> Tensor<1> {

@@ -1,50 +1,109 @@
-//! Losses on the embeddings of CLIP (Radford et al. 2021, arXiv 2103.00020).
+//! Losses on the embeddings of CLIP (Radford et al. 2021, arXiv 2103.00020): the four tables `[losses.clip_*]` and the one network
+//! that they share.
 //!
 //! They are functions of embeddings alone, `[V, E]` with one row a view, of any length: each loss brings its rows to unit
 //! length itself. Half precision is widened to f32, wider types keep their own. No row's value depends on another row, but
 //! for [`contrastive`], which couples the samples of an effective batch by design.
 
+mod captions;
+pub mod config;
 pub mod contrastive;
+pub mod cutouts;
 pub mod direction;
+mod embedding;
 mod guidance;
 pub mod image;
+mod read;
 pub mod text;
 
 #[cfg(test)]
 pub(crate) mod fixture;
 
-pub use guidance::{
-    CaptionEncoder, ClipEmbeddings, ClipGuidance, ContrastiveCoupling, ContrastiveTargets, TextTarget, Views,
-};
-
 use burn::tensor::Tensor;
 
-use crate::models::statistics_dtype;
+pub use self::captions::CaptionEncoder;
+pub use self::config::ClipConfig;
+pub use self::contrastive::{Against, ClipContrastiveConfig};
+pub use self::direction::ClipDirectionConfig;
+pub use self::guidance::{ClipEmbeddings, ClipGuidance, ContrastiveCoupling, ContrastiveTargets, TextTarget, Views};
+pub use self::image::ClipImageConfig;
+pub use self::text::ClipTextConfig;
+use super::load::LossError;
+use super::loss::{Forward, Gradients, LoadContext, Loss, LossStep, Needs, StepContext};
+use super::metrics::MetricSums;
+use crate::losses::phase::Phase;
 
-/// Embeddings shorter than this count as this long, so that their gradient is finite, in half precision too. CLIP's own are of
-/// length 1 to 20.
-const SHORTEST: f64 = 1e-3;
+impl Loss for ClipGuidance {
+    type Tables<'a> = (&'a ClipImageConfig, &'a ClipTextConfig, &'a ClipContrastiveConfig, &'a ClipDirectionConfig);
 
-/// In f32 at least.
-fn wide<const D: usize>(x: Tensor<D>) -> Tensor<D> {
-    let dtype = statistics_dtype(x.dtype());
-    x.cast(dtype)
+    const METRICS: &'static [(&'static str, &'static str)] = &[
+        ("clip_image", "loss/clip_image"),
+        ("clip_text", "loss/clip_text"),
+        ("clip_contrastive", "loss/clip_contrastive"),
+        ("clip_direction", "loss/clip_direction"),
+    ];
+
+    fn load(tables: Self::Tables<'_>, context: &mut LoadContext<'_>) -> Result<Option<Self>, LossError> {
+        read::guidance(tables, context)
+    }
+
+    fn couples_samples(&self, step: u64) -> bool {
+        self.is_coupled(step)
+    }
+
+    fn begin<'a>(&'a self, context: &'a StepContext<'a>) -> Option<Box<dyn LossStep + 'a>> {
+        let step = ClipStep { guidance: self, context, embeddings: ClipEmbeddings::default(), coupling: None };
+        self.counts(context.step).then(|| Box::new(step) as Box<dyn LossStep>)
+    }
 }
 
-/// Rows of `x`, `[V, E]`, at unit length, in f32 at least.
-fn unit(x: Tensor<2>) -> Tensor<2> {
-    let x = wide(x);
-    let length = length(x.clone(), SHORTEST);
-    x / length
+/// The CLIP losses in one optimizer step.
+struct ClipStep<'a> {
+    guidance: &'a ClipGuidance,
+    context: &'a StepContext<'a>,
+    /// Of the first pass.
+    embeddings: ClipEmbeddings,
+    coupling: Option<ContrastiveCoupling>,
 }
 
-/// Length of each row, `[V, E]` to `[V, 1]`, at least `least`. The bound is inside the root, whose slope is infinite at zero: at
-/// and below it the gradient is zero.
-fn length(x: Tensor<2>, least: f64) -> Tensor<2> {
-    x.square().sum_dim(1).clamp_min(least * least).sqrt()
+impl LossStep for ClipStep<'_> {
+    fn needs(&self) -> Needs {
+        if self.guidance.is_coupled(self.context.step) { Needs::Images } else { Needs::Nothing }
+    }
+
+    fn observe_images(&mut self, forward: &Forward, _at_image: Option<&Tensor<4>>) -> Result<(), LossError> {
+        if self.guidance.is_coupled(self.context.step) {
+            self.guidance.embed(&forward.images, &mut self.embeddings)?;
+        }
+        Ok(())
+    }
+
+    fn couple(&mut self) {
+        let embeddings = std::mem::take(&mut self.embeddings);
+        self.coupling = self.guidance.couple(embeddings, self.context.step);
+    }
+
+    fn add_gradient(
+        &mut self,
+        forward: &Forward,
+        gradients: &mut Gradients,
+        metrics: &mut MetricSums,
+    ) -> Result<(), LossError> {
+        self.context.enter(Phase::Loss("clip"));
+        let record = &mut |name, value: Tensor<1>, weight| metrics.add_loss(name, value, weight);
+        if let Some(at_image) = self.guidance.gradient(&forward.images, self.coupling.as_ref(), record)? {
+            self.context.probe_gradient("the loss clip", &at_image);
+            gradients.add_at_image(at_image);
+        }
+        Ok(())
+    }
+
+    fn finish(&mut self, metrics: &mut MetricSums) {
+        if let Some(coupling) = &self.coupling {
+            metrics.add_loss("clip_contrastive", coupling.value.clone(), coupling.weight);
+        }
+    }
 }
 
-/// Product of each row of `a` with that of `b`, both `[V, E]`, to `[V]`; either may have a single row for all.
-fn dot(a: Tensor<2>, b: Tensor<2>) -> Tensor<1> {
-    (a * b).sum_dim(1).flatten(0, 1)
-}
+#[cfg(test)]
+mod tests;

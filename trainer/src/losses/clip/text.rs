@@ -1,4 +1,4 @@
-//! How far a picture is from texts: the squared great-circle distance of their CLIP embeddings (VQGAN-CLIP, Crowson et al.
+//! How far an image is from texts: the squared great-circle distance of their CLIP embeddings (VQGAN-CLIP, Crowson et al.
 //! 2022, arXiv 2204.08583).
 
 use std::str::FromStr;
@@ -6,7 +6,51 @@ use std::str::FromStr;
 use burn::tensor::{Tensor, TensorData};
 use thiserror::Error;
 
-use super::{length, unit};
+use super::embedding::{length, unit};
+use crate::losses::loss::{Sees, Surroundings};
+use crate::losses::table::{LossKeys, LossTable, loss_table};
+use crate::problem::{Problem, problem};
+
+const PROMPTS: &str = "losses.clip_text.prompts";
+
+loss_table! {
+    /// `[losses.clip_text]`: draws the reconstruction's CLIP embedding to that of a text.
+    clip_text: ClipTextConfig, weight = 0.0,
+    /// Texts for all images, each with a weight after a colon if it is not to be 1, as in `a photo:0.5`; a negative one
+    /// draws away. Where there are none, each image's own caption.
+    prompts: Vec<String> = Vec::new(),
+}
+
+impl LossTable for ClipTextConfig {
+    fn sees(&self) -> Sees {
+        Sees::Clip
+    }
+
+    fn needs_captions(&self) -> bool {
+        self.prompts.is_empty()
+    }
+
+    fn check(&self, _around: &Surroundings) -> Result<(), Problem> {
+        if !self.is_on() {
+            return Ok(());
+        }
+        if self.prompts.iter().any(|prompt| prompt.trim().is_empty()) {
+            return problem(PROMPTS, "has an empty text; without any, each image's own caption is taken");
+        }
+        self.prompts().map(drop)
+    }
+}
+
+impl ClipTextConfig {
+    /// Reads `prompts`.
+    ///
+    /// # Errors
+    /// The first one that has no text or no usable weight.
+    pub fn prompts(&self) -> Result<Vec<Prompt>, Problem> {
+        let wrong = |error: PromptError| Problem { key: PROMPTS, message: format!("is wrong: {error}") };
+        self.prompts.iter().map(|text| text.parse().map_err(wrong)).collect()
+    }
+}
 
 /// Points of the unit sphere nearer than this to each other, or to each other's opposite, count as this near.
 const NEAREST: f64 = 1e-6;
@@ -90,9 +134,9 @@ fn is_meant_as_weight(word: &str) -> bool {
 pub fn per_view(reconstruction: Tensor<2>, prompts: Tensor<2>, weights: &[f64]) -> Tensor<1> {
     let ([v, e], [p, _]) = (reconstruction.dims(), prompts.dims());
     let of_all_pairs = |x: Tensor<3>| x.expand([v, p, e]).reshape([v * p, e]);
-    let pictures = of_all_pairs(reconstruction.unsqueeze_dim(1));
+    let images = of_all_pairs(reconstruction.unsqueeze_dim(1));
     let texts = of_all_pairs(prompts.unsqueeze_dim(0));
-    let distances = per_view_paired(pictures, texts).reshape([v, p]);
+    let distances = per_view_paired(images, texts).reshape([v, p]);
     let place = (&distances.device(), distances.dtype());
     let weights = Tensor::<2>::from_data(TensorData::new(weights.to_vec(), [1, p]), place);
     (distances * weights).sum_dim(1).flatten(0, 1)
@@ -105,10 +149,10 @@ pub fn per_view(reconstruction: Tensor<2>, prompts: Tensor<2>, weights: &[f64]) 
 /// gradient is finite everywhere: zero at equal embeddings, where the value is least, and zero at opposite ones, where it has
 /// no direction; around these its length is that of the angle.
 pub fn per_view_paired(reconstruction: Tensor<2>, texts: Tensor<2>) -> Tensor<1> {
-    let picture = unit(reconstruction);
-    let text = unit(texts).cast(picture.dtype());
-    let apart = length(picture.clone() - text.clone(), NEAREST);
-    let together = length(picture + text, NEAREST);
+    let image = unit(reconstruction);
+    let text = unit(texts).cast(image.dtype());
+    let apart = length(image.clone() - text.clone(), NEAREST);
+    let together = length(image + text, NEAREST);
     (apart.atan2(together).square() * 2.0).flatten(0, 1)
 }
 
@@ -171,8 +215,8 @@ mod tests {
     #[test]
     fn the_value_is_half_the_square_of_the_angle() {
         let texts = rows(&[&[1.0, 0.0], &[0.0, 3.0], &[1.0, 1.0], &[-1.0, 0.0]]);
-        let pictures = rows(&[&[0.0, 2.0], &[0.0, 1.0], &[1.0, 0.0], &[4.0, 0.0]]);
-        let found = read(per_view_paired(pictures, texts));
+        let images = rows(&[&[0.0, 2.0], &[0.0, 1.0], &[1.0, 0.0], &[4.0, 0.0]]);
+        let found = read(per_view_paired(images, texts));
         let half_square = |angle: f64| angle * angle / 2.0;
         // The guard makes the angle of equal embeddings 1e-6 and that of opposite ones as much less than half a turn.
         assert_near(&found, &[half_square(PI / 2.0), 0.0, half_square(PI / 4.0), half_square(PI)], 4e-6);
@@ -182,9 +226,9 @@ mod tests {
     #[test]
     fn value_and_gradient_are_those_of_vqgan_clip() {
         let expected = Expected::open();
-        let [prompts, pictures] = ["original", "reconstruction"].map(|name| expected.rows(name, 4));
+        let [prompts, images] = ["original", "reconstruction"].map(|name| expected.rows(name, 4));
         let weights = expected.read("text.weights");
-        let leaf = pictures.autodiff().require_grad();
+        let leaf = images.autodiff().require_grad();
         let value = per_view(leaf.clone(), prompts.autodiff(), &weights);
         assert_near(&read(value.clone()), &expected.read("text.value"), 1e-12);
         let gradient = leaf.grad_remove(&mut value.sum().backward()).unwrap();
@@ -193,13 +237,13 @@ mod tests {
 
     #[test]
     fn prompts_add_up_by_their_weights() {
-        let (pictures, prompts) = (wave(3, 4, 0.2), wave(2, 4, 1.5));
+        let (images, prompts) = (wave(3, 4, 0.2), wave(2, 4, 1.5));
         let alone = |row: usize| {
             let text = prompts.clone().narrow(0, row, 1).expand([3, 4]);
-            read(per_view_paired(pictures.clone(), text))
+            read(per_view_paired(images.clone(), text))
         };
         let expected: Vec<f64> = alone(0).iter().zip(alone(1)).map(|(a, b)| 0.5 * a - 2.0 * b).collect();
-        assert_near(&read(per_view(pictures.clone(), prompts.clone(), &[0.5, -2.0])), &expected, 1e-12);
+        assert_near(&read(per_view(images.clone(), prompts.clone(), &[0.5, -2.0])), &expected, 1e-12);
     }
 
     #[test]

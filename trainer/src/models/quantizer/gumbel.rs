@@ -20,7 +20,7 @@ use rand::Rng;
 use rayon::prelude::*;
 
 use super::{Embedding, Quantized, Terms, as_vectors, tiles};
-use crate::models::vqgan::surrogate;
+use crate::models::surrogate::surrogate;
 use crate::models::weights::{ModelError, WeightReader};
 
 /// How many tensors of the logits' size exist at once.

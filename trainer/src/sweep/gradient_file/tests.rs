@@ -4,12 +4,12 @@ use datasets::Batch;
 use super::super::{Bars, judge};
 use super::*;
 use crate::config::SweepConfig;
-use crate::engine::{Networks, StepSettings, effective_batch_gradient};
-use crate::gradients::relative_deviation;
-use crate::losses::{CodebookLoss, Losses, NearestLoss, PixelLoss, PixelNorm, Weight};
+use crate::engine::{StepSettings, effective_batch_gradient};
+use crate::losses::{Codebook, CodebookLoss, Losses, NearestLoss, PixelLoss, PixelNorm, Weight, Weighted};
 use crate::memory::Status;
 use crate::models::initialize::random_weights;
 use crate::models::tests::tiny_architecture;
+use crate::optim::relative_deviation;
 use crate::sweep::rows::tests::row;
 
 const SIDE: usize = 8;
@@ -42,18 +42,16 @@ fn scaled_gradient(
     loss_scales: LossScales,
 ) -> EffectiveBatch {
     let losses = Losses {
-        image: vec![(Weight::constant(1.0), Box::new(PixelLoss(PixelNorm::L1)))],
-        codebook: (
-            Weight::constant(1.0),
-            CodebookLoss::Nearest(NearestLoss { beta: 0.25, legacy: false, entropy: 0.0 }),
-        ),
-        adversarial: None,
-        clip: None,
+        pixel: Some(Weighted { weight: Weight::constant(1.0), loss: PixelLoss { norm: PixelNorm::L1, mix: 0.5 } }),
+        codebook: Some(Codebook {
+            weight: Weight::constant(1.0),
+            loss: CodebookLoss::Nearest(NearestLoss { beta: 0.25, legacy: false, entropy: 0.0 }),
+        }),
+        ..Losses::default()
     };
     let settings = StepSettings { effective, loss_scales, ..StepSettings::default() };
     let batches = || splits.iter().map(|split| Ok::<_, String>(pictures(split.0..split.1)));
-    let networks = Networks { vqgan: model, discriminator: None };
-    effective_batch_gradient(networks, &losses, settings, batches(), batches(), |_| {}).unwrap()
+    effective_batch_gradient(model, &losses, settings, batches(), batches(), |_| {}).unwrap()
 }
 
 #[test]

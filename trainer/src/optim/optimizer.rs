@@ -14,7 +14,7 @@ use burn::optim::{
 use burn::tensor::{DType, Tensor, TensorData};
 use checkpoints::{Dtype, HostTensor};
 
-use crate::config::{OptimizerConfig, OptimizerName};
+use super::config::{OptimizerConfig, OptimizerName};
 use crate::models::weights::{ModelError, ParameterVisitor, StateDict, read_back, visit_parameters};
 
 pub(crate) const MOMENT_1: &str = "moment_1";

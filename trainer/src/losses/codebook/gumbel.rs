@@ -31,7 +31,7 @@ impl GumbelLoss {
         end + 0.5 * (start - end) * (1.0 + (PI * done).cos())
     }
 
-    /// See [`CodebookLoss::sampling`](super::CodebookLoss::sampling).
+    /// How the codes of the samples at `draws` of the training stream are drawn in an optimizer step, counted from 0.
     pub fn sampling(&self, step: u64, draws: &[u64]) -> Sampling {
         Sampling { noise: self.noise.clone(), draws: draws.to_vec(), temperature: self.temperature(step) }
     }

@@ -6,8 +6,8 @@ use burn::module::{Module, ModuleMapper, Param};
 use burn::tensor::Tensor;
 use globset::{GlobBuilder, GlobMatcher};
 
-use crate::config::nearest;
 use crate::models::weights::is_enum;
+use crate::problem::nearest;
 
 /// Why patterns do not say what learns.
 #[derive(Debug, Clone, PartialEq, thiserror::Error)]

@@ -6,13 +6,7 @@ use burn::tensor::Tensor;
 use burn::tensor::activation::{relu, softplus};
 use serde::{Deserialize, Serialize};
 
-use super::Weight;
-use crate::config::Adaptive;
 use crate::models::statistics_dtype;
-
-/// taming's guard against an adversarial gradient of nothing, and its limit for the adaptive weight.
-const ADAPTIVE_EPSILON: f64 = 1e-4;
-const ADAPTIVE_LIMIT: f64 = 1e4;
 
 /// The pair of losses that generator and discriminator are trained with.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -40,12 +34,21 @@ impl GanLoss {
         self.of_real(real) + self.of_fake(fake)
     }
 
-    /// The real images' half of the discriminator's loss.
+    /// The real images' part of the discriminator's loss.
     pub fn of_real(self, real: Tensor<4>) -> Tensor<1> {
         self.of_fake(-real)
     }
 
-    /// The generated images' half of the discriminator's loss.
+    /// The discriminator's loss for the logits of `kind`, per sample `[N]`, with the term of `lecam` if `weight` is not 0.
+    pub fn discriminator_of(self, kind: RealOrFake, logits: Tensor<4>, lecam: &LeCam, weight: f64) -> Tensor<1> {
+        let (value, term) = match kind {
+            RealOrFake::Real => (self.of_real(logits.clone()), lecam.of_real(logits)),
+            RealOrFake::Fake => (self.of_fake(logits.clone()), lecam.of_fake(logits)),
+        };
+        if weight == 0.0 { value } else { value + term * weight }
+    }
+
+    /// The generated images' part of the discriminator's loss.
     pub fn of_fake(self, fake: Tensor<4>) -> Tensor<1> {
         let per_patch = match self {
             Self::Hinge => relu(wide(fake) + 1.0),
@@ -103,92 +106,13 @@ pub fn mean_logits(logits: Tensor<4>) -> Tensor<1> {
     per_sample(wide(logits))
 }
 
-/// The weight at which the adversarial loss pulls as strongly as the reconstruction's losses (Esser et al. 2021,
-/// arXiv 2012.09841, equation 7; the guard and the limit are taming's): `[1]`, on the device of the two gradients, and not a
-/// number where one of them is not finite, which the limit would otherwise hide.
-pub fn adaptive_weight<const D: usize>(
-    reconstruction_gradient: Tensor<D>,
-    adversarial_gradient: Tensor<D>,
-) -> Tensor<1> {
-    let norm = |gradient: Tensor<D>| {
-        let dtype = statistics_dtype(gradient.dtype());
-        gradient.cast(dtype).square().sum().sqrt()
-    };
-    let (reconstruction, adversarial) = (norm(reconstruction_gradient), norm(adversarial_gradient));
-    let overflow = reconstruction.clone().is_finite().bool_and(adversarial.clone().is_finite()).bool_not();
-    let ratio = reconstruction / (adversarial + ADAPTIVE_EPSILON);
-    ratio.clamp(0.0, ADAPTIVE_LIMIT).mask_fill(overflow, f64::NAN)
-}
-
-/// The loss `adversarial`, and the loss that the discriminator learns by.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub struct Adversarial {
-    /// For the generator.
-    pub weight: Weight,
-    /// The pair of losses.
-    pub kind: GanLoss,
-    /// What the weight is multiplied by.
-    pub adaptive: Adaptive,
-    /// Weight of the LeCam term in the discriminator's loss; 0 leaves it out.
-    pub lecam: f64,
-    /// First optimizer step at which the discriminator learns, counted from 0.
-    pub discriminator_start: u64,
-}
-
 /// The two kinds of images that a discriminator learns to tell apart.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Half {
+pub enum RealOrFake {
     /// Originals.
     Real,
     /// Reconstructions.
     Fake,
-}
-
-impl Adversarial {
-    /// The generator's loss for the logits of reconstructions, per sample `[N]`.
-    pub fn generator(&self, fake: Tensor<4>) -> Tensor<1> {
-        self.kind.generator(fake)
-    }
-
-    /// One half of the discriminator's loss for the logits of its images, per sample `[N]`.
-    pub fn discriminator(&self, half: Half, logits: Tensor<4>, lecam: &LeCam) -> Tensor<1> {
-        let (value, term) = match half {
-            Half::Real => (self.kind.of_real(logits.clone()), lecam.of_real(logits)),
-            Half::Fake => (self.kind.of_fake(logits.clone()), lecam.of_fake(logits)),
-        };
-        if self.lecam == 0.0 { value } else { value + term * self.lecam }
-    }
-
-    /// Whether the weight of a step depends on gradients over its whole effective batch.
-    pub fn needs_first_pass(&self, state: &AdversarialState) -> bool {
-        match self.adaptive {
-            Adaptive::EffectiveBatch => true,
-            Adaptive::PreviousStep => state.balance.is_none(),
-            Adaptive::MicroBatch | Adaptive::Off => false,
-        }
-    }
-}
-
-/// What the adversarial loss carries over from step to step.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
-pub struct AdversarialState {
-    /// The adaptive weight of the newest step that had one.
-    pub balance: Option<f64>,
-    /// Moving averages of the logits.
-    pub lecam: LeCam,
-}
-
-impl AdversarialState {
-    /// Before the first step; `lecam_decay` is the share of an average that one step leaves.
-    pub fn new(lecam_decay: f64) -> Self {
-        Self { balance: None, lecam: LeCam::new(lecam_decay) }
-    }
-}
-
-impl Default for AdversarialState {
-    fn default() -> Self {
-        Self::new(0.0)
-    }
 }
 
 fn wide(logits: Tensor<4>) -> Tensor<4> {
@@ -200,6 +124,3 @@ fn per_sample(per_patch: Tensor<4>) -> Tensor<1> {
     let [n, c, h, w] = per_patch.dims();
     per_patch.reshape([n, c * h * w]).mean_dim(1).reshape([n])
 }
-
-#[cfg(test)]
-mod tests;

@@ -1,67 +1,21 @@
-//! What ties codes and latents together (van den Oord et al. 2017, arXiv 1711.00937, equation 3), and an entropy term that
-//! makes the codebook used evenly and each choice certain (LlamaGen, arXiv 2406.06525, after Yu et al. 2023, 2310.05737).
+//! An entropy term that makes the codebook used evenly and each choice certain (LlamaGen, arXiv 2406.06525, after Yu et al. 2023,
+//! arXiv 2310.05737).
 //!
-//! The entropy term is `mean over tokens of H(p_token) - H(mean over tokens of p_token)`, with `p` the softmax of the
-//! negative squared distances over a temperature. Its second half couples all samples: the mean runs over the whole effective
-//! batch. It is cut as every coupled loss is: pass 1 adds up the probabilities, [`EntropyCoupling::new`] takes the
-//! derivative with respect to their mean, and pass 2 needs no more than that vector.
+//! It is `mean over tokens of H(p_token) - H(mean over tokens of p_token)`, with `p` the softmax of the negative squared distances
+//! over a temperature. Its second part couples all samples: the mean runs over the whole effective batch. The first pass adds
+//! up the probabilities, [`EntropyCoupling::new`] takes the derivative with respect to their mean, and the second pass needs
+//! no more than that vector.
 
 use burn::tensor::Tensor;
 use burn::tensor::activation::{log_softmax, softmax};
 
-use super::GumbelLoss;
-use crate::models::quantizer::gumbel::Sampling;
-use crate::models::quantizer::{NearestTerms, tiles};
+use crate::models::quantizer::tiles;
 
 /// Softmax temperature of the entropy term in LlamaGen.
 const TEMPERATURE: f64 = 0.01;
 
 /// Guard inside the logarithm of the mean probability, as in LlamaGen.
 const LOG_EPSILON: f64 = 1e-5;
-
-/// The loss `codebook`, which is the quantizer's own.
-#[derive(Debug, Clone)]
-pub enum CodebookLoss {
-    /// Of a quantizer that takes the nearest code.
-    Nearest(NearestLoss),
-    /// Of a Gumbel quantizer.
-    Gumbel(GumbelLoss),
-}
-
-impl CodebookLoss {
-    /// Whether samples are coupled, so that a step needs a first pass.
-    pub fn is_coupled(&self) -> bool {
-        matches!(self, Self::Nearest(loss) if loss.entropy != 0.0)
-    }
-
-    /// How a Gumbel quantizer draws the codes of the samples at `draws` of the training stream in an optimizer step, counted
-    /// from 0.
-    pub fn sampling(&self, step: u64, draws: &[u64]) -> Option<Sampling> {
-        match self {
-            Self::Nearest(_) => None,
-            Self::Gumbel(loss) => Some(loss.sampling(step, draws)),
-        }
-    }
-}
-
-/// What ties latents to the nearest codes.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub struct NearestLoss {
-    /// The smaller of the two weights below, 0.25 in every family.
-    pub beta: f64,
-    /// `VectorQuantizer2`'s legacy form, which puts `beta` on the codes' term and not on the commitment.
-    pub legacy: bool,
-    /// Weight of the entropy term within this loss; 0 leaves it out.
-    pub entropy: f64,
-}
-
-impl NearestLoss {
-    /// Value per sample, `[N]`, without the entropy term.
-    pub fn per_sample(&self, terms: &NearestTerms) -> Tensor<1> {
-        let (codes, commitment) = if self.legacy { (self.beta, 1.0) } else { (1.0, self.beta) };
-        terms.codebook.clone() * codes + terms.commitment.clone() * commitment
-    }
-}
 
 /// Scaled log-probabilities of the codes for each row: `[M, D]` and `[K, D]` to `[M, K]`.
 fn affinity(vectors: Tensor<2>, codebook: Tensor<2>) -> Tensor<2> {
@@ -77,7 +31,7 @@ pub fn sum_probabilities(vectors: Tensor<2>, codebook: Tensor<2>) -> Tensor<1> {
     tiles(vectors, k).into_iter().map(of_tile).fold(zero, Tensor::add)
 }
 
-/// The effective batch's half of the entropy term.
+/// The effective batch's part of the entropy term.
 #[derive(Debug, Clone)]
 pub struct EntropyCoupling {
     /// `d (-H(mean p)) / d (mean p)`, `[K]`.

@@ -18,13 +18,12 @@
 //! model. [`compute_copy`] makes the model's copy in half precision, once per optimizer step; its parameters have the
 //! master's ids, under which their gradients are summed.
 
+mod config;
 mod copy;
 mod probe;
 mod range;
-mod scaler;
 
+pub use config::{Compute, LossScaleConfig, PrecisionConfig, ScalerConfig};
 pub use copy::compute_copy;
-pub(crate) use probe::is_finite;
 pub use probe::{Found, Probe};
 pub use range::Range;
-pub use scaler::{LossScaler, ScalerState};

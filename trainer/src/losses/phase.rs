@@ -1,4 +1,4 @@
-//! The parts of an optimizer step whose memory is measured. A leaf: the engine names them as well.
+//! The parts of an optimizer step, as a step tells them while it is computed.
 
 use std::fmt;
 
@@ -30,4 +30,13 @@ impl fmt::Display for Phase {
             Self::Optimizer => "optimizer",
         })
     }
+}
+
+/// What is said of a step while it is computed.
+#[derive(Debug, Clone, Copy)]
+pub enum Event {
+    /// Another part of the step begins.
+    Phase(Phase),
+    /// So many more samples are done.
+    Samples(usize),
 }

@@ -6,9 +6,12 @@ use burn::tensor::module::conv2d_weight_backward;
 use burn::tensor::ops::ConvOptions;
 use burn::tensor::{DType, Tensor};
 
-use crate::gradients::as_held;
-use crate::losses::adaptive_weight;
 use crate::models::statistics_dtype;
+use crate::optim::as_held;
+
+/// taming's guard against an adversarial gradient of nothing, and its limit for the adaptive weight.
+const EPSILON: f64 = 1e-4;
+const LIMIT: f64 = 1e4;
 
 /// Gradients of the reconstruction losses and of the adversarial loss with respect to the last layer's weight, summed over
 /// samples; and the weight's type.
@@ -41,12 +44,29 @@ impl LastLayerGradients {
     /// The ratio of their norms, `[1]`, in f32 at least, where they are to count `scale` times; `None` if nothing was added. It
     /// is not a number where the weight's type cannot hold a sum, as in [`GradientSum::into_gradients`].
     ///
-    /// [`GradientSum::into_gradients`]: crate::gradients::GradientSum::into_gradients
-    pub(super) fn balance(&self, scale: f64) -> Option<Tensor<1>> {
+    /// [`GradientSum::into_gradients`]: crate::optim::GradientSum::into_gradients
+    pub(super) fn weight(&self, scale: f64) -> Option<Tensor<1>> {
         let (sums, narrow) = self.0.clone()?;
         let [reconstruction, adversarial] = sums.map(|sum| as_held(sum, narrow) * scale);
         Some(adaptive_weight(reconstruction, adversarial))
     }
+}
+
+/// The weight at which the adversarial loss has a gradient as large as that of the losses that compare images (Esser et al. 2021,
+/// arXiv 2012.09841, equation 7; the guard and the limit are taming's): `[1]`, on the device of the two gradients and not a
+/// number where one of them is not finite, which the limit would otherwise hide.
+pub fn adaptive_weight<const D: usize>(
+    reconstruction_gradient: Tensor<D>,
+    adversarial_gradient: Tensor<D>,
+) -> Tensor<1> {
+    let norm = |gradient: Tensor<D>| {
+        let dtype = statistics_dtype(gradient.dtype());
+        gradient.cast(dtype).square().sum().sqrt()
+    };
+    let (reconstruction, adversarial) = (norm(reconstruction_gradient), norm(adversarial_gradient));
+    let overflow = reconstruction.clone().is_finite().bool_and(adversarial.clone().is_finite()).bool_not();
+    let ratio = reconstruction / (adversarial + EPSILON);
+    ratio.clamp(0.0, LIMIT).mask_fill(overflow, f64::NAN)
 }
 
 #[cfg(test)]
@@ -59,23 +79,23 @@ mod tests {
 
     /// Two micro-batches of which either gradient is finite in f16, and one with their sum is not.
     #[test]
-    fn a_sum_that_f16_cannot_hold_is_no_balance_in_however_many_micro_batches() {
+    fn a_sum_that_f16_cannot_hold_has_no_weight_in_however_many_micro_batches() {
         let device = Device::flex();
         for (dtype, overflows) in [(DType::F16, true), (DType::BF16, false), (DType::F32, false)] {
             let layer: Conv2d = Conv2dConfig::new([1, 3], [1, 1]).init(&device);
             let layer = compute_copy(&layer, dtype);
-            let balance = |of_each: &[f32]| {
+            let adaptive_weight = |of_each: &[f32]| {
                 let mut sums = LastLayerGradients::default();
                 for value in of_each {
                     let input = Tensor::<4>::ones([1, 1, 1, 1], &device).cast(dtype);
                     let at_output = [*value, 20.0].map(|value| Tensor::full([1, 3, 1, 1], value, &device));
                     sums.add(&layer, &input, [&at_output[0], &at_output[1]]);
                 }
-                sums.balance(1.0).unwrap().into_scalar::<f64>()
+                sums.weight(1.0).unwrap().into_scalar::<f64>()
             };
-            assert_eq!(balance(&[4e4, 4e4]).is_nan(), overflows, "{dtype:?}");
+            assert_eq!(adaptive_weight(&[4e4, 4e4]).is_nan(), overflows, "{dtype:?}");
             let expected = 6e4 / 40.0;
-            assert!((balance(&[3e4, 3e4]) / expected - 1.0).abs() < 1e-2, "{dtype:?}");
+            assert!((adaptive_weight(&[3e4, 3e4]) / expected - 1.0).abs() < 1e-2, "{dtype:?}");
         }
     }
 }

@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::config::{PrecisionConfig, ScalerConfig};
+use crate::precision::{PrecisionConfig, ScalerConfig};
 
 /// NVIDIA Apex's bound: a model whose gradients vanish would otherwise double its scale for ever.
 const LARGEST: f64 = (1_u64 << 24) as f64;
@@ -89,7 +89,7 @@ impl LossScaler {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::{Compute, LossScaleConfig};
+    use crate::precision::{Compute, LossScaleConfig};
 
     fn config(scaler: ScalerConfig) -> PrecisionConfig {
         PrecisionConfig { compute: Compute::Fp16, scaler, ..PrecisionConfig::default() }

@@ -1,70 +1,25 @@
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
-use checkpoints::{Activation, HostTensor, LpipsNetwork, WeightsFile, write_safetensors};
+use burn::tensor::{DType, Device};
+use checkpoints::{Activation, Quantizer, WeightsError, WeightsFile, write_safetensors};
 
 use super::*;
+use crate::config::{Config, LossesConfig};
+use crate::losses::loss::Weight;
 
-/// A whole AlexNet LPIPS, its linear layers of `linear`.
-fn whole(linear: f32) -> StateDict {
-    let network = LpipsNetwork::AlexNet;
-    let mut weights = StateDict::new();
-    let mut put = |name: String, shape: &[usize], value: f32| {
-        weights.insert(name, HostTensor::from_f32(shape, &vec![value; shape.iter().product()]));
+fn clip(config: &Config) -> Result<ClipGuidance, LossError> {
+    let device = Device::flex().autodiff();
+    let quantizer = Quantizer::of(checkpoints::Family::Taming);
+    let mut context = LoadContext {
+        around: config.surroundings(),
+        quantizer: &quantizer,
+        device: &device,
+        frozen: DType::F32,
+        discriminator: None,
     };
-    for (number, shape) in network.convolutions() {
-        put(format!("features.{number}.weight"), shape, 0.5);
-        put(format!("features.{number}.bias"), &shape[..1], 0.5);
-    }
-    for (layer, channels) in network.channels().into_iter().enumerate() {
-        put(format!("lin{layer}.weight"), &[1, channels, 1, 1], linear);
-    }
-    weights
-}
-
-fn without_linear(mut weights: StateDict) -> StateDict {
-    weights.retain(|name, _| !name.starts_with("lin"));
-    weights
-}
-
-/// What `[losses.perceptual]` with these files gives; without the name of their folder.
-fn lpips(network: LpipsNetwork, backbone: &StateDict, linear: Option<&StateDict>) -> Result<StateDict, String> {
-    let folder = tempfile::tempdir().unwrap();
-    let place = |name: &str, weights: &StateDict| {
-        let path = folder.path().join(name);
-        write_safetensors(&path, weights, None).unwrap();
-        path.display().to_string()
-    };
-    let loss = PerceptualConfig {
-        network,
-        backbone: Some(place("backbone.safetensors", backbone)),
-        linear: linear.map(|weights| place("linear.safetensors", weights)),
-        ..Default::default()
-    };
-    let prefix = format!("{}/", folder.path().display());
-    lpips_weights(&loss).map_err(|error| error.to_string().replace(&prefix, ""))
-}
-
-#[test]
-fn a_whole_lpips_as_the_backbone_needs_no_other_file() {
-    let alexnet = LpipsNetwork::AlexNet;
-    assert!(lpips(alexnet, &whole(7.0), None) == Ok(whole(7.0)));
-    // A file that is named is the one that is read.
-    assert!(lpips(alexnet, &whole(7.0), Some(&whole(3.0))) == Ok(whole(3.0)));
-    assert!(lpips(alexnet, &without_linear(whole(7.0)), Some(&whole(3.0))) == Ok(whole(3.0)));
-}
-
-#[test]
-fn each_file_of_lpips_is_wrong_under_its_own_key() {
-    let alexnet = LpipsNetwork::AlexNet;
-    let error = lpips(alexnet, &whole(7.0), Some(&without_linear(whole(7.0)))).unwrap_err();
-    assert!(error.starts_with("`losses.perceptual.linear`: linear.safetensors: it has no linear layers"), "{error}");
-    let error = lpips(LpipsNetwork::Vgg16, &whole(7.0), None).unwrap_err();
-    assert!(error.starts_with("`losses.perceptual.backbone`: backbone.safetensors: it is not VGG16"), "{error}");
-    let mut broken = whole(7.0);
-    broken.remove("lin3.weight");
-    let error = lpips(alexnet, &broken, None).unwrap_err();
-    assert!(error.starts_with("`losses.perceptual.backbone`: backbone.safetensors"), "{error}");
-    assert!(error.contains("1 missing (lin3.weight)"), "{error}");
+    let losses = &config.losses;
+    let tables = (&losses.clip_image, &losses.clip_text, &losses.clip_contrastive, &losses.clip_direction);
+    Ok(ClipGuidance::load(tables, &mut context)?.expect("a CLIP loss is on"))
 }
 
 fn fixture() -> PathBuf {
@@ -76,7 +31,7 @@ fn guidance(folder: &Path, edit: impl FnOnce(&mut LossesConfig)) -> Result<ClipG
     let mut config = Config::default();
     config.clip.pretrained = Some(folder.display().to_string());
     edit(&mut config.losses);
-    clip(&config, &Device::flex().autodiff()).map_err(|error| error.to_string())
+    clip(&config).map_err(|error| error.to_string())
 }
 
 #[test]
@@ -158,12 +113,11 @@ fn a_checkpoint_of_openclips_training_is_told_its_activation() {
     config.clip.tokenizer = Some(fixture().join("../open_clip").display().to_string());
     config.losses.clip_text.weight = 1.0;
     config.losses.clip_text.prompts = vec!["a photo".into()];
-    let device = Device::flex().autodiff();
-    let error = clip(&config, &device).map(drop).unwrap_err();
+    let error = clip(&config).map(drop).unwrap_err();
     assert!(matches!(&error, LossError::Weights { source: WeightsError::NoActivation { .. }, .. }), "{error}");
     assert!(error.is_wrong_usage() && error.to_string().contains("clip.activation"), "{error}");
     for activation in [Activation::Gelu, Activation::QuickGelu] {
         config.clip.activation = Some(activation);
-        assert_eq!(clip(&config, &device).unwrap().architecture.activation, activation);
+        assert_eq!(clip(&config).unwrap().architecture.activation, activation);
     }
 }

@@ -42,7 +42,7 @@ impl GradientSum {
 const BEYOND_F16: f64 = 65_520.0;
 
 /// `sum`, and infinity where `narrow` is f16 and cannot hold it.
-pub(crate) fn as_held<const D: usize>(sum: Tensor<D>, narrow: DType) -> Tensor<D> {
+pub fn as_held<const D: usize>(sum: Tensor<D>, narrow: DType) -> Tensor<D> {
     if narrow != DType::F16 {
         return sum;
     }

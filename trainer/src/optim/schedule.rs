@@ -1,6 +1,6 @@
 //! The learning rate as a function of the optimizer step, and of nothing else: a resumed run needs no state for it.
 
-use crate::config::{OptimizerConfig, ScheduleConfig, ScheduleKind};
+use super::config::{OptimizerConfig, ScheduleConfig, ScheduleKind};
 
 /// A schedule over a run of known length.
 #[derive(Debug, Clone)]

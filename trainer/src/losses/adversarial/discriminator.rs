@@ -5,72 +5,78 @@ use burn::tensor::{DType, Device, Tensor};
 use checkpoints::hub::FileChoice;
 use checkpoints::load_discriminator;
 
-use crate::config::Config;
-use crate::gradients::{global_norm, unscale_and_clip};
-use crate::losses::AdversarialState;
+use super::state::{AdversarialState, SavedDiscriminator};
+use super::table::AdversarialConfig;
 use crate::losses::load::{LossError, fetch};
-use crate::lr_schedule::LrSchedule;
+use crate::losses::loss::Surroundings;
 use crate::models::discriminator::{BatchStatistics, DiscriminatorNorm, PatchGan, PatchGanConfig};
 use crate::models::weights::{ModelError, StateDict, WeightReader};
-use crate::optimizer::ModelOptimizer;
-use crate::precision::{LossScaler, ScalerState};
+use crate::optim::{LossScaler, LrSchedule, ModelOptimizer, global_norm, unscale_and_clip};
+
+const KEY: &str = "discriminator.pretrained";
 
 /// A discriminator in training.
-pub struct Adversary {
+pub struct Discriminator {
     /// `None` only while the optimizer has it.
     model: Option<PatchGan>,
     optimizer: ModelOptimizer,
     schedule: LrSchedule,
     clip_norm: f64,
     scaler: LossScaler,
-    /// What its losses carry over from step to step.
+    /// What the loss carries over from step to step.
     pub state: AdversarialState,
 }
 
-impl Adversary {
-    /// The discriminator of `config`: a pretrained one, or one with random weights.
+impl Discriminator {
+    /// The discriminator of the configuration: a pretrained one, or one with random weights.
     ///
     /// # Errors
-    /// If the pretrained one cannot be fetched or read, or needs larger pictures.
-    pub fn fresh(config: &Config, device: &Device) -> Result<Self, LossError> {
-        const KEY: &str = "discriminator.pretrained";
-        let settings = &config.discriminator;
-        let weights = match &settings.pretrained {
+    /// If the pretrained one cannot be fetched or read, or needs larger images.
+    pub fn fresh(loss: &AdversarialConfig, around: &Surroundings, device: &Device) -> Result<Self, LossError> {
+        let weights = match &around.discriminator.pretrained {
             Some(spec) => {
                 let fetched = fetch(KEY, spec, FileChoice::Vqgan)?;
                 load_discriminator(fetched).map_err(|source| LossError::Weights { key: KEY, source })?
             }
-            None => {
-                let architecture =
-                    PatchGanConfig { channels: settings.channels, layers: settings.layers, norm: settings.norm };
-                PatchGan::random_weights(&architecture, config.run.seed)
-            }
+            None => PatchGan::random_weights(&around.discriminator.architecture(), around.seed),
         };
-        let adversary = Self::new(config, &weights, device).map_err(|source| LossError::Model { key: KEY, source })?;
-        Ok(adversary.with_moments())
+        let discriminator = Self::read(loss, around, &weights, device);
+        Ok(discriminator.map_err(|source| LossError::Model { key: KEY, source })?.with_moments())
     }
 
     /// A discriminator that was saved, with its optimizer's state.
     ///
     /// # Errors
-    /// If the tensors do not make a discriminator, or one that needs larger pictures.
+    /// If the tensors do not make a discriminator, or one that needs larger images.
     pub fn resumed(
-        config: &Config,
-        weights: &StateDict,
-        optimizer: &StateDict,
-        state: AdversarialState,
-        scaler: Option<ScalerState>,
+        loss: &AdversarialConfig,
+        around: &Surroundings,
+        saved: SavedDiscriminator,
         device: &Device,
     ) -> Result<Self, ModelError> {
-        let mut adversary = Self { state, ..Self::new(config, weights, device)? };
+        let SavedDiscriminator { weights, optimizer, state, scaler } = saved;
+        let mut discriminator = Self { state, ..Self::read(loss, around, &weights, device)? };
         if let Some(scaler) = scaler {
-            adversary.scaler = LossScaler::resumed(&config.precision, scaler);
+            discriminator.scaler = LossScaler::resumed(around.precision, scaler);
         }
-        let Self { model, optimizer: own, .. } = &mut adversary;
-        if let Some(model) = model {
-            own.load_state_dict(model, optimizer)?;
+        if let Some(model) = &discriminator.model {
+            discriminator.optimizer.load_state_dict(model, &optimizer)?;
         }
-        Ok(adversary.with_moments())
+        Ok(discriminator.with_moments())
+    }
+
+    /// A discriminator that takes no step, for what only computes gradients.
+    #[cfg(test)]
+    pub(crate) fn untrained(model: PatchGan, state: AdversarialState) -> Self {
+        let config = crate::config::Config::default();
+        Self {
+            model: Some(model),
+            optimizer: ModelOptimizer::new(&config.optimizer),
+            schedule: LrSchedule::new(&config.schedule, &config.optimizer, 1),
+            clip_norm: 0.0,
+            scaler: LossScaler::new(&config.precision),
+            state,
+        }
     }
 
     /// With the memory for its optimizer's moments.
@@ -81,25 +87,30 @@ impl Adversary {
         self
     }
 
-    fn new(config: &Config, weights: &StateDict, device: &Device) -> Result<Self, ModelError> {
+    fn read(
+        loss: &AdversarialConfig,
+        around: &Surroundings,
+        weights: &StateDict,
+        device: &Device,
+    ) -> Result<Self, ModelError> {
         let architecture = PatchGanConfig::of(weights)?;
-        let (smallest, resolution) = (architecture.smallest_input(), config.data.resolution);
+        let (smallest, resolution) = (architecture.smallest_input(), around.resolution);
         if (resolution as usize) < smallest {
             return Err(ModelError::ImagesTooSmall { smallest, resolution });
         }
         if architecture.norm == DiscriminatorNorm::Batch {
             note!("discriminator: it has BatchNorm, so what a step computes depends on batch.micro");
         }
-        let model = PatchGan::read(&WeightReader::new(weights, device, DType::F32), &architecture)?;
-        let optimizer = config.discriminator_optimizer();
+        let settings = around.discriminator;
+        let optimizer = settings.optimizer.over(around.optimizer);
         Ok(Self {
-            model: Some(model),
-            schedule: LrSchedule::new(&config.discriminator_schedule(), &optimizer, config.run.steps)
-                .starting_at(config.discriminator_start()),
+            model: Some(PatchGan::read(&WeightReader::new(weights, device, DType::F32), &architecture)?),
+            schedule: LrSchedule::new(&settings.schedule.over(around.schedule), &optimizer, around.steps)
+                .starting_at(settings.start(loss)),
             clip_norm: optimizer.clip_norm,
-            scaler: LossScaler::new(&config.precision),
+            scaler: LossScaler::new(around.precision),
             optimizer: ModelOptimizer::new(&optimizer),
-            state: AdversarialState::new(config.losses.adversarial.lecam_decay),
+            state: AdversarialState::new(loss.lecam_decay),
         })
     }
 
@@ -128,14 +139,14 @@ impl Adversary {
         &self.scaler
     }
 
-    /// Its learning rate at a step, of which it has not taken those that it has skipped.
+    /// Its learning rate at a step; steps that it has skipped do not count.
     pub fn learning_rate(&self, step: u64) -> f64 {
         self.schedule.at(self.scaler.taken(step))
     }
 
     /// Takes the run's step `step`, counted from 0, with gradients of the global norm `norm`, and moves the running
-    /// statistics; `logits` are the mean logits of both halves. If something is not finite nothing moves but the loss scale.
-    /// Returns whether it was.
+    /// statistics; `logits` are the mean logits of real and of fake images. If something is not finite only the loss scale
+    /// moves. Returns whether all was finite.
     pub fn step(
         &mut self,
         step: u64,
@@ -157,9 +168,9 @@ impl Adversary {
         finite
     }
 
-    /// Carries over the balance of a step's gradients, if that step had one.
-    pub fn remember(&mut self, balance: Option<f64>) {
-        self.state.balance = balance.filter(|balance| balance.is_finite()).or(self.state.balance);
+    /// Carries over the adaptive weight of a step, if that step had one.
+    pub fn remember(&mut self, adaptive_weight: Option<f64>) {
+        self.state.adaptive_weight = adaptive_weight.filter(|weight| weight.is_finite()).or(self.state.adaptive_weight);
     }
 }
 
@@ -168,6 +179,11 @@ mod tests {
     use checkpoints::write_safetensors;
 
     use super::*;
+    use crate::config::Config;
+
+    fn fresh(config: &Config) -> Result<Discriminator, LossError> {
+        Discriminator::fresh(&config.losses.adversarial, &config.surroundings(), &Device::flex().autodiff())
+    }
 
     fn config(layers: usize, resolution: u32) -> Config {
         let mut config = Config::default();
@@ -178,21 +194,21 @@ mod tests {
         config
     }
 
-    /// The file of an import is what says how large pictures have to be.
+    /// The file of an import is what says how large images have to be.
     #[test]
-    fn an_imported_discriminator_has_to_fit_the_pictures() {
+    fn an_imported_discriminator_has_to_fit_the_images() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("discriminator.safetensors");
         for (norm, layers, smallest) in [(DiscriminatorNorm::Batch, 3, 24), (DiscriminatorNorm::Group, 2, 12)] {
             let architecture = PatchGanConfig { channels: 4, layers, norm };
             write_safetensors(&path, &PatchGan::random_weights(&architecture, 0), None).unwrap();
-            let fresh = |resolution: u32| {
+            let fresh_at = |resolution: u32| {
                 let mut config = config(1, resolution);
                 config.discriminator.pretrained = Some(path.display().to_string());
-                Adversary::fresh(&config, &Device::flex().autodiff()).map(drop).map_err(|error| error.to_string())
+                fresh(&config).map(drop).map_err(|error| error.to_string())
             };
-            assert_eq!(fresh(smallest), Ok(()));
-            let error = fresh(smallest - 1).unwrap_err();
+            assert_eq!(fresh_at(smallest), Ok(()));
+            let error = fresh_at(smallest - 1).unwrap_err();
             let words = format!(
                 "`discriminator.pretrained`: the discriminator needs images of at least {smallest} pixels, but \
                  data.resolution is {}",
@@ -209,8 +225,8 @@ mod tests {
         config.schedule.warmup = 3;
         config.losses.adversarial.start = 100;
         let rates = |config: &Config| {
-            let adversary = Adversary::fresh(config, &Device::flex().autodiff()).unwrap();
-            [50, 51, 52, 53, 100, 101, 102, 103].map(|step| adversary.learning_rate(step))
+            let discriminator = fresh(config).unwrap();
+            [50, 51, 52, 53, 100, 101, 102, 103].map(|step| discriminator.learning_rate(step))
         };
         assert_eq!(rates(&config)[4..], [0.25, 0.5, 0.75, 1.0]);
         config.discriminator.start = Some(50);

@@ -1,0 +1,95 @@
+//! `[clip]`.
+
+use checkpoints::Activation;
+use serde::{Deserialize, Serialize};
+
+use crate::problem::{Problem, location, not_negative, positive, problem, share};
+
+/// More views of one image than that are a slip of the hand.
+const MOST_CUTOUTS: usize = 1024;
+
+/// `[clip]`: the CLIP model of the losses `clip_*`, and the views of an image that it sees.
+#[derive(Debug, Clone, PartialEq, Deserialize, Serialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct ClipConfig {
+    /// The model: `hf://owner/name[@revision][/file]` or a local path, `hf://openai/clip-vit-base-patch32` where
+    /// nothing is said.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub pretrained: Option<String>,
+    /// `quick_gelu` or `gelu`, in place of what the model's configuration says; needed for a checkpoint of an OpenCLIP
+    /// training, which has none.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub activation: Option<Activation>,
+    /// A tokenizer, likewise, or a folder with one; that beside the model where nothing is said.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub tokenizer: Option<String>,
+    /// Whether the whole image is one of the views.
+    pub whole: bool,
+    /// Random squares that are the other views, up to 1024; image and reconstruction have the same ones.
+    pub cutouts: usize,
+    /// Exponent of the evenly drawn share of the way from the smallest square to the largest, above 0; over 1 favours
+    /// small ones.
+    pub cutout_power: f64,
+    /// Cutouts of each sample of a micro-batch in memory at a time; 0 for all. It does not change what a step computes.
+    pub cutouts_at_once: usize,
+    /// Probability, 0..1, that a cutout is turned and shifted.
+    pub affine: f64,
+    /// Probability, 0..1, that a cutout is seen from aside.
+    pub perspective: f64,
+    /// Probability, 0..1, that a cutout's colours change.
+    pub jitter: f64,
+    /// Probability, 0..1, that a rectangle of a cutout is blanked.
+    pub erasing: f64,
+    /// Largest standard deviation of a cutout's noise, 0 or more, of pixels in 0..1; each cutout's is drawn evenly up
+    /// to it.
+    pub noise: f64,
+}
+
+impl Default for ClipConfig {
+    fn default() -> Self {
+        Self {
+            pretrained: None,
+            activation: None,
+            tokenizer: None,
+            whole: true,
+            cutouts: 8,
+            cutout_power: 1.0,
+            cutouts_at_once: 0,
+            affine: 0.7,
+            perspective: 0.7,
+            jitter: 0.7,
+            erasing: 0.7,
+            noise: 0.1,
+        }
+    }
+}
+
+impl ClipConfig {
+    /// Where the model is.
+    pub fn location(&self) -> &str {
+        self.pretrained.as_deref().unwrap_or("hf://openai/clip-vit-base-patch32")
+    }
+
+    /// Checks the table. `needs_views` says whether a loss is on that sees cutouts; `clip_contrastive` sees whole images in any
+    /// case.
+    ///
+    /// # Errors
+    /// The first problem.
+    pub fn check(&self, needs_views: bool) -> Result<(), Problem> {
+        location("clip.pretrained", self.pretrained.as_deref())?;
+        location("clip.tokenizer", self.tokenizer.as_deref())?;
+        if self.cutouts > MOST_CUTOUTS {
+            return problem("clip.cutouts", format!("is {}, must be at most {MOST_CUTOUTS}", self.cutouts));
+        }
+        if self.cutouts == 0 && !self.whole && needs_views {
+            let message = "is 0 and clip.whole is false: CLIP would see nothing of an image";
+            return problem("clip.cutouts", message);
+        }
+        positive("clip.cutout_power", self.cutout_power)?;
+        share("clip.affine", self.affine)?;
+        share("clip.perspective", self.perspective)?;
+        share("clip.jitter", self.jitter)?;
+        share("clip.erasing", self.erasing)?;
+        not_negative("clip.noise", self.noise)
+    }
+}

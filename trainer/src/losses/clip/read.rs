@@ -1,0 +1,147 @@
+//! From the tables `[clip]` and `[losses.clip_*]` to the networks and what they are compared with.
+
+use std::path::PathBuf;
+
+use burn::tensor::{DType, Device};
+use checkpoints::hub::FileChoice;
+use checkpoints::{Clip, ClipArchitecture, read_clip};
+
+use super::captions::CaptionEncoder;
+use super::config::ClipConfig;
+use super::contrastive::{Against, ClipContrastiveConfig};
+use super::cutouts::{CutoutSettings, Cutouts};
+use super::direction::{self, ClipDirectionConfig};
+use super::guidance::{ClipGuidance, ContrastiveTargets, TextTarget, Views};
+use super::image::ClipImageConfig;
+use super::text::ClipTextConfig;
+use crate::losses::load::{LossError, fetch};
+use crate::losses::loss::{LoadContext, LossKeys};
+use crate::losses::table::LossTable;
+use crate::models::clip::{ClipTokenizer, ImageEncoder, TextEncoder};
+use crate::models::weights::WeightReader;
+
+const CLIP: &str = "clip.pretrained";
+
+/// The CLIP losses of the four tables; `None` if all are off.
+pub(super) fn guidance(
+    (image, text, contrastive, direction): (
+        &ClipImageConfig,
+        &ClipTextConfig,
+        &ClipContrastiveConfig,
+        &ClipDirectionConfig,
+    ),
+    context: &LoadContext<'_>,
+) -> Result<Option<ClipGuidance>, LossError> {
+    if !(image.is_on() || text.is_on() || contrastive.is_on() || direction.is_on()) {
+        return Ok(None);
+    }
+    let needs_captions = text.is_on() && text.needs_captions() || contrastive.is_on() && contrastive.needs_captions();
+    let needs_texts = needs_captions || text.is_on() || direction.is_on();
+    let settings = context.around.clip;
+    let ClipNetworks { architecture, encoder, texts, logit_scale } =
+        networks(settings, needs_texts, context.device, context.frozen)?;
+    let (mut text_target, mut turn) = (None, None);
+    if let Some(texts) = &texts {
+        text_target = text.is_on().then(|| target(text, texts)).transpose()?;
+        let ends = [&direction.from, &direction.to].map(|text| text.as_deref().unwrap_or_default());
+        let embedded = direction.is_on().then(|| texts.embed(ends.into_iter())).transpose()?;
+        turn = embedded.map(direction::between);
+    }
+    if let Some(text) = texts.as_ref().and_then(CaptionEncoder::take_truncated) {
+        note!("longer than the {} tokens of CLIP, the rest is not seen: {text}", architecture.context_length);
+    }
+    let against = |what| contrastive.against.contains(&what);
+    let targets = ContrastiveTargets {
+        captions: against(Against::Captions),
+        originals: against(Against::Originals),
+        // The checkpoint's own scale, if nothing else is asked for.
+        logit_scale: contrastive.temperature.map_or(logit_scale, |temperature| 1.0 / temperature),
+    };
+    Ok(Some(ClipGuidance {
+        encoder,
+        captions: texts.filter(|_| needs_captions),
+        views: views(settings, architecture.image_size, context.around.seed),
+        architecture,
+        image: image.is_on().then(|| image.weight()),
+        text: text_target.map(|target| (text.weight(), target)),
+        contrastive: contrastive.is_on().then(|| (contrastive.weight(), targets)),
+        direction: turn.map(|turn| (direction.weight(), turn)),
+    }))
+}
+
+/// What is read from a CLIP's files.
+struct ClipNetworks {
+    architecture: ClipArchitecture,
+    encoder: ImageEncoder,
+    /// Only if a loss needs texts.
+    texts: Option<CaptionEncoder>,
+    /// What its cosines are multiplied with.
+    logit_scale: f64,
+}
+
+/// `needs_texts` says whether the text tower is of use.
+fn networks(
+    settings: &ClipConfig,
+    needs_texts: bool,
+    device: &Device,
+    dtype: DType,
+) -> Result<ClipNetworks, LossError> {
+    let fetched = fetch(CLIP, settings.location(), FileChoice::Clip)?;
+    let path = fetched.weights.clone();
+    let mut clip = read_clip(fetched, settings.activation, needs_texts)
+        .map_err(|source| LossError::Weights { key: CLIP, source })?;
+    let texts = needs_texts.then(|| caption_encoder(settings, &clip, path, device, dtype)).transpose()?;
+    // The text tower is as large as the other one, and is on the device now.
+    clip.weights.retain(|name, _| !name.starts_with("text_"));
+    let reader = WeightReader::frozen(&clip.weights, device, dtype);
+    let encoder =
+        ImageEncoder::read(&reader, &clip.architecture).map_err(|source| LossError::Model { key: CLIP, source })?;
+    let learned = clip.weights.get("logit_scale").and_then(|scale| scale.to_f32().first().copied());
+    let logit_scale = learned.map_or(100.0, |scale| f64::from(scale).exp().min(100.0));
+    Ok(ClipNetworks { architecture: clip.architecture, encoder, texts, logit_scale })
+}
+
+/// On the device without autodiff: texts are only compared with.
+fn caption_encoder(
+    settings: &ClipConfig,
+    clip: &Clip,
+    path: PathBuf,
+    device: &Device,
+    dtype: DType,
+) -> Result<CaptionEncoder, LossError> {
+    let tokenizer = match (&settings.tokenizer, &clip.tokenizer) {
+        (Some(spec), _) => fetch("clip.tokenizer", spec, FileChoice::Tokenizer)?.weights,
+        (None, Some(beside)) => beside.clone(),
+        (None, None) => return Err(LossError::NoTokenizer(path)),
+    };
+    let tokenizer = ClipTokenizer::open(&tokenizer, &clip.architecture)?;
+    let device = device.clone().without_autodiff();
+    let reader = WeightReader::frozen(&clip.weights, &device, dtype);
+    let encoder =
+        TextEncoder::read(&reader, &clip.architecture).map_err(|source| LossError::Model { key: CLIP, source })?;
+    Ok(CaptionEncoder::new(tokenizer, encoder, device))
+}
+
+fn target(text: &ClipTextConfig, texts: &CaptionEncoder) -> Result<TextTarget, LossError> {
+    if text.prompts.is_empty() {
+        return Ok(TextTarget::Captions);
+    }
+    let prompts = text.prompts().map_err(LossError::Setting)?;
+    let embeddings = texts.embed(prompts.iter().map(|prompt| prompt.text.as_str()))?;
+    let weights = prompts.iter().map(|prompt| prompt.weight).collect();
+    Ok(TextTarget::Prompts(Box::new(embeddings), weights))
+}
+
+fn views(clip: &ClipConfig, size: usize, seed: u64) -> Views {
+    let cutouts = CutoutSettings {
+        count: clip.cutouts,
+        power: clip.cutout_power,
+        size,
+        affine: clip.affine,
+        perspective: clip.perspective,
+        jitter: clip.jitter,
+        erasing: clip.erasing,
+        noise: clip.noise,
+    };
+    Views { whole: clip.whole, cutouts: Cutouts::new(cutouts), at_once: clip.cutouts_at_once, seed }
+}

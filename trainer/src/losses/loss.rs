@@ -1,0 +1,426 @@
+//! What a loss is to the engine and to the configuration.
+
+use burn::tensor::{DType, Device, Tensor};
+use checkpoints::Quantizer as QuantizerSettings;
+
+use super::adversarial::config::DiscriminatorConfig;
+use super::adversarial::state::{DiscriminatorGradient, SavedDiscriminator};
+use super::clip::config::ClipConfig;
+use super::load::LossError;
+use super::metrics::MetricSums;
+use super::phase::{Event, Phase};
+use crate::models::VqGan;
+use crate::models::quantizer::gumbel::Sampling;
+use crate::models::quantizer::{Quantized, Quantizer};
+use crate::optim::{OptimizerConfig, ScheduleConfig};
+use crate::precision::{PrecisionConfig, Probe};
+
+/// A loss of a run, with its networks.
+///
+/// A step goes through it in this order: [`begin`](Self::begin), if a loss couples samples the first pass with what
+/// [`LossStep::needs`] asks for and [`LossStep::couple`], then for each micro-batch of the second pass [`LossStep::add_gradient`], and [`LossStep::finish`].
+pub trait Loss: Sized {
+    /// The tables `[losses.*]` that configure it.
+    type Tables<'a>;
+
+    /// Its metrics: the key in `metrics.jsonl`, and the `group/name` under which TensorBoard and the report show it.
+    const METRICS: &'static [(&'static str, &'static str)];
+
+    /// Fetches and reads its networks; `None` where it is off.
+    ///
+    /// # Errors
+    /// If a network cannot be fetched or read, or a setting does not fit it.
+    fn load(tables: Self::Tables<'_>, context: &mut LoadContext<'_>) -> Result<Option<Self>, LossError>;
+
+    /// Whether it couples the samples of an effective batch in an optimizer step, counted from 0, so that the step needs a
+    /// first pass.
+    fn couples_samples(&self, _step: u64) -> bool {
+        false
+    }
+
+    /// Begins an optimizer step; `None` if the loss does not count in it.
+    fn begin<'a>(&'a self, context: &'a StepContext<'a>) -> Option<Box<dyn LossStep + 'a>>;
+
+    /// Itself, if it is a function of an original and its reconstruction alone.
+    fn as_image_loss(&self) -> Option<&dyn ImageLoss> {
+        None
+    }
+}
+
+/// A loss in one optimizer step. All that it keeps is of this step: one that is taken again begins anew.
+pub trait LossStep {
+    /// What it has to see of the whole effective batch before it can give a gradient.
+    fn needs(&self) -> Needs {
+        Needs::Nothing
+    }
+
+    /// Sees a micro-batch's latents in the first pass, `[n, D, h, w]`, before quantization and without autodiff.
+    fn observe_latents(&mut self, _quantizer: &Quantizer, _latents: &Tensor<4>) {}
+
+    /// Sees a micro-batch's reconstructions in the first pass. `at_image` is the gradient at them that the losses before this
+    /// one leave, `[n, 3, H, W]`, if it [needs](Self::needs) that.
+    ///
+    /// # Errors
+    /// If what it needs of a sample cannot be had.
+    fn observe_images(&mut self, _forward: &Forward, _at_image: Option<&Tensor<4>>) -> Result<(), LossError> {
+        Ok(())
+    }
+
+    /// Ends the first pass: computes what couples the samples.
+    fn couple(&mut self) {}
+
+    /// How the codes of the samples at `draws` of the training stream are drawn, if the loss has them drawn.
+    fn sampling(&self, _draws: &[u64]) -> Option<Sampling> {
+        None
+    }
+
+    /// Adds the gradient of a micro-batch in the second pass, and its part of the metrics.
+    ///
+    /// # Errors
+    /// If what it needs of a sample cannot be had.
+    fn add_gradient(
+        &mut self,
+        forward: &Forward,
+        gradients: &mut Gradients,
+        metrics: &mut MetricSums,
+    ) -> Result<(), LossError>;
+
+    /// Ends the step: adds the metrics that belong to the effective batch as a whole.
+    fn finish(&mut self, _metrics: &mut MetricSums) {}
+
+    /// What its discriminator has to learn from the effective batch, if it has one that learns in this step.
+    fn take_discriminator_gradient(&mut self) -> Option<DiscriminatorGradient> {
+        None
+    }
+}
+
+/// What the first pass has to compute for a loss, from the least to the most.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Needs {
+    /// Nothing: its samples are not coupled.
+    Nothing,
+    /// The latents.
+    Latents,
+    /// The reconstructions.
+    Images,
+    /// The reconstructions, and the gradient at them of the losses that stand before it.
+    ImageGradient,
+}
+
+/// The keys that every table `[losses.*]` has; [`loss_table!`](crate::losses::table::loss_table) implements it.
+pub trait LossKeys {
+    /// The table's name below `losses`.
+    fn name(&self) -> &'static str;
+
+    /// The key of its weight, such as `losses.pixel.weight`.
+    fn weight_key(&self) -> &'static str;
+
+    /// `weight`, `start` and `ramp`.
+    fn weight(&self) -> Weight;
+
+    /// Sets `weight`, `start` and `ramp`.
+    fn set_weight(&mut self, weight: Weight);
+
+    /// Whether the loss is on.
+    fn is_on(&self) -> bool {
+        self.weight().value != 0.0
+    }
+}
+
+/// What a loss looks at.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Sees {
+    /// The reconstruction beside its original: the adaptive weight compares the adversarial gradient with that of these losses.
+    Images,
+    /// The reconstruction, through a discriminator.
+    Discriminator,
+    /// The reconstruction, through CLIP.
+    Clip,
+    /// The latents and their codes.
+    Latents,
+}
+
+/// When and how strongly a loss counts.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Weight {
+    /// The weight once it is fully on.
+    pub value: f64,
+    /// First optimizer step at which it counts.
+    pub start: u64,
+    /// Number of optimizer steps over which it grows from nothing to `value`.
+    pub ramp: u64,
+}
+
+impl Weight {
+    /// A weight that counts from the first step.
+    pub fn constant(value: f64) -> Self {
+        Self { value, start: 0, ramp: 0 }
+    }
+
+    /// The weight at an optimizer step, counted from 0.
+    pub fn at(&self, step: u64) -> f64 {
+        match step.checked_sub(self.start) {
+            None => 0.0,
+            Some(since) if since < self.ramp => self.value * (since + 1) as f64 / (self.ramp + 1) as f64,
+            Some(_) => self.value,
+        }
+    }
+}
+
+/// What a loss may know of the rest of the configuration.
+pub struct Surroundings<'a> {
+    /// `run.seed`
+    pub seed: u64,
+    /// `run.steps`
+    pub steps: u64,
+    /// `batch.effective`
+    pub effective: usize,
+    /// `data.resolution`, in pixels.
+    pub resolution: u32,
+    /// `[precision]`
+    pub precision: &'a PrecisionConfig,
+    /// `[optimizer]`
+    pub optimizer: &'a OptimizerConfig,
+    /// `[schedule]`
+    pub schedule: &'a ScheduleConfig,
+    /// `[discriminator]`
+    pub discriminator: &'a DiscriminatorConfig,
+    /// `[clip]`
+    pub clip: &'a ClipConfig,
+    /// The losses that are on, what they look at and when they count.
+    pub losses: Vec<(Sees, Weight)>,
+}
+
+impl Surroundings<'_> {
+    /// Whether a loss that looks at `what` is on.
+    pub fn has(&self, what: Sees) -> bool {
+        self.losses.iter().any(|(sees, _)| *sees == what)
+    }
+}
+
+/// What the networks of losses are read with.
+pub struct LoadContext<'a> {
+    /// The rest of the configuration.
+    pub around: Surroundings<'a>,
+    /// What the checkpoint says of the model's quantizer.
+    pub quantizer: &'a QuantizerSettings,
+    /// Where the networks go, an autodiff device.
+    pub device: &'a Device,
+    /// The type of networks that are not trained: the one that they compute in.
+    pub frozen: DType,
+    /// The discriminator that a checkpoint of the run has.
+    pub discriminator: Option<SavedDiscriminator>,
+}
+
+/// What a loss may know of the optimizer step.
+pub struct StepContext<'a> {
+    /// The optimizer step, counted from 0.
+    pub step: u64,
+    /// Number of samples in the effective batch.
+    pub effective: usize,
+    /// The model without autodiff, in the type that it computes in.
+    pub model: &'a VqGan,
+    /// The type that copies of networks compute in; `None` for the networks themselves.
+    pub compute: Option<DType>,
+    /// What the losses are multiplied with before the backward passes.
+    pub loss_scales: LossScales,
+    /// Looks for values that are not finite.
+    pub probe: Option<&'a Probe>,
+    /// The device, without autodiff.
+    pub device: Device,
+    /// The type of images and losses: f32 at least.
+    pub dtype: DType,
+    /// Hears of each phase.
+    pub observe: &'a dyn Fn(Event),
+}
+
+impl StepContext<'_> {
+    /// `value`, `[1]`, in the type of losses.
+    pub fn scalar(&self, value: f64) -> Tensor<1> {
+        Tensor::full([1], value, (&self.device, self.dtype))
+    }
+
+    /// Says that a phase begins.
+    pub fn enter(&self, phase: Phase) {
+        (self.observe)(Event::Phase(phase));
+    }
+
+    /// The gradient at `image` of the scalar that `loss` makes of it, looked at for values that are not finite under `name`.
+    pub fn gradient_at(&self, name: &str, image: &Tensor<4>, loss: impl FnOnce(Tensor<4>) -> Tensor<1>) -> Tensor<4> {
+        let at_image = gradient_at(image, loss);
+        self.probe_gradient(name, &at_image);
+        at_image
+    }
+
+    /// Looks at a loss's gradient at the image.
+    pub fn probe_gradient(&self, name: &str, at_image: &Tensor<4>) {
+        if let Some(probe) = self.probe {
+            probe.loss(name, at_image);
+        }
+    }
+
+    /// Looks at a loss's value, `[1]`.
+    pub fn probe_value(&self, name: &str, value: &Tensor<1>) {
+        if let Some(probe) = self.probe {
+            probe.forward(|| name.to_owned(), value);
+        }
+    }
+}
+
+/// A micro-batch's images.
+#[derive(Debug, Clone)]
+pub struct Images<'a> {
+    /// The optimizer step, counted from 0.
+    pub step: u64,
+    /// What a sample counts in the mean over the effective batch.
+    pub per_sample: f64,
+    /// What a gradient at the reconstruction is multiplied with.
+    pub loss_scale: f64,
+    /// The originals, `[n, 3, H, W]` in -1..1, in f32 at least and without autodiff.
+    pub original: Tensor<4>,
+    /// The reconstructions, `[n, 3, H, W]`, likewise.
+    pub reconstruction: Tensor<4>,
+    /// Index of the first sample in the effective batch.
+    pub first: usize,
+    /// Each sample's position in the training stream: the key of its randomness.
+    pub draws: &'a [u64],
+    /// What each sample shows, where that is known.
+    pub captions: &'a [Option<String>],
+}
+
+/// A micro-batch after its forward pass.
+#[derive(Debug)]
+pub struct Forward<'a> {
+    /// Originals and reconstructions.
+    pub images: Images<'a>,
+    /// The input of the model's last layer, `[n, C, H, W]`, without autodiff.
+    pub last_input: &'a Tensor<4>,
+    /// The codes; in the second pass with a graph that reaches back to the latents and the codebook.
+    pub quantized: &'a Quantized,
+}
+
+/// What the backward pass of a micro-batch through the model begins with.
+#[derive(Debug)]
+pub struct Gradients {
+    /// The gradient at the reconstruction of the weighted losses, times the loss scale, `[n, 3, H, W]`.
+    pub at_image: Tensor<4>,
+    /// A scalar whose graph leads to latents and codes, and whose gradient there is that of the weighted losses, times the
+    /// loss scale.
+    pub at_codes: Option<Tensor<1>>,
+}
+
+impl Gradients {
+    /// No gradient yet.
+    pub fn zero(images: &Images) -> Self {
+        Self { at_image: images.reconstruction.zeros_like(), at_codes: None }
+    }
+
+    /// Adds a gradient at the reconstruction, `[n, 3, H, W]`.
+    pub fn add_at_image(&mut self, gradient: Tensor<4>) {
+        self.at_image = self.at_image.clone() + gradient;
+    }
+}
+
+/// The gradient at `image` of the scalar that `loss` makes of it; the loss's graph is gone on return.
+pub fn gradient_at(image: &Tensor<4>, loss: impl FnOnce(Tensor<4>) -> Tensor<1>) -> Tensor<4> {
+    let leaf = image.clone().autodiff().require_grad();
+    let mut gradients = loss(leaf.clone()).backward();
+    leaf.grad_remove(&mut gradients).unwrap_or_else(|| image.zeros_like())
+}
+
+/// The loss scale of each optimizer.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct LossScales {
+    /// Of the generator's losses.
+    pub generator: f64,
+    /// Of the discriminator's loss.
+    pub discriminator: f64,
+}
+
+impl Default for LossScales {
+    fn default() -> Self {
+        Self { generator: 1.0, discriminator: 1.0 }
+    }
+}
+
+/// A loss that is a function of an original and its reconstruction, sample by sample.
+pub trait ImageLoss: Send {
+    /// Its key in the configuration and in metrics.
+    fn name(&self) -> &'static str;
+
+    /// Value for each sample, `[N]`, of `reconstruction` given `original`, both `[N, 3, H, W]` in -1..1.
+    ///
+    /// No sample's value may depend on another sample: the batch is split anywhere.
+    fn per_sample(&self, original: Tensor<4>, reconstruction: Tensor<4>) -> Tensor<1>;
+}
+
+/// How an [`ImageLoss`] is had from its table; [`Weighted`] makes a [`Loss`] of it.
+pub trait LoadImageLoss: ImageLoss + Sized {
+    /// Its table `[losses.*]`.
+    type Table: LossKeys;
+
+    /// Its one metric, as in [`Loss::METRICS`].
+    const METRIC: (&'static str, &'static str);
+
+    /// Fetches and reads its networks, if it has any; it is on.
+    ///
+    /// # Errors
+    /// As for [`Loss::load`].
+    fn load(table: &Self::Table, context: &LoadContext<'_>) -> Result<Self, LossError>;
+}
+
+/// An [`ImageLoss`] with its weight.
+#[derive(Debug)]
+pub struct Weighted<L> {
+    /// When and how strongly it counts.
+    pub weight: Weight,
+    /// The loss.
+    pub loss: L,
+}
+
+impl<L: LoadImageLoss + 'static> Loss for Weighted<L> {
+    type Tables<'a> = (&'a L::Table,);
+
+    const METRICS: &'static [(&'static str, &'static str)] = &[L::METRIC];
+
+    fn load((table,): Self::Tables<'_>, context: &mut LoadContext<'_>) -> Result<Option<Self>, LossError> {
+        let load = || Ok(Self { weight: table.weight(), loss: L::load(table, context)? });
+        table.is_on().then(load).transpose()
+    }
+
+    fn begin<'a>(&'a self, context: &'a StepContext<'a>) -> Option<Box<dyn LossStep + 'a>> {
+        let weight = self.weight.at(context.step);
+        (weight != 0.0).then(|| Box::new(ImageLossStep { loss: &self.loss, weight, context }) as Box<dyn LossStep>)
+    }
+
+    fn as_image_loss(&self) -> Option<&dyn ImageLoss> {
+        Some(&self.loss)
+    }
+}
+
+struct ImageLossStep<'a> {
+    loss: &'a dyn ImageLoss,
+    weight: f64,
+    context: &'a StepContext<'a>,
+}
+
+impl LossStep for ImageLossStep<'_> {
+    fn add_gradient(
+        &mut self,
+        Forward { images, .. }: &Forward,
+        gradients: &mut Gradients,
+        metrics: &mut MetricSums,
+    ) -> Result<(), LossError> {
+        let (name, place) = (self.loss.name(), format!("the loss {}", self.loss.name()));
+        self.context.enter(Phase::Loss(name));
+        let at_image = self.context.gradient_at(&place, &images.reconstruction, |leaf| {
+            let value = self.loss.per_sample(images.original.clone().autodiff(), leaf).sum() * images.per_sample;
+            let plain = value.clone().without_autodiff();
+            self.context.probe_value(&place, &plain);
+            metrics.add_loss(name, plain, self.weight);
+            value * (self.weight * images.loss_scale)
+        });
+        gradients.add_at_image(at_image);
+        Ok(())
+    }
+}
