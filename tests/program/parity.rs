@@ -14,7 +14,7 @@ use trainer::models::VqGan;
 use trainer::models::quantizer::Quantized;
 use trainer::models::quantizer::gumbel::GumbelNoise;
 use trainer::models::weights::param_id;
-use trainer::pretrained::{Initial, pretrained};
+use trainer::training::pretrained::{Initial, pretrained};
 
 use crate::command::fixture;
 

@@ -393,7 +393,7 @@ fn pixels_are_bounded_as_rgb_and_not_as_the_file_has_them() {
 }
 
 #[global_allocator]
-static HOST: host_memory::HostMemory = host_memory::HostMemory::new();
+static ALLOCATOR: host_memory::CountingAllocator = host_memory::CountingAllocator;
 
 /// What other tests may hold meanwhile, in bytes.
 pub(crate) const OTHERS: u64 = 32 << 20;
@@ -403,10 +403,10 @@ pub(crate) static ALONE: std::sync::Mutex<()> = std::sync::Mutex::new(());
 
 /// The most bytes that `work` takes at a time.
 pub(crate) fn peak_of(work: impl FnOnce()) -> u64 {
-    let before = HOST.current();
-    HOST.reset_peak();
+    let before = host_memory::current();
+    host_memory::reset_peak();
     work();
-    HOST.peak().saturating_sub(before) as u64
+    host_memory::peak().saturating_sub(before) as u64
 }
 
 #[test]

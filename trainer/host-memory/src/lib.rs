@@ -9,44 +9,37 @@ thread_local! {
     static ASIDE: Cell<bool> = const { Cell::new(false) };
 }
 
-/// The system's allocator with two counters.
+/// Bytes; of memory that is allocated in [`aside`] and freed elsewhere it could fall below 0.
+static CURRENT: AtomicIsize = AtomicIsize::new(0);
+static PEAK: AtomicIsize = AtomicIsize::new(0);
+
+/// The system's allocator, counted. A program that makes it its global allocator can ask [`current`] and [`peak`]; in others
+/// both are 0.
 #[derive(Debug)]
-pub struct HostMemory {
-    /// Bytes; of memory that is allocated in [`aside`] and freed elsewhere it could fall below 0.
-    current: AtomicIsize,
-    peak: AtomicIsize,
+pub struct CountingAllocator;
+
+/// Bytes that are allocated now.
+pub fn current() -> usize {
+    CURRENT.load(Ordering::Relaxed).max(0) as usize
 }
 
-impl HostMemory {
-    /// With nothing counted yet.
-    #[expect(clippy::new_without_default, reason = "it is made once, as a static")]
-    pub const fn new() -> Self {
-        Self { current: AtomicIsize::new(0), peak: AtomicIsize::new(0) }
-    }
+/// The most bytes that were allocated at a time since [`reset_peak`].
+pub fn peak() -> usize {
+    PEAK.load(Ordering::Relaxed).max(0) as usize
+}
 
-    /// Bytes that are allocated now.
-    pub fn current(&self) -> usize {
-        self.current.load(Ordering::Relaxed).max(0) as usize
-    }
+/// Has the peak begin anew, from what is allocated now.
+pub fn reset_peak() {
+    PEAK.store(CURRENT.load(Ordering::Relaxed), Ordering::Relaxed);
+}
 
-    /// The most bytes that were allocated at a time since [`reset_peak`](Self::reset_peak).
-    pub fn peak(&self) -> usize {
-        self.peak.load(Ordering::Relaxed).max(0) as usize
+fn count(bytes: isize) {
+    if ASIDE.get() {
+        return;
     }
-
-    /// Has the peak begin anew, from what is allocated now.
-    pub fn reset_peak(&self) {
-        self.peak.store(self.current.load(Ordering::Relaxed), Ordering::Relaxed);
-    }
-
-    fn add(&self, bytes: isize) {
-        if ASIDE.get() {
-            return;
-        }
-        let now = self.current.fetch_add(bytes, Ordering::Relaxed) + bytes;
-        if bytes > 0 {
-            self.peak.fetch_max(now, Ordering::Relaxed);
-        }
+    let now = CURRENT.fetch_add(bytes, Ordering::Relaxed) + bytes;
+    if bytes > 0 {
+        PEAK.fetch_max(now, Ordering::Relaxed);
     }
 }
 
@@ -69,12 +62,12 @@ fn bytes(layout: Layout) -> isize {
 }
 
 // SAFETY: every call goes to the system's allocator unchanged, and counting neither allocates nor panics.
-unsafe impl GlobalAlloc for HostMemory {
+unsafe impl GlobalAlloc for CountingAllocator {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
         // SAFETY: as the caller of this function promises.
         let memory = unsafe { System.alloc(layout) };
         if !memory.is_null() {
-            self.add(bytes(layout));
+            count(bytes(layout));
         }
         memory
     }
@@ -83,7 +76,7 @@ unsafe impl GlobalAlloc for HostMemory {
         // SAFETY: as the caller of this function promises.
         let memory = unsafe { System.alloc_zeroed(layout) };
         if !memory.is_null() {
-            self.add(bytes(layout));
+            count(bytes(layout));
         }
         memory
     }
@@ -92,7 +85,7 @@ unsafe impl GlobalAlloc for HostMemory {
         // SAFETY: as the caller of this function promises.
         let moved = unsafe { System.realloc(memory, layout, size) };
         if !moved.is_null() {
-            self.add(size as isize - bytes(layout));
+            count(size as isize - bytes(layout));
         }
         moved
     }
@@ -100,7 +93,7 @@ unsafe impl GlobalAlloc for HostMemory {
     unsafe fn dealloc(&self, memory: *mut u8, layout: Layout) {
         // SAFETY: as the caller of this function promises.
         unsafe { System.dealloc(memory, layout) };
-        self.add(-bytes(layout));
+        count(-bytes(layout));
     }
 }
 
@@ -111,7 +104,7 @@ mod tests {
     use super::*;
 
     #[global_allocator]
-    static HOST: HostMemory = HostMemory::new();
+    static ALLOCATOR: CountingAllocator = CountingAllocator;
 
     const MUCH: usize = 1 << 28;
 
@@ -121,33 +114,33 @@ mod tests {
     #[test]
     fn what_is_allocated_counts_and_so_does_what_was_freed_again() {
         let _alone = ALONE.lock();
-        HOST.reset_peak();
+        reset_peak();
         let mut held = Vec::<u8>::with_capacity(MUCH);
         drop(std::hint::black_box(vec![0u8; MUCH]));
         held.reserve_exact(2 * MUCH);
-        assert_eq!((HOST.current() / MUCH, HOST.peak() / MUCH), (2, 2));
+        assert_eq!((current() / MUCH, peak() / MUCH), (2, 2));
         drop(std::hint::black_box(held));
-        HOST.reset_peak();
-        assert_eq!((HOST.current() / MUCH, HOST.peak() / MUCH), (0, 0));
+        reset_peak();
+        assert_eq!((current() / MUCH, peak() / MUCH), (0, 0));
     }
 
     #[test]
     fn what_is_allocated_and_freed_aside_does_not_count() {
         let _alone = ALONE.lock();
-        let before = HOST.current();
-        HOST.reset_peak();
+        let before = current();
+        reset_peak();
         let mut held = std::thread::spawn(|| aside(|| Vec::<u8>::with_capacity(MUCH))).join().unwrap();
         aside(|| {
             held.reserve_exact(3 * MUCH);
             aside(|| drop(std::hint::black_box(vec![0u8; MUCH])));
             drop(held);
         });
-        assert!(HOST.peak() < MUCH && HOST.current().abs_diff(before) < MUCH / 16);
+        assert!(peak() < MUCH && current().abs_diff(before) < MUCH / 16);
         // Afterwards all counts again, after a panic as well.
         let panicked = std::panic::catch_unwind(|| aside(|| panic!("on purpose")));
         assert!(panicked.is_err());
         let counted = std::hint::black_box(Vec::<u8>::with_capacity(MUCH));
-        assert_eq!(HOST.current() / MUCH, 1);
+        assert_eq!(current() / MUCH, 1);
         drop(counted);
     }
 }

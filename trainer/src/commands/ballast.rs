@@ -8,7 +8,7 @@ use clap::Args;
 use super::{CommandError, parse_device, print_line};
 use crate::config::Bytes;
 use crate::device::Choice;
-use crate::memory::readable;
+use crate::show::readable;
 
 #[derive(Debug, Args)]
 pub(super) struct BallastArgs {

@@ -9,10 +9,10 @@ use serde_json::json;
 
 use super::sweep::stopped_by_signals;
 use super::{BAR_NOT_MET, CommandError, Json, parse_device, parse_override, print_json, print_line};
-use crate::check::step::Setting;
-use crate::check::{Part, Row, Scale, layers, memory, resume, step};
 use crate::config::{Bytes, Compute, Override};
 use crate::device::{Choice, Selected};
+use crate::verification::check::step::Setting;
+use crate::verification::check::{Part, Row, Scale, layers, memory, resume, step};
 
 #[derive(Debug, Args)]
 pub(super) struct CheckArgs {

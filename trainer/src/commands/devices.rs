@@ -8,7 +8,7 @@ use serde_json::json;
 use super::{CommandError, Json, print_json, print_line};
 use crate::config::Compute;
 use crate::device::{Choice, DeviceError, DeviceMemory};
-use crate::memory::readable;
+use crate::show::readable;
 
 #[derive(Debug, Args)]
 pub(super) struct DevicesArgs {

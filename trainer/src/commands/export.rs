@@ -8,7 +8,7 @@ use clap::{Args, ValueEnum};
 use serde_json::json;
 
 use super::{CommandError, Json, print_json, print_line};
-use crate::pretrained::pretrained;
+use crate::training::pretrained::pretrained;
 
 #[derive(Debug, Args)]
 pub(super) struct ExportArgs {

@@ -8,7 +8,7 @@ use clap::Args;
 use super::{CommandError, print_line};
 use crate::config;
 use crate::memory::{Gradient, limit_address_space};
-use crate::sweep::measure::measure;
+use crate::verification::sweep::measure::measure;
 
 #[derive(Debug, Args)]
 pub(super) struct MeasureArgs {

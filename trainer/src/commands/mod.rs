@@ -20,16 +20,16 @@ use std::sync::{Arc, atomic::AtomicBool};
 
 use clap::{Args, Parser, Subcommand};
 
-use crate::check::CheckError;
 use crate::config::{ConfigError, Override};
+use crate::device::panics;
 use crate::device::{Choice, DeviceError};
 use crate::memory::MemoryError;
-use crate::panics;
-use crate::pretrained::PretrainedError;
-use crate::sweep::SweepError;
-use crate::sweep::measure::MeasureError;
-use crate::terminal::write_result;
+use crate::show::terminal::write_result;
 use crate::training::TrainError;
+use crate::training::pretrained::PretrainedError;
+use crate::verification::check::CheckError;
+use crate::verification::sweep::SweepError;
+use crate::verification::sweep::measure::MeasureError;
 
 /// Exit code of a usage or configuration error.
 const WRONG_USAGE: u8 = 2;

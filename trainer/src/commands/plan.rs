@@ -11,8 +11,9 @@ use super::sweep::stopped_by_signals;
 use super::{BAR_NOT_MET, CommandError, Json, Renamed, parse_device, parse_override, print_json, print_line};
 use crate::config::{self, Bytes, Compute, Override, Recompute};
 use crate::device::Choice;
-use crate::memory::{Children, Measurer, MemoryError, Plan, PlanRow, plan, readable};
-use crate::random_networks::Networks;
+use crate::memory::random_networks::Networks;
+use crate::memory::{Children, Measurer, MemoryError, Plan, PlanRow, plan};
+use crate::show::readable;
 use crate::training::INTERRUPTED;
 
 #[derive(Debug, Args)]

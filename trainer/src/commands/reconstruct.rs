@@ -15,7 +15,7 @@ use crate::data::to_pixels;
 use crate::device::Choice;
 use crate::engine::MicroBatch;
 use crate::models::VqGan;
-use crate::pretrained::pretrained;
+use crate::training::pretrained::pretrained;
 
 #[derive(Debug, Args)]
 pub(super) struct ReconstructArgs {

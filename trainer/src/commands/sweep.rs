@@ -13,10 +13,11 @@ use super::signals::on_stop_signals;
 use super::{BAR_NOT_MET, CommandError, Json, Renamed, parse_device, parse_override, print_json, print_line};
 use crate::config::{self, Override};
 use crate::device::Choice;
-use crate::memory::{Children, Measurer, MemoryError, Status, Stopped, readable};
-use crate::random_networks::Networks;
-use crate::sweep::{self, Bars, Report, Row, SweepError};
+use crate::memory::random_networks::Networks;
+use crate::memory::{Children, Measurer, MemoryError, Status, Stopped};
+use crate::show::readable;
 use crate::training::INTERRUPTED;
+use crate::verification::sweep::{self, Bars, Report, Row, SweepError};
 
 /// Each list and each bar stands for its key in [sweep] and goes before it
 #[derive(Debug, Args)]

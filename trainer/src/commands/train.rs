@@ -12,12 +12,12 @@ use super::signals::on_stop_signals;
 use super::{CommandError, Json, parse_device, parse_override, print_json, print_line};
 use crate::config::{self, Loaded, Override};
 use crate::device::Choice;
+use crate::evaluation::Scores;
 use crate::memory::MemoryError;
+use crate::memory::random_networks::{Networks, RandomError};
 use crate::models::architectures::NAMES;
-use crate::random_networks::{Networks, RandomError};
-use crate::run_state;
+use crate::training::run_state;
 use crate::training::{Deadline, Fault, INTERRUPTED, Options, Outcome, Resume, Stop, train};
-use crate::validation::Scores;
 
 #[derive(Debug, Args)]
 pub(super) struct TrainArgs {
@@ -63,7 +63,7 @@ pub(super) struct TrainArgs {
 
 pub(super) fn run(args: &TrainArgs) -> Result<ExitCode, CommandError> {
     let started = Instant::now();
-    let stop = Stop::default();
+    let stop = Stop::new(std::process::exit);
     let asked = stop.clone();
     on_stop_signals(move |reason| asked.ask(reason))?;
     let deadline = args.max_time.map(|limit| Deadline::new(started, limit, &stop));

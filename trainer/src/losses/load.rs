@@ -5,10 +5,10 @@ use std::path::PathBuf;
 use checkpoints::WeightsError;
 use checkpoints::hub::{self, Fetched, FileChoice, HubError, HubSettings, Location};
 
-use crate::download::DownloadBar;
 use crate::models::clip::TokenizerError;
 use crate::models::weights::ModelError;
 use crate::problem::Problem;
+use crate::show::download::DownloadBar;
 
 /// Why a loss cannot be had.
 #[derive(Debug, thiserror::Error)]

@@ -167,4 +167,27 @@ mod tests {
         let at: Vec<f64> = (0..9).map(|step| weight.at(step)).collect();
         assert_eq!(at, [0.0, 0.0, 0.0, 0.5, 1.0, 1.5, 2.0, 2.0, 2.0]);
     }
+
+    #[test]
+    fn metrics_of_losses_are_shown_in_their_groups() {
+        for (key, tag) in [
+            ("loss", "loss/total"),
+            ("pixel", "loss/pixel"),
+            ("perceptual", "loss/perceptual"),
+            ("codebook", "loss/codebook"),
+            ("entropy", "loss/entropy"),
+            ("adversarial", "loss/adversarial"),
+            ("clip_image", "loss/clip_image"),
+            ("clip_text", "loss/clip_text"),
+            ("clip_contrastive", "loss/clip_contrastive"),
+            ("clip_direction", "loss/clip_direction"),
+            ("discriminator", "discriminator/loss"),
+            ("logits_real", "discriminator/logits_real"),
+            ("logits_fake", "discriminator/logits_fake"),
+            ("adaptive_weight", "discriminator/adaptive_weight"),
+            ("discriminator_skipped", "discriminator/skipped"),
+        ] {
+            assert_eq!(report::keys::tag(key, &METRICS), tag);
+        }
+    }
 }

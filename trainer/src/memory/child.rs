@@ -11,8 +11,8 @@ use std::time::{Duration, Instant};
 use indicatif::{ProgressBar, ProgressStyle};
 
 use super::{Gradient, Measured, MemoryError, Status};
-use crate::panics::out_of_memory;
-use crate::terminal::draw_target;
+use crate::device::panics::out_of_memory;
+use crate::show::terminal::draw_target;
 
 /// How often it is checked whether the process has ended: no short measurement gets longer by waiting.
 const LOOK_EVERY: Duration = Duration::from_millis(10);

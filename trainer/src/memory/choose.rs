@@ -6,12 +6,13 @@ use super::fit::{Fit, MARGIN, with_margin};
 use super::limit::{SHARE, address_space};
 use super::{
     Children, Exhausted, Limit, Measurer, MemoryError, MemorySettings, Status, Stopped, Variant, depends_on_micro,
-    readable, would_help,
+    would_help,
 };
 use crate::config::{Loaded, Micro, Problem};
 use crate::device::{Choice, Selected};
+use crate::memory::random_networks::Networks;
 use crate::models::discriminator::DiscriminatorNorm;
-use crate::random_networks::Networks;
+use crate::show::readable;
 
 /// Steps of each measurement; the first one warms up.
 const STEPS: u64 = 3;

@@ -3,7 +3,7 @@
 use std::io;
 
 use crate::config::ConfigError;
-use crate::random_networks::RandomError;
+use crate::memory::random_networks::RandomError;
 
 /// Why nothing is known of a step's memory, or why there is too little of it.
 #[derive(Debug, thiserror::Error)]

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use super::{Children, Gradient, Measurement, MemoryError, Status, Variant};
 use crate::config::Loaded;
-use crate::random_networks::Networks;
+use crate::memory::random_networks::Networks;
 
 /// A measurement, or why there is none; and how long it took.
 pub type Measured = (Result<Measurement, Status>, Duration);

@@ -3,14 +3,9 @@
 use std::cell::RefCell;
 
 use burn::tensor::MemoryPoolUsage;
-use host_memory::HostMemory;
 
-use crate::config::Bytes;
 use crate::device::{ProcessMemory, Selected};
 use crate::losses::Phase;
-
-#[global_allocator]
-static HOST: HostMemory = HostMemory::new();
 
 /// Measures the peak between [`start`](Self::start) and [`peak`](Self::peak), and that of each phase in between.
 ///
@@ -77,7 +72,7 @@ impl MemoryMeter {
     /// phase; the CPU always is.
     pub fn start(&self, by_phase: bool) {
         *self.phases.borrow_mut() = Phases::new(by_phase || self.on_host);
-        HOST.reset_peak();
+        host_memory::reset_peak();
     }
 
     /// Starts another phase. [`Phase::FirstPass`] includes its losses: it ends with the second pass's first forward pass.
@@ -100,7 +95,7 @@ impl MemoryMeter {
         let before = self.phases.borrow().clone();
         let result = aside();
         *self.phases.borrow_mut() = before;
-        HOST.reset_peak();
+        host_memory::reset_peak();
         result
     }
 
@@ -109,7 +104,7 @@ impl MemoryMeter {
         let pools = (self.pools)();
         let peak = match &pools {
             Some(usage) => usage.bytes_in_use,
-            None => HOST.peak() as u64,
+            None => host_memory::peak() as u64,
         };
         let Phases { peaks, now, by_phase, reserved, .. } = &mut *self.phases.borrow_mut();
         *reserved = pools.map_or(0, |usage| usage.bytes_reserved).max(*reserved);
@@ -118,7 +113,7 @@ impl MemoryMeter {
             None if *by_phase => peaks.push((*now, peak)),
             None => {}
         }
-        HOST.reset_peak();
+        host_memory::reset_peak();
     }
 
     /// The peak since the start, in bytes. On the CPU it is the most that the whole program had allocated at a time, apart from
@@ -133,7 +128,7 @@ impl MemoryMeter {
     pub fn peak_so_far(&self) -> u64 {
         let phases = self.phases.borrow();
         match self.on_host {
-            true => phases.peaks.iter().map(|(_, peak)| *peak).fold(HOST.peak() as u64, u64::max),
+            true => phases.peaks.iter().map(|(_, peak)| *peak).fold(host_memory::peak() as u64, u64::max),
             false => phases.reserved,
         }
     }
@@ -161,11 +156,6 @@ impl MemoryMeter {
     }
 }
 
-/// Bytes as people write them: `1.50 GiB`.
-pub fn readable(bytes: u64) -> String {
-    Bytes(bytes).to_string()
-}
-
 #[cfg(test)]
 mod tests {
     use std::cell::Cell;
@@ -176,6 +166,10 @@ mod tests {
 
     use super::*;
     use crate::device::Choice;
+    use crate::show::readable;
+
+    #[global_allocator]
+    static ALLOCATOR: host_memory::CountingAllocator = host_memory::CountingAllocator;
 
     /// Far more than all other tests of this process hold together.
     const MUCH: usize = 1 << 31;

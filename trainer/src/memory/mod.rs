@@ -2,8 +2,7 @@
 //! with less when it runs out.
 //!
 //! What can be said without running a step belongs here. Steps run in [`training`](crate::training), which uses this module, as
-//! [`sweep`](crate::sweep), [`check`](crate::check) and the commands do. This module uses `config`, `device`, `models`, `panics`,
-//! `random_networks` and `terminal`, and nothing above them.
+//! [`verification`](crate::verification) and the commands do. It knows configuration, devices, losses and models.
 
 mod advice;
 mod cache;
@@ -16,6 +15,7 @@ mod measurement;
 mod measurer;
 mod meter;
 mod plan;
+pub mod random_networks;
 mod recovery;
 mod settings;
 mod variant;
@@ -28,7 +28,7 @@ pub use error::{Exhausted, MemoryError};
 pub use limit::{Limit, limit_address_space};
 pub use measurement::{Deviation, Gradient, Measurement, Status};
 pub use measurer::{Measured, Measurer};
-pub use meter::{MemoryMeter, readable};
+pub use meter::MemoryMeter;
 pub use plan::{Plan, PlanRow, plan};
 pub use recovery::{Recovery, Shortage, clear_pools};
 pub use settings::{MemorySettings, depends_on_micro};

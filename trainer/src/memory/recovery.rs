@@ -3,11 +3,12 @@
 
 use serde_json::{Value, json};
 
-use super::{Exhausted, Limit, MemoryError, MemorySettings, readable, would_help};
+use super::{Exhausted, Limit, MemoryError, MemorySettings, would_help};
 use crate::config::Config;
+use crate::device::panics::{catch, out_of_memory};
 use crate::device::{Choice, Selected};
 use crate::losses::Phase;
-use crate::panics::{catch, out_of_memory};
+use crate::show::readable;
 
 /// What a run does about memory.
 pub struct Recovery {

@@ -1,4 +1,4 @@
-//! The networks.
+//! The networks, and operations on images. They know nothing of training.
 
 pub mod architectures;
 pub mod blocks;
@@ -10,6 +10,7 @@ pub mod group_norm;
 pub mod initialize;
 pub mod lpips;
 pub mod quantizer;
+pub mod ssim;
 pub(crate) mod surrogate;
 pub mod vqgan;
 pub mod weights;

@@ -8,13 +8,13 @@ use datasets::DataError;
 use super::Outcome;
 use crate::config::ConfigError;
 use crate::device::DeviceError;
+use crate::evaluation::ValidationError;
 use crate::losses::load::LossError;
 use crate::memory::{Exhausted, MemoryError};
 use crate::models::weights::ModelError;
 use crate::optim::FreezingError;
-use crate::pretrained::PretrainedError;
-use crate::run_state::{Change, StateError};
-use crate::validation::ValidationError;
+use crate::training::pretrained::PretrainedError;
+use crate::training::run_state::{Change, StateError};
 
 /// Why a run ended before its last step.
 #[derive(Debug, thiserror::Error)]
@@ -58,7 +58,7 @@ pub enum TrainError {
     Run(#[from] RunError),
     /// A dashboard without a terminal.
     #[error(transparent)]
-    NoTerminal(#[from] crate::progress::NoTerminal),
+    NoTerminal(#[from] crate::show::progress::NoTerminal),
     /// TensorBoard's event file.
     #[error(transparent)]
     TensorBoard(#[from] report::tensorboard::WriteError),

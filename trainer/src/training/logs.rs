@@ -8,7 +8,7 @@ use checkpoints::run::{MetricsLog, RunError};
 use serde_json::Value;
 
 use super::TrainError;
-use crate::validation::Scores;
+use crate::evaluation::Scores;
 
 /// A line for each optimizer step.
 pub(super) const STEPS: &str = "metrics.jsonl";

@@ -6,10 +6,10 @@ use super::loaders::Loaders;
 use super::step::StepError;
 use super::{TrainError, Training};
 use crate::config::Config;
+use crate::device::panics::{catch_out_of_memory, out_of_memory};
 use crate::engine::EffectiveBatch;
 use crate::losses::{Losses, StepMetrics};
 use crate::memory::{MemoryError, MemorySettings, Shortage, clear_pools, would_help};
-use crate::panics::{catch_out_of_memory, out_of_memory};
 
 impl Training {
     /// What a step computes before it changes anything. An attempt that runs out of memory is followed by another one.

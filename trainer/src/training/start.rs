@@ -8,10 +8,11 @@ use checkpoints::run::{Checkpoint, RunStore};
 use datasets::{ImageError, ImageProblem};
 
 use super::{Options, Outcome, Resume, TrainError};
-use crate::best::Best;
 use crate::config::{Compute, Config, Loaded, PrecisionConfig, Problem, ScheduleKind};
 use crate::data::Data;
 use crate::device::Selected;
+use crate::evaluation::Best;
+use crate::evaluation::Scores;
 use crate::losses::{LossKeys, SavedDiscriminator};
 use crate::models::VqGan;
 use crate::models::weights::StateDict;
@@ -20,9 +21,8 @@ use crate::optim::LossScaler;
 use crate::optim::LrSchedule;
 use crate::optim::ModelOptimizer;
 use crate::optim::{Trainable, freeze};
-use crate::pretrained;
-use crate::run_state::{self, Change, State};
-use crate::validation::Scores;
+use crate::training::pretrained;
+use crate::training::run_state::{self, Change, State};
 
 /// What a run starts from: weights, and for a resumed run everything else.
 pub(super) struct Start {

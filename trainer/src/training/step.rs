@@ -11,14 +11,14 @@ use super::loaders::{Loaders, micro_batches};
 use super::{TrainError, Training, every};
 use crate::config::{Compute, Recompute};
 use crate::device::Choice;
+use crate::device::panics::catch_out_of_memory;
 use crate::engine::{EffectiveBatch, MicroBatch, StepFailure, StepSettings, effective_batch_gradient};
 use crate::losses::phase::Phase;
 use crate::losses::{ClipGuidance, Discriminator, Event, LossScales, StepMetrics};
 use crate::models::quantizer::CodebookUse;
 use crate::optim::{global_norm, norms_by_block, unscale_and_clip};
-use crate::panics::catch_out_of_memory;
 use crate::precision::Probe;
-use crate::progress::Shown;
+use crate::show::progress::Shown;
 
 /// Steps between two whose phases are measured on a GPU, which is waited for at each border between them.
 const PHASES_EVERY: u64 = 50;

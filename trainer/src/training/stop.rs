@@ -1,15 +1,14 @@
 //! How a run is asked to stop: by a signal, or by the clock.
 
 use std::fmt;
-use std::process::exit;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use burn_train::Interrupter;
 
 use crate::memory::Stopped;
-use crate::progress::give_terminal_back;
-use crate::terminal::write_line_soon;
+use crate::show::progress::give_terminal_back;
+use crate::show::terminal::write_line_soon;
 
 /// Exit code of a run that was asked to stop.
 pub const INTERRUPTED: u8 = 130;
@@ -48,9 +47,14 @@ enum Phase {
     Asked(Reason),
 }
 
+/// Ends the process with an exit code; the program's, since a library does not end it.
+pub type Exit = fn(i32) -> !;
+
 /// A handle by which a run is asked to stop.
 #[derive(Clone, Default)]
 pub struct Stop {
+    /// `None` where nobody asks.
+    exit: Option<Exit>,
     interrupter: Interrupter,
     /// For processes that measure while nothing has been made yet.
     stopped: Stopped,
@@ -58,6 +62,22 @@ pub struct Stop {
 }
 
 impl Stop {
+    /// For a program that ends with `exit` where there is nothing to save.
+    pub fn new(exit: Exit) -> Self {
+        Self { exit: Some(exit), ..Self::default() }
+    }
+
+    /// How the process is ended at once.
+    pub(super) fn exit(&self) -> Option<Exit> {
+        self.exit
+    }
+
+    fn end(&self) {
+        if let Some(exit) = self.exit {
+            exit(INTERRUPTED.into());
+        }
+    }
+
     /// Asks the run to save and stop. A run that has not begun, with downloads going on or images being listed, ends the
     /// process at once, and so does a second SIGINT or SIGTERM. A SIGHUP does not, since one hang-up can come as several.
     pub fn ask(&self, reason: Reason) {
@@ -67,7 +87,7 @@ impl Stop {
             Phase::Starting => {
                 say_nothing_is_lost(reason);
                 // Still locked: no folder is made meanwhile.
-                exit(INTERRUPTED.into());
+                self.end();
             }
             // Whoever waits for the process that measures ends it, and then this one.
             Phase::Measuring => {
@@ -84,7 +104,7 @@ impl Stop {
             Phase::Asked(Reason::Hangup) => *phase = Phase::Asked(reason),
             Phase::Asked(_) if reason == Reason::Signal => {
                 give_terminal_back();
-                exit(INTERRUPTED.into())
+                self.end();
             }
             Phase::Asked(_) => {}
         }
@@ -98,7 +118,7 @@ impl Stop {
         let result = measure(&self.stopped);
         set_phase(Phase::Starting);
         if self.stopped.load(Ordering::SeqCst) {
-            exit(INTERRUPTED.into());
+            self.end();
         }
         result
     }

@@ -13,16 +13,16 @@ use checkpoints::run::{FileRecord, FileRecords, advice};
 use checkpoints::{Architecture, SafetensorsError, WeightsFile, write_safetensors};
 use serde::{Deserialize, Serialize};
 
-use crate::best::Best;
 use crate::config::{Config, saved_config};
 use crate::data::ImageSet;
+use crate::evaluation::Best;
+use crate::evaluation::Scores;
 use crate::losses::{AdversarialState, Discriminator};
 use crate::memory::MemorySettings;
 use crate::models::VqGan;
 use crate::models::weights::{ModelError, StateDict, state_dict};
 use crate::optim::ScalerState;
 use crate::optim::{MOMENT_1, MOMENT_2, ModelOptimizer, TIME};
-use crate::validation::Scores;
 
 pub use self::changes::{Change, unsound_changes};
 

@@ -6,8 +6,8 @@ use burn::module::{Module, ModuleVisitor, Param};
 use burn::tensor::{DType, Device, Gradients, Tensor, TensorData};
 
 use super::{Deviations, deviation};
+use crate::device::panics;
 use crate::models::weights::ModelError;
-use crate::panics;
 
 /// Samples of each check: two, so that what mixes them is seen.
 pub(super) const SAMPLES: usize = 2;

@@ -19,8 +19,8 @@ use serde::Serialize;
 
 use crate::config::{Compute, ConfigError};
 use crate::memory::MemoryError;
+use crate::memory::random_networks::RandomError;
 use crate::models::weights::ModelError;
-use crate::random_networks::RandomError;
 
 /// A part of the check.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, ValueEnum)]

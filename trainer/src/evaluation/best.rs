@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::config::Metric;
-use crate::validation::Scores;
+use crate::evaluation::Scores;
 
 impl Metric {
     /// Whether `a` is better than `b`. What is not a number is better than nothing.

@@ -11,7 +11,8 @@ use quick_junit::{NonSuccessKind, Property, Report as JUnit, TestCase, TestCaseS
 
 use super::bars::unmet_lines;
 use super::rows::{Bar, Row, Sweep, deviation_text, speed_text};
-use crate::memory::{Status, readable};
+use crate::memory::Status;
+use crate::show::readable;
 
 const HEADER: [&str; 10] = [
     "micro",
@@ -205,7 +206,7 @@ impl Report<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::sweep::rows::tests::{row, sweep};
+    use crate::verification::sweep::rows::tests::{row, sweep};
 
     fn rows() -> Vec<Row> {
         vec![

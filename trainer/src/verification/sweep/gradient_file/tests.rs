@@ -10,7 +10,7 @@ use crate::memory::Status;
 use crate::models::initialize::random_weights;
 use crate::models::tests::tiny_architecture;
 use crate::optim::relative_deviation;
-use crate::sweep::rows::tests::row;
+use crate::verification::sweep::rows::tests::row;
 
 const SIDE: usize = 8;
 

@@ -3,7 +3,7 @@
 use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
 
 use super::{Part, Position, View};
-use crate::terminal::draw_target;
+use crate::show::terminal::draw_target;
 
 pub(super) struct Bars {
     both: MultiProgress,

@@ -1,4 +1,8 @@
-//! Which device a run computes on.
+//! Which device a run computes on, and how what it says when it fails is understood.
+
+#[cfg(any(feature = "cuda", feature = "wgpu"))]
+pub mod kernels;
+pub mod panics;
 
 use std::fmt;
 use std::str::FromStr;
@@ -126,7 +130,7 @@ impl Selected {
     pub fn first_use(&self) -> Option<String> {
         #[cfg(any(feature = "cuda", feature = "wgpu"))]
         if !matches!(self.choice, Choice::Auto | Choice::Cpu) {
-            let path = crate::kernels::new_file()?;
+            let path = crate::device::kernels::new_file()?;
             return Some(format!(
                 "kernels: none are compiled for this GPU yet; the first step compiles them and tries which are fast, which takes \
                  long, and keeps them in {}",
@@ -308,7 +312,7 @@ mod cuda {
         };
         if index < found.len() {
             let name = cudarc::driver::CudaContext::new(index).and_then(|context| context.name());
-            crate::kernels::configure(&name.unwrap_or_else(|_| "cuda".to_owned()));
+            crate::device::kernels::configure(&name.unwrap_or_else(|_| "cuda".to_owned()));
         }
         // The device by its runtime's own type: an index of another runtime cannot be meant by mistake.
         let device = (index < found.len()).then(|| Device::new(burn_cuda::CudaDevice::new(index)));
@@ -363,7 +367,7 @@ mod wgpu {
 
     /// A GPU that is one in name only, such as llvmpipe, is taken when it is asked for by `wgpu:cpu` and never otherwise.
     pub fn open(choice: Choice) -> Result<Selected, DeviceError> {
-        crate::kernels::configure("wgpu");
+        crate::device::kernels::configure("wgpu");
         let software = Device::wgpu(DeviceKind::Cpu);
         let (software, gpus): (Vec<_>, Vec<_>) =
             Device::enumerate(DeviceType::Wgpu).into_vec().into_iter().partition(|device| *device == software);

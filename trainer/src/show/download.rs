@@ -5,7 +5,7 @@ use std::cell::RefCell;
 use checkpoints::hub::DownloadProgress;
 use indicatif::{ProgressBar, ProgressStyle};
 
-use crate::terminal::draw_target;
+use crate::show::terminal::draw_target;
 
 /// Draws one bar for each file on stderr, if that is a terminal.
 #[derive(Default)]

@@ -4,7 +4,8 @@ use std::path::Path;
 
 use super::rows::{Bar, Row, Sweep, SweepError, deviation_text, speed_text};
 use crate::config::{MaxDeviation, SweepConfig, Tolerance};
-use crate::memory::{Status, readable};
+use crate::memory::Status;
+use crate::show::readable;
 
 /// The bars for every row.
 #[derive(Debug, Default)]

@@ -8,13 +8,12 @@ use std::path::{Path, PathBuf};
 
 use checkpoints::run::atomic_write;
 use image::ImageReader;
-use report::keys;
+use report::keys::{self, Groups};
 use report::tensorboard::{EventFile, Histogram, Value as Shown, WriteError};
 use serde::Serialize;
 use serde_json::Value;
 
-use crate::losses::METRICS;
-use crate::progress::Progress;
+use crate::show::progress::Progress;
 
 /// The folder of the event files in a run's folder.
 const TENSORBOARD: &str = "tensorboard";
@@ -23,6 +22,8 @@ const TENSORBOARD: &str = "tensorboard";
 pub struct Reporter {
     folder: PathBuf,
     events: Option<EventFile>,
+    /// The group and name of each loss's metrics.
+    losses: &'static Groups,
 }
 
 impl Reporter {
@@ -30,18 +31,19 @@ impl Reporter {
     ///
     /// # Errors
     /// If the event file cannot be begun.
-    pub fn start(folder: &Path, step: u64, tensorboard: bool) -> Result<Self, WriteError> {
+    pub fn start(folder: &Path, step: u64, tensorboard: bool, losses: &'static Groups) -> Result<Self, WriteError> {
         // What a new run says of step 0 counts too, if files of a run that never came to its first checkpoint are there.
         let first = if step == 0 { 0 } else { step + 1 };
         let events = tensorboard.then(|| EventFile::create(&folder.join(TENSORBOARD), first)).transpose()?;
-        Ok(Self { folder: folder.to_owned(), events })
+        Ok(Self { folder: folder.to_owned(), events, losses })
     }
 
     /// A line of `metrics.jsonl`.
     pub fn step(&mut self, line: &Value, progress: &Progress) {
         progress.figures(line);
         let step = line["step"].as_u64().unwrap_or_default();
-        self.scalars(step, line, |key| keys::tag(key, &METRICS), progress);
+        let losses = self.losses;
+        self.scalars(step, line, |key| keys::tag(key, losses), progress);
     }
 
     /// Scores of a validation after `step` steps, by their names.
@@ -72,7 +74,7 @@ impl Reporter {
     /// Writes `report.html`.
     pub fn finish(&self, progress: &Progress) {
         let path = self.folder.join("report.html");
-        let written = report::Run::read(&self.folder, &METRICS)
+        let written = report::Run::read(&self.folder, self.losses)
             .map_err(|error| error.to_string())
             .and_then(|run| atomic_write(&path, report::page(&[run]).as_bytes()).map_err(|error| error.to_string()));
         if let Err(error) = written {
@@ -92,34 +94,6 @@ impl Reporter {
         if let Err(error) = events.write(step, values) {
             self.events = None;
             progress.line(&format!("nothing more for TensorBoard: {error}"));
-        }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn metrics_of_losses_are_shown_in_their_groups() {
-        for (key, tag) in [
-            ("loss", "loss/total"),
-            ("pixel", "loss/pixel"),
-            ("perceptual", "loss/perceptual"),
-            ("codebook", "loss/codebook"),
-            ("entropy", "loss/entropy"),
-            ("adversarial", "loss/adversarial"),
-            ("clip_image", "loss/clip_image"),
-            ("clip_text", "loss/clip_text"),
-            ("clip_contrastive", "loss/clip_contrastive"),
-            ("clip_direction", "loss/clip_direction"),
-            ("discriminator", "discriminator/loss"),
-            ("logits_real", "discriminator/logits_real"),
-            ("logits_fake", "discriminator/logits_fake"),
-            ("adaptive_weight", "discriminator/adaptive_weight"),
-            ("discriminator_skipped", "discriminator/skipped"),
-        ] {
-            assert_eq!(keys::tag(key, &METRICS), tag);
         }
     }
 }

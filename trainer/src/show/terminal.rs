@@ -19,7 +19,7 @@ const REDRAWS_PER_SECOND: u8 = 20;
 
 /// Writes a line to stderr, formatted as by `println!`.
 macro_rules! note {
-    ($($text:tt)*) => { $crate::terminal::write_line(&format!($($text)*)) };
+    ($($text:tt)*) => { $crate::show::terminal::write_line(&format!($($text)*)) };
 }
 
 /// Writes a line to stderr if that is possible.

@@ -21,6 +21,7 @@ use crate::losses::clip::{direction, image, text};
 use crate::losses::{
     EntropyCoupling, GanLoss, ImageLoss, LeCam, PerceptualLoss, PixelLoss, PixelNorm, divergence, sum_probabilities,
 };
+use crate::memory::random_networks::{clip_weights, lpips_backbone};
 use crate::models::VqGan;
 use crate::models::blocks::Block;
 use crate::models::clip::{ImageEncoder, TextEncoder, preprocess};
@@ -32,7 +33,6 @@ use crate::models::quantizer::{Quantizer, Terms};
 use crate::models::statistics_dtype;
 use crate::models::weights::{ModelError, StateDict, WeightReader, state_dict};
 use crate::optim::{GradientSum, ModelOptimizer};
-use crate::random_networks::{clip_weights, lpips_backbone};
 
 /// Compares every piece on `device` whose name contains one of `names`, or every piece if there are none, with the CPU in f32,
 /// in each of `precisions`. `show` sees each row as soon as it is there.

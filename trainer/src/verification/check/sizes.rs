@@ -5,8 +5,8 @@ use std::path::Path;
 use checkpoints::{Activation, Architecture, ClipArchitecture, Tower};
 
 use super::{CheckError, Scale};
+use crate::memory::random_networks::write_clip;
 use crate::models::architectures::by_name;
-use crate::random_networks::write_clip;
 
 /// The sizes of the networks and images that layers are checked with.
 pub(super) struct Sizes {

@@ -9,7 +9,7 @@ use super::step::{Setting, write_config};
 use super::{CheckError, Deviations, Part, Row};
 use crate::config::{Bytes, Micro, Recompute};
 use crate::device::Selected;
-use crate::memory::readable;
+use crate::show::readable;
 
 /// More than any device has: the run has to find out by itself that there is less.
 const NO_LIMIT: u64 = 1 << 50;

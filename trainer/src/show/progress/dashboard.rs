@@ -3,8 +3,7 @@
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeSet;
 use std::io::IsTerminal;
-use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::process;
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::Arc;
 
 use burn_train::Interrupter;
@@ -18,7 +17,7 @@ use report::keys::{self, Groups};
 use serde_json::Value;
 
 use super::{Part, Position, View};
-use crate::memory::readable;
+use crate::show::readable;
 
 /// A dashboard was asked for where there is no terminal.
 #[derive(Debug, thiserror::Error)]
@@ -52,10 +51,17 @@ pub(super) struct Dashboard {
     current: Cell<Option<(&'static str, u64, u64)>>,
     /// The tags of the metrics of losses.
     losses: &'static Groups,
+    /// How the process is ended at once.
+    exit: Option<fn(i32) -> !>,
 }
 
 impl Dashboard {
-    pub(super) fn open(position: Position, interrupter: &Interrupter, losses: &'static Groups) -> Self {
+    pub(super) fn open(
+        position: Position,
+        interrupter: &Interrupter,
+        exit: Option<fn(i32) -> !>,
+        losses: &'static Groups,
+    ) -> Self {
         signals::remember();
         let first_step = position.step as usize;
         let renderer = TuiMetricsRendererWrapper::new(interrupter.clone(), Some(first_step));
@@ -68,6 +74,7 @@ impl Dashboard {
             is_coupled: Cell::default(),
             current: Cell::default(),
             losses,
+            exit,
         };
         let (steps, samples) = (position.steps as usize, position.of as usize);
         // Its words are those of supervised training, which this is not.
@@ -84,8 +91,8 @@ impl Dashboard {
     fn tell(&self, what: impl FnOnce(&mut TuiMetricsRendererWrapper)) {
         let mut renderer = self.renderer.borrow_mut();
         let Some(renderer) = renderer.as_mut() else { return };
-        if catch_unwind(AssertUnwindSafe(|| what(renderer))).is_err() {
-            process::exit(1);
+        if let (Err(panic), exit) = (catch_unwind(AssertUnwindSafe(|| what(renderer))), self.exit) {
+            exit.map_or_else(|| resume_unwind(panic), |exit| exit(1))
         }
     }
 

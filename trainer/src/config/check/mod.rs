@@ -12,9 +12,9 @@ use super::{
 };
 use crate::device::Choice;
 use crate::losses::{LossKeys, Sees};
+use crate::models::ssim;
 use crate::optim::{Trainable, check_pattern};
 use crate::problem::{Problem, at_least_one, below_one, not_negative, positive, problem, share};
-use crate::ssim;
 
 /// Far beyond any run, and small enough that their product still counts samples in 64 bits.
 const MOST_STEPS: u64 = 1 << 40;

@@ -152,7 +152,7 @@ pub(super) mod tests {
     use super::*;
     use crate::config::Compute;
 
-    pub(in crate::sweep) fn row(micro: usize, status: Status, measured: Option<(u64, f64, f64)>) -> Row {
+    pub(in crate::verification::sweep) fn row(micro: usize, status: Status, measured: Option<(u64, f64, f64)>) -> Row {
         Row {
             variant: Variant {
                 micro,
@@ -175,7 +175,7 @@ pub(super) mod tests {
         }
     }
 
-    pub(in crate::sweep) fn sweep(rows: Vec<Row>) -> Sweep {
+    pub(in crate::verification::sweep) fn sweep(rows: Vec<Row>) -> Sweep {
         Sweep {
             config: "ci.toml".into(),
             device: Some("cpu, 2 threads".into()),

@@ -19,7 +19,9 @@ mod folder;
 mod loaders;
 mod logs;
 mod measure;
+pub mod pretrained;
 mod retry;
+pub mod run_state;
 mod start;
 mod step;
 mod stop;
@@ -37,26 +39,25 @@ use self::fault::Faults;
 use self::folder::{Made, RunFolder, Taken};
 use self::logs::Logs;
 use self::retry::{cannot_begin, cutouts};
+use self::run_state::{Snapshot, State, StateError};
 use self::start::{Start, check_captions, check_precision, find_checkpoint};
 use self::step::StepError;
-use crate::best::Best;
 use crate::config::{Compute, Config, Loaded};
 use crate::data::{self, Data};
+use crate::device::panics::{catch_out_of_memory, out_of_memory};
 use crate::device::{Choice, Selected};
 use crate::engine::MicroBatch;
+use crate::evaluation::Best;
+use crate::evaluation::grid_png;
+use crate::evaluation::{Extent, Judges, Scores, Validated, ValidationError, validate};
 use crate::losses::{Discriminator, LoadContext, Losses, METRICS};
-use crate::memory::{
-    self, CacheEntry, Chosen, Limit, MemoryMeter, MemorySettings, Recovery, depends_on_micro, readable,
-};
+use crate::memory::{self, CacheEntry, Chosen, Limit, MemoryMeter, MemorySettings, Recovery, depends_on_micro};
 use crate::models::VqGan;
 use crate::optim::{Ema, LossScaler, LrSchedule, ModelOptimizer};
-use crate::panics::{catch_out_of_memory, out_of_memory};
 use crate::precision::{Probe, Range, compute_copy};
-use crate::progress::{Progress, check_terminal};
-use crate::reporting::Reporter;
-use crate::run_state::{self, Snapshot, State, StateError};
-use crate::samples::grid_png;
-use crate::validation::{Extent, Judges, Scores, Validated, ValidationError, validate};
+use crate::show::progress::{Progress, check_terminal};
+use crate::show::readable;
+use crate::show::reporting::Reporter;
 
 pub use self::deadline::Deadline;
 pub use self::error::TrainError;
@@ -143,7 +144,7 @@ pub fn train(loaded: &Loaded, options: Options, stop: &Stop) -> Result<Outcome, 
         prepared => prepared?,
     };
     if dashboard {
-        training.progress.show_dashboard(stop.interrupter(), &METRICS);
+        training.progress.show_dashboard(stop.interrupter(), stop.exit(), &METRICS);
     }
     let outcome = training.run(stop);
     // Without a step there is nothing in it but what it started from.
@@ -298,7 +299,7 @@ impl Training {
             memory: MemoryMeter::new(&device),
             first_gradient: None,
             progress: Progress::new(step, config.run.steps, config.batch.effective),
-            reporter: Reporter::start(&folder, step, config.run.tensorboard)?,
+            reporter: Reporter::start(&folder, step, config.run.tensorboard, &METRICS)?,
             architecture: start.architecture,
             model: Some(start.model),
             ema: start.ema,

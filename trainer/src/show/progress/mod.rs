@@ -18,7 +18,7 @@ use self::bars::Bars;
 use self::dashboard::Dashboard;
 pub use self::dashboard::{NoTerminal, check_terminal, give_terminal_back};
 use self::lines::Lines;
-use crate::memory::readable;
+use crate::show::readable;
 
 /// What is shown after a step.
 #[derive(Debug, Clone, Copy)]
@@ -99,7 +99,7 @@ trait View {
 /// Nothing is compiled for a CPU.
 fn watch_kernels(show: Box<dyn Fn(u64) + Send + Sync>) {
     #[cfg(any(feature = "cuda", feature = "wgpu"))]
-    crate::kernels::watch(show);
+    crate::device::kernels::watch(show);
     #[cfg(not(any(feature = "cuda", feature = "wgpu")))]
     drop(show);
 }
@@ -137,9 +137,9 @@ impl Progress {
 
     /// Takes the terminal for a dashboard, in which the user can ask the run to stop; see [`check_terminal`]. `losses` has
     /// the tags of the metrics of losses.
-    pub fn show_dashboard(&mut self, interrupter: &Interrupter, losses: &'static Groups) {
+    pub fn show_dashboard(&mut self, interrupter: &Interrupter, exit: Option<fn(i32) -> !>, losses: &'static Groups) {
         self.view.finish();
-        self.view = Box::new(Dashboard::open(self.position.get(), interrupter, losses));
+        self.view = Box::new(Dashboard::open(self.position.get(), interrupter, exit, losses));
         watch_kernels(self.view.kernels());
     }
 

@@ -10,9 +10,9 @@ use super::sizes::write_small_clip;
 use super::{CheckError, Deviations, Part, Row};
 use crate::config::{self, Compute, Loaded, Override, Recompute};
 use crate::device::Selected;
+use crate::memory::random_networks::{Networks, write_lpips};
 use crate::memory::{Children, Gradient, Measurer, MemoryError, Status, Stopped, Variant};
-use crate::random_networks::{Networks, write_lpips};
-use crate::sweep::gradient_file;
+use crate::verification::sweep::gradient_file;
 
 /// A step with every loss on, small enough for a CPU that plays a GPU.
 const SMALL: &str = r#"

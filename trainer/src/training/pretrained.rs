@@ -7,11 +7,11 @@ use checkpoints::run::{RunError, RunStore};
 use checkpoints::{Architecture, QuantizerKind, WeightsError, WeightsFile, load_vqgan, vqgan_notes};
 
 use crate::config::{Config, ModelConfig, Problem};
-use crate::download::DownloadBar;
 use crate::models::architectures::{NAMES, by_name};
 use crate::models::initialize::random_weights;
 use crate::models::weights::StateDict;
-use crate::run_state::{self, State, StateError};
+use crate::show::download::DownloadBar;
+use crate::training::run_state::{self, State, StateError};
 
 /// Why there are no weights to start from.
 #[derive(Debug, thiserror::Error)]

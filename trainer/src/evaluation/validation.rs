@@ -14,8 +14,8 @@ use crate::losses::{ClipGuidance, ImageLoss, Losses};
 use crate::models::VqGan;
 use crate::models::clip::{ImageEncoder, preprocess};
 use crate::models::quantizer::{CodebookUse, count_codes};
+use crate::models::ssim::ssim;
 use crate::models::statistics_dtype;
-use crate::ssim::ssim;
 
 /// Figures of one validation.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]

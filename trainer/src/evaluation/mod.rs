@@ -1,0 +1,10 @@
+//! How good a model is: validation on images that are not trained on, the best checkpoint by it, and sample grids. It knows data,
+//! losses and models, and nothing of a run.
+
+mod best;
+mod samples;
+mod validation;
+
+pub use self::best::Best;
+pub use self::samples::grid_png;
+pub use self::validation::{Extent, Judges, Scores, Validated, ValidationError, validate};
