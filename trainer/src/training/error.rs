@@ -198,3 +198,19 @@ impl From<PretrainedError> for TrainError {
         }
     }
 }
+
+/// Why an attempt at a step gives nothing.
+pub(super) enum StepError {
+    /// The run was asked to stop.
+    Interrupted,
+    /// It exceeds the memory limit.
+    OverLimit,
+    /// The run ends.
+    Failed(TrainError),
+}
+
+impl<E: Into<TrainError>> From<E> for StepError {
+    fn from(error: E) -> Self {
+        Self::Failed(error.into())
+    }
+}

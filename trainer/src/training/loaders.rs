@@ -3,7 +3,7 @@
 use datasets::{Batch, Loader};
 
 use super::Training;
-use super::step::StepError;
+use super::error::StepError;
 use crate::config::Config;
 use crate::data::next_batch;
 

@@ -4,8 +4,8 @@ use burn_train::Interrupter;
 use checkpoints::run::RunError;
 use serde_json::Value;
 
+use super::error::StepError;
 use super::logs::STEPS;
-use super::step::StepError;
 use super::{Options, Purpose, Stop, TrainError, Training};
 use crate::config::Loaded;
 use crate::engine::{EffectiveBatch, StepSettings};
@@ -41,10 +41,10 @@ pub fn measure(
     let path = options.folder.join(STEPS);
     let stop = Stop::default();
     let (mut training, _) = Training::prepare(loaded, options, &stop, Purpose::Measurement)?;
-    training.first_gradient = Some(first_gradient);
+    training.debug.first_gradient = Some(first_gradient);
     let mut loaders = training.start_loaders();
-    while training.scaler.taken(training.step) < steps {
-        match training.one_step(&mut loaders, stop.interrupter()) {
+    while training.learned.scaler.taken(training.step) < steps {
+        match training.optimizer_step(&mut loaders, stop.interrupter()) {
             Ok(()) => {}
             Err(StepError::Interrupted | StepError::OverLimit) => break,
             Err(StepError::Failed(error)) => return Err(error),
@@ -52,7 +52,7 @@ pub fn measure(
     }
     let text = std::fs::read_to_string(&path).map_err(RunError::io("read", &path))?;
     let lines = text.lines().filter_map(|line| serde_json::from_str(line).ok()).collect();
-    Ok(Measured { device: training.device.description.clone(), lines, page: training.memory.page() })
+    Ok(Measured { device: training.device.description.clone(), lines, page: training.memory.meter.page() })
 }
 
 impl Training {
@@ -61,11 +61,12 @@ impl Training {
     pub(super) fn show_gradient(
         &self,
         see: FirstGradient,
-        mut settings: StepSettings,
         batch: &EffectiveBatch,
         figures: &StepMetrics,
         interrupter: &Interrupter,
     ) -> Result<(), StepError> {
+        // The step's own loss scales: the next step's are not known yet.
+        let mut settings = StepSettings { loss_scales: batch.loss_scales, ..self.step_settings() };
         let rule = self.config.precision.scaling().ok();
         let smaller = |settings: &StepSettings, figures: &StepMetrics| {
             let rule = rule.as_ref()?;
@@ -83,12 +84,15 @@ impl Training {
         while let Some(scales) = next {
             settings.loss_scales = scales;
             let batch = self.gradients_again(settings, interrupter)?;
-            let figures = self.read_figures(&batch).map_err(|message| self.device_failed(message))?;
+            let figures = self
+                .learned
+                .read_metrics(&batch, &self.device.device)
+                .map_err(|message| self.device_failed(message))?;
             next = smaller(&settings, &figures);
             again = Some((batch, figures));
         }
         let (batch, figures) = again.as_ref().map_or((batch, figures), |(batch, figures)| (batch, figures));
-        see(self.model(), self.losses.discriminator().map(Discriminator::model), batch, figures);
+        see(self.learned.model(), self.learned.losses.discriminator().map(Discriminator::model), batch, figures);
         Ok(())
     }
 }

@@ -2,9 +2,9 @@
 
 use burn_train::Interrupter;
 
+use super::Training;
+use super::error::{StepError, TrainError};
 use super::loaders::Loaders;
-use super::step::StepError;
-use super::{TrainError, Training};
 use crate::config::Config;
 use crate::device::panics::{catch_out_of_memory, out_of_memory};
 use crate::engine::EffectiveBatch;
@@ -13,13 +13,13 @@ use crate::memory::{MemoryError, MemorySettings, Shortage, clear_pools, would_he
 
 impl Training {
     /// What a step computes before it changes anything. An attempt that runs out of memory is followed by another one.
-    pub(super) fn computed(
+    pub(super) fn compute_gradient(
         &mut self,
         loaders: &mut Loaders,
         interrupter: &Interrupter,
     ) -> Result<(EffectiveBatch, StepMetrics), StepError> {
         loop {
-            if !self.recovery.can_help(self.memory_settings) {
+            if !self.memory.recovery.can_help(self.memory.settings) {
                 return self.attempt(loaders, interrupter);
             }
             let shortage = match catch_out_of_memory(|| self.attempt(loaders, interrupter)) {
@@ -30,7 +30,7 @@ impl Training {
                         None => return Err(TrainError::DeviceFailed { message, step, saved }.into()),
                     }
                 }
-                Ok(Err(StepError::OverLimit)) => match self.recovery.exceeded(self.memory.peak_so_far()) {
+                Ok(Err(StepError::OverLimit)) => match self.memory.recovery.exceeded(self.memory.meter.peak_so_far()) {
                     Some(shortage) => shortage,
                     None => continue,
                 },
@@ -38,13 +38,13 @@ impl Training {
             };
             self.recover(&shortage, "and the step is taken again")?;
             *loaders = self.start_loaders();
-            self.progress.step_again();
+            self.shown.progress.step_again();
         }
     }
 
     /// Whether the step may go on, by what is known of its peak so far.
     pub(super) fn check_limit(&self) -> Result<(), StepError> {
-        match self.recovery.exceeded(self.memory.peak_so_far()) {
+        match self.memory.recovery.exceeded(self.memory.meter.peak_so_far()) {
             Some(_) => Err(StepError::OverLimit),
             None => Ok(()),
         }
@@ -53,25 +53,30 @@ impl Training {
     /// Lowers the settings of the next steps if the step that has just moved the weights exceeds the limit: it cannot be taken
     /// again. Returns the end of the run if nothing is left to lower.
     pub(super) fn keep_to_limit(&mut self, peak: u64) -> Option<TrainError> {
-        let shortage = self.recovery.exceeded(peak)?;
+        let shortage = self.memory.recovery.exceeded(peak)?;
         self.recover(&shortage, "from the next step on").err()
+    }
+
+    /// After a step within the limit: keeps a choice of the micro-batch for later runs, and frees what the pools have left.
+    pub(super) fn keep_settings(&mut self) -> Result<(), TrainError> {
+        let settings = self.memory.settings;
+        let as_measured = settings.recompute == self.config.memory.recompute;
+        if let Some(choice) = self.memory.unconfirmed.take().filter(|_| as_measured) {
+            choice.keep(settings.micro);
+        }
+        let cleaned = self.memory.recovery.clean_pools_once(settings);
+        cleaned.map(drop).map_err(|error| self.memory_failed(error))
     }
 
     /// Makes the next attempt need less memory; `then` says what follows.
     fn recover(&mut self, shortage: &Shortage, then: &str) -> Result<(), TrainError> {
-        let recovered = self.recovery.recover(self.memory_settings, shortage, self.memory.phase());
+        let recovered = self.memory.recovery.recover(self.memory.settings, shortage, self.memory.meter.phase());
         let (settings, said) = recovered.map_err(|error| self.memory_failed(error))?;
         self.set_memory_settings(settings);
         if let Some(said) = said {
-            self.progress.line(&format!("step {}, {said}, {then}", self.step + 1));
+            self.shown.progress.line(&format!("step {}, {said}, {then}", self.step + 1));
         }
         Ok(())
-    }
-
-    /// See [`Recovery::clean_pools_once`](crate::memory::Recovery::clean_pools_once).
-    pub(super) fn clean_pools_once(&mut self) -> Result<(), TrainError> {
-        let cleaned = self.recovery.clean_pools_once(self.memory_settings);
-        cleaned.map(drop).map_err(|error| self.memory_failed(error))
     }
 
     /// Frees what the device's pools have kept.
@@ -84,8 +89,8 @@ impl Training {
     }
 
     pub(super) fn set_memory_settings(&mut self, settings: MemorySettings) {
-        self.memory_settings = settings;
-        if let Some(clip) = &mut self.losses.clip {
+        self.memory.settings = settings;
+        if let Some(clip) = &mut self.learned.losses.clip {
             clip.views.at_once = settings.cutouts_at_once;
         }
     }
@@ -97,7 +102,7 @@ impl Training {
         TrainError::OutOfMemoryIn {
             place: place.to_owned(),
             message: line.to_owned(),
-            help: self.recovery.help(self.memory_settings),
+            help: self.memory.recovery.help(self.memory.settings),
             saved: self.last_saved(),
             sound,
         }
