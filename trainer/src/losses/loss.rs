@@ -41,6 +41,11 @@ pub trait Loss: Sized {
     /// Begins an optimizer step; `None` if the loss does not count in it.
     fn begin<'a>(&'a self, context: &'a StepContext<'a>) -> Option<Box<dyn LossStep + 'a>>;
 
+    /// One that needs no files, by which what it computes is checked in every batch split and on every device.
+    fn example() -> Option<Self> {
+        None
+    }
+
     /// Itself, if it is a function of an original and its reconstruction alone.
     fn as_image_loss(&self) -> Option<&dyn ImageLoss> {
         None
@@ -367,6 +372,9 @@ pub trait LoadImageLoss: ImageLoss + Sized {
     /// # Errors
     /// As for [`Loss::load`].
     fn load(table: &Self::Table, context: &LoadContext<'_>) -> Result<Self, LossError>;
+
+    /// See [`Loss::example`].
+    fn example() -> Option<Self>;
 }
 
 /// An [`ImageLoss`] with its weight.
@@ -391,6 +399,10 @@ impl<L: LoadImageLoss + 'static> Loss for Weighted<L> {
     fn begin<'a>(&'a self, context: &'a StepContext<'a>) -> Option<Box<dyn LossStep + 'a>> {
         let weight = self.weight.at(context.step);
         (weight != 0.0).then(|| Box::new(ImageLossStep { loss: &self.loss, weight, context }) as Box<dyn LossStep>)
+    }
+
+    fn example() -> Option<Self> {
+        Some(Self { weight: Weight::constant(1.0), loss: L::example()? })
     }
 
     fn as_image_loss(&self) -> Option<&dyn ImageLoss> {

@@ -79,6 +79,11 @@ macro_rules! losses {
                 Ok(Self { $($loss: <$Loss as Loss>::load(($(&config.$table,)+), &mut context)?,)+ })
             }
 
+            /// The losses that need no files, as [`Loss::example`] has them.
+            pub fn examples() -> Self {
+                Self { $($loss: <$Loss as Loss>::example(),)+ }
+            }
+
             /// Whether a loss couples samples in an optimizer step, counted from 0, so that it needs two passes.
             pub fn couple_samples(&self, step: u64) -> bool {
                 [$(self.$loss.as_ref().is_some_and(|loss| loss.couples_samples(step))),+].contains(&true)
@@ -129,6 +134,12 @@ impl LossesConfig {
         for table in self.tables_mut() {
             table.set_weight(Weight::constant(table.weight().value));
         }
+    }
+
+    /// Switches on every loss that compares images and is off, at `weight`.
+    pub fn switch_on_images(&mut self, weight: f64) {
+        let off = self.tables_mut().into_iter().filter(|table| table.sees() == Sees::Images && !table.is_on());
+        off.for_each(|table| table.set_weight(Weight::constant(weight)));
     }
 
     /// The tables of losses that are on.

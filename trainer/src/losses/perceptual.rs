@@ -128,6 +128,11 @@ impl LoadImageLoss for PerceptualLoss {
         let network = Lpips::read(&reader, table.network);
         Ok(Self(network.map_err(|source| LossError::Model { key: BACKBONE, source })?))
     }
+
+    /// Its network has to be fetched.
+    fn example() -> Option<Self> {
+        None
+    }
 }
 
 #[cfg(test)]

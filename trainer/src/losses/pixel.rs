@@ -78,6 +78,10 @@ impl LoadImageLoss for PixelLoss {
     fn load(table: &PixelConfig, _context: &LoadContext<'_>) -> Result<Self, LossError> {
         Ok(Self { norm: table.norm, mix: table.mix })
     }
+
+    fn example() -> Option<Self> {
+        Some(Self { norm: PixelNorm::Mix, mix: 0.5 })
+    }
 }
 
 #[cfg(test)]

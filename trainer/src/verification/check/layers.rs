@@ -19,7 +19,7 @@ use crate::losses::clip::contrastive::Contrastive;
 use crate::losses::clip::cutouts::{CutoutSettings, Cutouts};
 use crate::losses::clip::{direction, image, text};
 use crate::losses::{
-    EntropyCoupling, GanLoss, ImageLoss, LeCam, PerceptualLoss, PixelLoss, PixelNorm, divergence, sum_probabilities,
+    EntropyCoupling, GanLoss, ImageLoss, LeCam, Losses, PerceptualLoss, divergence, sum_probabilities,
 };
 use crate::memory::random_networks::{clip_weights, lpips_backbone};
 use crate::models::VqGan;
@@ -307,11 +307,22 @@ fn losses(sizes: &Sizes) -> Vec<Piece<'_>> {
         let plans: Vec<_> = (0..SAMPLES as u64).map(plan).collect();
         through(images(7, sizes.side, place), |images| cutouts.apply(images, &plans), |_| {})
     };
-    let pixels = move |place: &Place| {
-        let original = images(8, sizes.side, place);
-        let loss = PixelLoss { norm: PixelNorm::Mix, mix: 0.5 };
-        through(images(9, sizes.side, place), |images| loss.per_sample(original, images), |_| {})
-    };
+    let comparing = Losses::examples()
+        .image_losses()
+        .into_iter()
+        .map(|loss| loss.name())
+        .map(move |name| Piece {
+            name: format!("{name} loss"),
+            half: false,
+            run: Box::new(move |place: &Place| {
+                let losses = Losses::examples();
+                let loss = losses.image_losses().into_iter().find(|loss| loss.name() == name);
+                let loss = loss.expect("the list of losses is always the same");
+                let original = images(8, sizes.side, place);
+                through(images(9, sizes.side, place), |images| loss.per_sample(original, images), |_| {})
+            }),
+        })
+        .collect::<Vec<_>>();
     let adversarial = |place: &Place| {
         let logits = random(12, [SAMPLES, 1, 14, 14], &place.device, DType::F32) * 3.0;
         let lecam = LeCam { real: 0.4, fake: -0.2, decay: 0.9 };
@@ -345,13 +356,14 @@ fn losses(sizes: &Sizes) -> Vec<Piece<'_>> {
         Ok(Values { output: read(loss.value)?, gradients: vec![read(loss.gradient)?] })
     };
     let piece = |name: &str, run| Piece { name: name.into(), half: false, run };
-    vec![
+    let mut pieces = vec![
         piece("cutouts, all augmentations", Box::new(views)),
-        piece("pixel loss", Box::new(pixels)),
         piece("adversarial losses and LeCam", Box::new(adversarial)),
         piece("CLIP losses of single images", Box::new(embeddings)),
         piece("contrastive loss", Box::new(contrastive)),
-    ]
+    ];
+    pieces.extend(comparing);
+    pieces
 }
 
 /// What comes before the losses and after them.
