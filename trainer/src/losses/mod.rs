@@ -4,6 +4,7 @@
 //! `trainer/docs/adding-a-loss.md` shows how one is added.
 
 pub mod adversarial;
+mod charbonnier;
 pub mod clip;
 pub mod codebook;
 pub mod load;
@@ -105,6 +106,7 @@ macro_rules! losses {
 // The order is part of the contract: the adversarial loss scales itself to the gradient of the losses before it.
 losses! {
     pixel: Weighted<PixelLoss> { pixel: PixelConfig },
+    charbonnier: Weighted<charbonnier::Charbonnier> { charbonnier: charbonnier::CharbonnierConfig },
     perceptual: Weighted<PerceptualLoss> { perceptual: PerceptualConfig },
     adversarial: Adversarial { adversarial: AdversarialConfig },
     clip: ClipGuidance {
