@@ -122,7 +122,8 @@ impl FromStr for MaxDeviation {
         }
         let part = |part: &str| {
             let (name, limit) = part.split_once('=').ok_or_else(|| format!("has \"{part}\" without a ="))?;
-            Ok::<_, String>((name.trim().parse()?, number(limit)?))
+            let precision = name.trim().parse().map_err(|error: String| format!("has the {error}"))?;
+            Ok::<_, String>((precision, number(limit)?))
         };
         text.split(',').map(part).collect::<Result<_, _>>().map(Self::ByPrecision)
     }
@@ -194,12 +195,6 @@ macro_rules! word {
             fn from_str(text: &str) -> Result<Self, String> {
                 let words: value::StrDeserializer<value::Error> = text.into_deserializer();
                 Self::deserialize(words).map_err(|error| super::read::explain(&error.to_string()))
-            }
-        }
-
-        impl fmt::Display for $type {
-            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                self.serialize(f)
             }
         }
     };
@@ -292,7 +287,7 @@ mod tests {
     fn a_bar_that_makes_no_sense_points_at_its_line() {
         for (line, words) in [
             ("max_memory = \"much\"", "the value is \"much\", must be a size such as \"4GiB\""),
-            ("max_deviation = \"fp33=1\"", "the value unknown value `fp33`, did you mean `fp32`?"),
+            ("max_deviation = \"fp33=1\"", "the value has the unknown value `fp33`, did you mean `fp32`?"),
             ("max_deviation = -1", "must be a number such as 1e-5"),
             ("tolerance = \"ten\"", "must be a share such as \"10%\""),
             ("steps = 1", "`sweep.steps` is 1, must be at least 2"),

@@ -14,8 +14,9 @@ use crate::optim::GradientSum;
 use crate::precision::Probe;
 
 /// What a backward pass computes again.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize, Serialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize, Serialize, strum::Display)]
 #[serde(rename_all = "lowercase")]
+#[strum(serialize_all = "lowercase")]
 pub enum Recompute {
     /// Nothing, since the whole graph is kept: the fastest.
     #[default]

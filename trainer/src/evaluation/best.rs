@@ -17,14 +17,7 @@ impl Metric {
 
     /// As the configuration has it.
     pub fn name(self) -> &'static str {
-        match self {
-            Self::None => "none",
-            Self::L1 => "l1",
-            Self::Psnr => "psnr",
-            Self::Ssim => "ssim",
-            Self::Lpips => "lpips",
-            Self::Clip => "clip",
-        }
+        self.into()
     }
 }
 

@@ -49,8 +49,9 @@ impl PrecisionConfig {
 }
 
 /// A precision to compute in.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize, Serialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize, Serialize, strum::Display, strum::IntoStaticStr)]
 #[serde(rename_all = "lowercase")]
+#[strum(serialize_all = "lowercase")]
 pub enum Compute {
     /// 32-bit floating point.
     #[default]
@@ -67,11 +68,7 @@ impl Compute {
 
     /// Its name in a configuration.
     pub fn name(self) -> &'static str {
-        match self {
-            Self::Fp32 => "fp32",
-            Self::Bf16 => "bf16",
-            Self::Fp16 => "fp16",
-        }
+        self.into()
     }
 
     /// The tensors' type.

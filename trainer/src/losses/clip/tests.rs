@@ -1,11 +1,13 @@
 use std::path::{Path, PathBuf};
 
-use burn::tensor::{DType, Device};
+use burn::tensor::{DType, Device, Tensor};
 use checkpoints::{Activation, Quantizer, WeightsError, WeightsFile, write_safetensors};
+use serde_json::json;
 
 use super::*;
 use crate::config::{Config, LossesConfig};
-use crate::losses::loss::Weight;
+use crate::losses::loss::{Images, Weight};
+use crate::models::clip::TokenizerError;
 
 fn clip(config: &Config) -> Result<ClipGuidance, LossError> {
     let device = Device::flex().autodiff();
@@ -120,4 +122,55 @@ fn a_checkpoint_of_openclips_training_is_told_its_activation() {
         config.clip.activation = Some(activation);
         assert_eq!(clip(&config).unwrap().architecture.activation, activation);
     }
+}
+
+/// A tokenizer may know some captions and not others; a step does not go on as if there were none.
+#[test]
+fn a_caption_that_cannot_be_split_ends_the_step() {
+    let end = checkpoints::load_clip(fixture()).unwrap().architecture.end_of_text;
+    let special = |id: u32, text: &str| {
+        json!({ "id": id, "content": text, "special": true, "single_word": false, "lstrip": false, "rstrip": false,
+                "normalized": false })
+    };
+    let template = |text: &str, id: u32| json!({ "id": text, "ids": [id], "tokens": [text] });
+    let tokenizer = json!({
+        "version": "1.0", "truncation": null, "padding": null, "normalizer": null, "decoder": null,
+        "added_tokens": [special(end - 1, "<s>"), special(end, "</s>")],
+        "pre_tokenizer": { "type": "Whitespace" },
+        "post_processor": {
+            "type": "TemplateProcessing", "pair": [],
+            "single": [{ "SpecialToken": { "id": "<s>", "type_id": 0 } }, { "Sequence": { "id": "A", "type_id": 0 } },
+                       { "SpecialToken": { "id": "</s>", "type_id": 0 } }],
+            "special_tokens": { "<s>": template("<s>", end - 1), "</s>": template("</s>", end) },
+        },
+        "model": { "type": "WordLevel", "unk_token": "[UNK]", "vocab": { "cat": 1, "<s>": end - 1, "</s>": end } },
+    });
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("tokenizer.json");
+    std::fs::write(&path, tokenizer.to_string()).unwrap();
+    let mut config = Config::default();
+    config.clip.pretrained = Some(fixture().display().to_string());
+    config.clip.tokenizer = Some(path.display().to_string());
+    config.losses.clip_text.weight = 1.0;
+    config.losses.clip_contrastive.weight = 1.0;
+    let guided = clip(&config).unwrap();
+    let image = Tensor::<4>::zeros([1, 3, 16, 16], (&Device::flex(), DType::F32));
+    let failed = |caption: &str| {
+        let captions = [Some(caption.to_owned())];
+        let images = Images {
+            step: 0,
+            per_sample: 1.0,
+            loss_scale: 1.0,
+            original: image.clone(),
+            reconstruction: image.clone(),
+            first: 0,
+            draws: &[0],
+            captions: &captions,
+        };
+        let first_pass = guided.embed(&images, &mut ClipEmbeddings::default());
+        let second_pass = guided.gradient(&images, None, &mut |_, _, _| {}).map(drop);
+        [first_pass, second_pass].map(|result| matches!(result, Err(TokenizerError::Text(_))))
+    };
+    assert_eq!(failed("cat"), [false, false]);
+    assert_eq!(failed("dog"), [true, true]);
 }

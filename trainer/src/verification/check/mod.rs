@@ -11,7 +11,6 @@ pub mod resume;
 mod sizes;
 pub mod step;
 
-use std::fmt;
 use std::time::Instant;
 
 use clap::ValueEnum;
@@ -23,8 +22,9 @@ use crate::memory::random_networks::RandomError;
 use crate::models::weights::ModelError;
 
 /// A part of the check.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, ValueEnum)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, ValueEnum, strum::Display)]
 #[serde(rename_all = "lowercase")]
+#[strum(serialize_all = "lowercase")]
 pub enum Part {
     /// Every block, network and loss, forward and backward
     Layers,
@@ -35,17 +35,6 @@ pub enum Part {
     /// A run with too little memory on the device
     #[value(alias = "room")]
     Memory,
-}
-
-impl fmt::Display for Part {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Layers => "layers",
-            Self::Step => "step",
-            Self::Resume => "resume",
-            Self::Memory => "memory",
-        })
-    }
 }
 
 /// The sizes that layers are checked at.
