@@ -319,7 +319,7 @@ fn want_of_memory_outside_of_what_can_be_taken_again_ends_with_a_line() {
     }
     let looked = ["--config", "small.toml", "--run-dir", "looked", "--inject-fault", "2:validation:worker"];
     let looked = run(folder, &looked).success();
-    let line = "step 2, validation: out of memory (out of device memory allocating 1234 bytes (injected)); one picture at a \
+    let line = "step 2, validation: out of memory (out of device memory allocating 1234 bytes (injected)); one image at a \
                 time\n";
     assert!(looked.stderr.contains(line), "{}", looked.stderr);
     let validations = |run: &str| fs::read_to_string(folder.join(run).join("validation.jsonl")).unwrap();

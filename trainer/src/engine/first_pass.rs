@@ -4,7 +4,7 @@ use burn::tensor::Tensor;
 
 use super::{MicroBatch, Pass, StepFailure, sampling};
 use crate::losses::load::LossError;
-use crate::losses::{Forward, Gradients, LossStep, MetricSums, Needs};
+use crate::losses::{Forward, Gradients, LossStep, Metrics, Needs};
 use crate::models::vqgan::forward;
 
 impl Pass<'_> {
@@ -54,7 +54,7 @@ fn observe_images(losses: &mut [Box<dyn LossStep + '_>], forward: &Forward) -> R
             loss.observe_images(forward, at_image)?;
         }
         if last.is_some_and(|last| index < last) {
-            loss.add_gradient(forward, &mut gradients, &mut MetricSums::default())?;
+            loss.add_gradient(forward, &mut gradients, &mut Metrics::default())?;
         }
     }
     Ok(())

@@ -18,7 +18,7 @@ use crate::losses::adversarial::DiscriminatorGradient;
 use crate::losses::load::LossError;
 use crate::losses::phase::Phase;
 use crate::losses::{
-    Event, Forward, Gradients, Images, LossScales, LossStep, Losses, MetricSums, StepContext, StepMetrics,
+    Event, Forward, Gradients, Images, LossScales, LossStep, Losses, Metrics, StepContext, StepMetrics,
 };
 use crate::models::VqGan;
 use crate::models::blocks::statistics_dtype;
@@ -88,7 +88,7 @@ pub struct EffectiveBatch {
     pub statistics: Vec<BatchStatistics>,
     /// What the gradients are multiplied with.
     pub loss_scales: LossScales,
-    metrics: MetricSums,
+    metrics: Metrics,
 }
 
 /// Why a step has no gradient.
@@ -132,7 +132,7 @@ pub fn effective_batch_gradient<B: MicroBatch, E>(
         pass.observe(&mut losses, first_pass)?;
         losses.iter_mut().for_each(|loss| loss.couple());
     }
-    let (mut generator, mut metrics, mut first) = (GradientSum::default(), MetricSums::default(), 0);
+    let (mut generator, mut metrics, mut first) = (GradientSum::default(), Metrics::default(), 0);
     for batch in second_pass {
         let batch = batch.map_err(StepFailure::Batch)?;
         context.enter(Phase::Forward);

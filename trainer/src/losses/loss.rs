@@ -7,7 +7,7 @@ use super::adversarial::config::DiscriminatorConfig;
 use super::adversarial::state::{DiscriminatorGradient, SavedDiscriminator};
 use super::clip::config::ClipConfig;
 use super::load::LossError;
-use super::metrics::MetricSums;
+use super::metrics::Metrics;
 use super::phase::{Event, Phase};
 use crate::models::VqGan;
 use crate::models::quantizer::gumbel::Sampling;
@@ -83,15 +83,10 @@ pub trait LossStep {
     ///
     /// # Errors
     /// If what it needs of a sample cannot be had.
-    fn add_gradient(
-        &mut self,
-        forward: &Forward,
-        gradients: &mut Gradients,
-        metrics: &mut MetricSums,
-    ) -> Result<(), LossError>;
+    fn add_gradient(&mut self, forward: &Forward, to: &mut Gradients, metrics: &mut Metrics) -> Result<(), LossError>;
 
     /// Ends the step: adds the metrics that belong to the effective batch as a whole.
-    fn finish(&mut self, _metrics: &mut MetricSums) {}
+    fn finish(&mut self, _metrics: &mut Metrics) {}
 
     /// What its discriminator has to learn from the effective batch, if it has one that learns in this step.
     fn take_discriminator_gradient(&mut self) -> Option<DiscriminatorGradient> {
@@ -417,12 +412,8 @@ struct ImageLossStep<'a> {
 }
 
 impl LossStep for ImageLossStep<'_> {
-    fn add_gradient(
-        &mut self,
-        Forward { images, .. }: &Forward,
-        gradients: &mut Gradients,
-        metrics: &mut MetricSums,
-    ) -> Result<(), LossError> {
+    fn add_gradient(&mut self, forward: &Forward, to: &mut Gradients, metrics: &mut Metrics) -> Result<(), LossError> {
+        let images = &forward.images;
         let (name, place) = (self.loss.name(), format!("the loss {}", self.loss.name()));
         self.context.enter(Phase::Loss(name));
         let at_image = self.context.gradient_at(&place, &images.reconstruction, |leaf| {
@@ -432,7 +423,7 @@ impl LossStep for ImageLossStep<'_> {
             metrics.add_loss(name, plain, self.weight);
             value * (self.weight * images.loss_scale)
         });
-        gradients.add_at_image(at_image);
+        to.add_at_image(at_image);
         Ok(())
     }
 }

@@ -6,7 +6,7 @@ use crate::models::quantizer::{Quantized, count_codes};
 
 /// Sums over the micro-batches by name, in the order in which the names came up.
 #[derive(Default)]
-pub struct MetricSums {
+pub struct Metrics {
     values: Vec<(&'static str, Tensor<1>)>,
     total: Option<Tensor<1>>,
     carried: Option<Tensor<1>>,
@@ -20,7 +20,7 @@ fn add(sum: &mut Option<Tensor<1>>, value: Tensor<1>) {
     });
 }
 
-impl MetricSums {
+impl Metrics {
     /// Adds a micro-batch's part of a mean over samples, `[1]`.
     pub fn add(&mut self, name: &'static str, value: Tensor<1>) {
         match self.values.iter_mut().find(|(other, _)| *other == name) {

@@ -34,7 +34,7 @@ pub use self::loss::{
     Forward, Gradients, ImageLoss, Images, LoadContext, Loss, LossKeys, LossScales, LossStep, Needs, Sees, StepContext,
     Surroundings, Weight, Weighted,
 };
-pub use self::metrics::{MetricSums, StepMetrics};
+pub use self::metrics::{Metrics, StepMetrics};
 pub use self::perceptual::{PerceptualConfig, PerceptualLoss};
 pub use self::phase::{Event, Phase};
 pub use self::pixel::{PixelConfig, PixelLoss, PixelNorm};

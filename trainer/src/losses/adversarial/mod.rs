@@ -20,7 +20,7 @@ pub use self::state::{AdversarialState, DiscriminatorGradient, SavedDiscriminato
 pub use self::table::{Adaptive, AdversarialConfig};
 use super::load::LossError;
 use super::loss::{Forward, Gradients, Images, LoadContext, Loss, LossStep, Needs, StepContext, Weight};
-use super::metrics::MetricSums;
+use super::metrics::Metrics;
 use crate::losses::phase::Phase;
 use crate::models::discriminator::{BatchStatistics, PatchGan};
 use crate::optim::{GradientSum, added};
@@ -163,7 +163,7 @@ impl AdversarialStep<'_> {
 
     /// Adds the gradient of the discriminator's loss, on the same reconstructions as the generator's. Originals and
     /// reconstructions have a graph each, one after the other.
-    fn learn(&mut self, images: &Images, metrics: &mut MetricSums) {
+    fn learn(&mut self, images: &Images, metrics: &mut Metrics) {
         let Some(discriminator) = &self.learning else { return };
         self.context.enter(Phase::Loss("discriminator"));
         let (loss, lecam) = (self.loss, &self.loss.discriminator.state.lecam);
@@ -200,16 +200,11 @@ impl LossStep for AdversarialStep<'_> {
         Ok(())
     }
 
-    fn add_gradient(
-        &mut self,
-        forward: &Forward,
-        gradients: &mut Gradients,
-        metrics: &mut MetricSums,
-    ) -> Result<(), LossError> {
+    fn add_gradient(&mut self, forward: &Forward, to: &mut Gradients, metrics: &mut Metrics) -> Result<(), LossError> {
         let images = &forward.images;
         if let Some(discriminator) = &self.frozen {
             let (at_image, value) = self.gradient(discriminator, images);
-            let adaptive = self.adaptive_weight(forward, [&gradients.at_image, &at_image]);
+            let adaptive = self.adaptive_weight(forward, [&to.at_image, &at_image]);
             if self.loss.adaptive != Adaptive::Off {
                 let share = images.draws.len() as f64 * images.per_sample;
                 metrics.add("adaptive_weight", adaptive.clone() * share);
@@ -217,13 +212,13 @@ impl LossStep for AdversarialStep<'_> {
             let weight = adaptive * self.weight;
             metrics.add("adversarial", value.clone());
             metrics.add_to_total(value * weight.clone());
-            gradients.add_at_image(at_image * weight.reshape([1, 1, 1, 1]));
+            to.add_at_image(at_image * weight.reshape([1, 1, 1, 1]));
         }
         self.learn(images, metrics);
         Ok(())
     }
 
-    fn finish(&mut self, metrics: &mut MetricSums) {
+    fn finish(&mut self, metrics: &mut Metrics) {
         if let Some(weight) = self.of_second_pass.weight(1.0 / self.context.loss_scales.generator) {
             metrics.carry(weight);
         }

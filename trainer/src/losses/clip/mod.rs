@@ -30,7 +30,7 @@ pub use self::image::ClipImageConfig;
 pub use self::text::ClipTextConfig;
 use super::load::LossError;
 use super::loss::{Forward, Gradients, LoadContext, Loss, LossStep, Needs, StepContext};
-use super::metrics::MetricSums;
+use super::metrics::Metrics;
 use crate::losses::phase::Phase;
 
 impl Loss for ClipGuidance {
@@ -83,22 +83,17 @@ impl LossStep for ClipStep<'_> {
         self.coupling = self.guidance.couple(embeddings, self.context.step);
     }
 
-    fn add_gradient(
-        &mut self,
-        forward: &Forward,
-        gradients: &mut Gradients,
-        metrics: &mut MetricSums,
-    ) -> Result<(), LossError> {
+    fn add_gradient(&mut self, forward: &Forward, to: &mut Gradients, metrics: &mut Metrics) -> Result<(), LossError> {
         self.context.enter(Phase::Loss("clip"));
         let record = &mut |name, value: Tensor<1>, weight| metrics.add_loss(name, value, weight);
         if let Some(at_image) = self.guidance.gradient(&forward.images, self.coupling.as_ref(), record)? {
             self.context.probe_gradient("the loss clip", &at_image);
-            gradients.add_at_image(at_image);
+            to.add_at_image(at_image);
         }
         Ok(())
     }
 
-    fn finish(&mut self, metrics: &mut MetricSums) {
+    fn finish(&mut self, metrics: &mut Metrics) {
         if let Some(coupling) = &self.coupling {
             metrics.add_loss("clip_contrastive", coupling.value.clone(), coupling.weight);
         }

@@ -13,7 +13,7 @@ pub use self::entropy::{EntropyCoupling, EntropyGradient, sum_probabilities};
 pub use self::gumbel::{GumbelLoss, divergence};
 use super::load::LossError;
 use super::loss::{Forward, Gradients, LoadContext, Loss, LossStep, Needs, Sees, StepContext, Surroundings, Weight};
-use super::metrics::MetricSums;
+use super::metrics::Metrics;
 use super::table::{LossTable, loss_table};
 use crate::losses::phase::Phase;
 use crate::models::quantizer::gumbel::{GumbelTerms, Sampling, SeededNoise};
@@ -194,7 +194,7 @@ struct NearestStep<'a> {
 
 impl NearestStep<'_> {
     /// A scalar whose gradient is that of the unweighted loss.
-    fn surrogate(&self, terms: &NearestTerms, metrics: &mut MetricSums) -> Tensor<1> {
+    fn surrogate(&self, terms: &NearestTerms, metrics: &mut Metrics) -> Tensor<1> {
         let value = self.loss.per_sample(terms).sum() / self.context.effective as f64;
         metrics.add_loss("codebook", value.clone().without_autodiff(), self.weight);
         let Some(coupling) = &self.coupling else { return value };
@@ -227,22 +227,17 @@ impl LossStep for NearestStep<'_> {
         self.coupling = sum.map(|sum| EntropyCoupling::new(sum, self.tokens.max(1)));
     }
 
-    fn add_gradient(
-        &mut self,
-        forward: &Forward,
-        gradients: &mut Gradients,
-        metrics: &mut MetricSums,
-    ) -> Result<(), LossError> {
+    fn add_gradient(&mut self, forward: &Forward, to: &mut Gradients, metrics: &mut Metrics) -> Result<(), LossError> {
         self.context.enter(Phase::Backward);
         metrics.add_codes(forward.quantized, self.context.model.quantizer().codes());
         if let Terms::Nearest(terms) = &forward.quantized.terms {
             let scale = self.weight * self.context.loss_scales.generator;
-            gradients.at_codes = Some(self.surrogate(terms, metrics) * scale);
+            to.at_codes = Some(self.surrogate(terms, metrics) * scale);
         }
         Ok(())
     }
 
-    fn finish(&mut self, metrics: &mut MetricSums) {
+    fn finish(&mut self, metrics: &mut Metrics) {
         if let Some(coupling) = &self.coupling {
             metrics.add_loss("entropy", coupling.shared_value(), self.weight * self.loss.entropy);
         }
@@ -257,7 +252,7 @@ struct GumbelStep<'a> {
 
 impl GumbelStep<'_> {
     /// A scalar whose gradient is that of the weighted loss, times the loss scale.
-    fn surrogate(&self, terms: &GumbelTerms, metrics: &mut MetricSums) -> Tensor<1> {
+    fn surrogate(&self, terms: &GumbelTerms, metrics: &mut Metrics) -> Tensor<1> {
         let effective = self.context.effective as f64;
         let (kl_weight, share) = (self.loss.training.kl_weight, terms.samples() as f64 / effective);
         let (kl, surrogate) = divergence(terms);
@@ -273,16 +268,11 @@ impl LossStep for GumbelStep<'_> {
         Some(self.loss.sampling(self.context.step, draws))
     }
 
-    fn add_gradient(
-        &mut self,
-        forward: &Forward,
-        gradients: &mut Gradients,
-        metrics: &mut MetricSums,
-    ) -> Result<(), LossError> {
+    fn add_gradient(&mut self, forward: &Forward, to: &mut Gradients, metrics: &mut Metrics) -> Result<(), LossError> {
         self.context.enter(Phase::Backward);
         metrics.add_codes(forward.quantized, self.context.model.quantizer().codes());
         if let Terms::Gumbel(terms) = &forward.quantized.terms {
-            gradients.at_codes = Some(self.surrogate(terms, metrics));
+            to.at_codes = Some(self.surrogate(terms, metrics));
         }
         Ok(())
     }
