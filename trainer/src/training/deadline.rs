@@ -1,4 +1,4 @@
-//! `--max-time`: the run is saved and over before a job's limit ends it.
+//! `--max-time`: saves and ends the run before the time limit of its job.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -8,37 +8,36 @@ use std::time::{Duration, Instant};
 
 use super::stop::{Reason, Stop};
 
-/// The longest of so many newest steps is what the next one is expected to take.
+/// Number of newest steps. The next step is expected to take as long as the longest of them.
 const STEPS: usize = 16;
 
-/// What a disk is taken to write until a save has been measured, in bytes a second: that of a slow network file system.
+/// Assumed speed of the disk until a save has been measured, in bytes per second: that of a slow network file system.
 const UNMEASURED: f64 = 50e6;
 
-/// For what comes after the last save: the end of the process, and what was not foreseen.
+/// Time kept free after the last save, for the end of the process and for the unexpected.
 const MARGIN: Duration = Duration::from_secs(1);
 
-/// How often the clock is looked at.
+/// Longest time between two looks at the clock.
 const TICK: Duration = Duration::from_millis(200);
 
-/// When a run has to be over.
+/// The time by which a run must end.
 #[derive(Debug)]
 pub struct Deadline {
     end: Instant,
-    /// What is kept for the last save, in milliseconds; nothing while there is nothing to save.
+    /// Time reserved for the last save, in milliseconds; 0 while there is nothing to save.
     reserve: Arc<AtomicU64>,
     steps: VecDeque<Duration>,
     longest_save: Duration,
 }
 
 impl Deadline {
-    /// `limit` after `started`, by when everything has to be saved. In between steps the run asks
-    /// [`allows_a_step`](Self::allows_a_step); should a step, a validation or the start take longer than there is time, `stop`
-    /// is asked from here.
+    /// The run must be saved at `started + limit`. Between steps the run asks [`allows_a_step`](Self::allows_a_step).
+    /// If a step, a validation or the start takes too long, a thread of this deadline asks `stop`.
     pub fn new(started: Instant, limit: Duration, stop: &Stop) -> Self {
         let end = started + limit;
         let reserve = Arc::new(AtomicU64::new(0));
         let (stop, kept) = (stop.clone(), reserve.clone());
-        // It goes with the process.
+        // The thread ends with the process.
         thread::spawn(move || {
             while !stop.is_asked() {
                 let latest = Duration::from_millis(kept.load(Ordering::Relaxed));
@@ -52,9 +51,9 @@ impl Deadline {
         Self { end, reserve, steps: VecDeque::new(), longest_save: Duration::ZERO }
     }
 
-    /// The run begins: a checkpoint of it has about so many bytes.
+    /// Reserves time for the first save, of a checkpoint of about `bytes` bytes.
     pub(super) fn expect_checkpoint(&mut self, bytes: u64) {
-        self.keep(Duration::from_secs_f64(bytes as f64 / UNMEASURED));
+        self.reserve_time_for(Duration::from_secs_f64(bytes as f64 / UNMEASURED));
     }
 
     pub(super) fn step_took(&mut self, took: Duration) {
@@ -62,10 +61,10 @@ impl Deadline {
         self.steps.push_front(took);
     }
 
-    /// A checkpoint has become safe, so long after it was begun.
+    /// Reserves time for the longest save so far. `took` is the time from the start of a save until it was safe.
     pub(super) fn save_took(&mut self, took: Duration) {
         self.longest_save = self.longest_save.max(took);
-        self.keep(self.longest_save);
+        self.reserve_time_for(self.longest_save);
     }
 
     /// Whether there is time for one more step and the save after it.
@@ -75,8 +74,8 @@ impl Deadline {
         Instant::now() + step + reserve < self.end
     }
 
-    /// Twice: the save before may be going on, and has to end first.
-    fn keep(&self, save: Duration) {
+    /// Reserves twice the time of a save: the previous save may still be running, and has to end first.
+    fn reserve_time_for(&self, save: Duration) {
         let reserve = save * 2 + MARGIN;
         self.reserve.store(reserve.as_millis() as u64, Ordering::Relaxed);
     }
@@ -103,7 +102,7 @@ mod tests {
         assert!(!deadline.allows_a_step());
         deadline.save_took(Duration::from_secs(10));
         assert!(!deadline.allows_a_step(), "the longest save counts");
-        // What a first step takes to compile is forgotten.
+        // The compile time of a first step is forgotten.
         (0..STEPS).for_each(|_| deadline.step_took(Duration::from_secs(10)));
         assert!(deadline.allows_a_step());
         assert!(!stop.is_asked());

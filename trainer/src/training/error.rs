@@ -34,10 +34,10 @@ pub enum TrainError {
     /// A loss's network.
     #[error(transparent)]
     Loss(#[from] LossError),
-    /// What `model.train` says.
+    /// `model.train` is wrong.
     #[error("`model.train`: {0}")]
     Freezing(#[from] FreezingError),
-    /// The pictures.
+    /// The images.
     #[error(transparent)]
     Data(#[from] DataError),
     /// The memory of a step could not be measured.
@@ -46,11 +46,11 @@ pub enum TrainError {
     /// A loss needs captions.
     #[error("{name} has no caption, which losses.{loss} needs: {reason}; put one into a .txt file of the same name")]
     NoCaption {
-        /// The first picture without one.
+        /// The first image without one.
         name: String,
         /// The loss's key.
         loss: &'static str,
-        /// What was looked at, and why it was not used.
+        /// Where a caption was looked for, and why none was used.
         reason: String,
     },
     /// The run's folder.
@@ -82,43 +82,43 @@ pub enum TrainError {
     /// A sample grid could not be encoded.
     #[error("cannot encode the sample grid: {0}")]
     Samples(#[from] image::ImageError),
-    /// The run's folder holds a run, and `--resume` was not given.
+    /// The run's folder holds a run already, and `--resume` was not given.
     #[error(
-        "{} already holds a run: go on with it by --resume, or choose another folder by --run-dir",
+        "{} already holds a run: resume it by --resume, or choose another folder by --run-dir",
         .0.display()
     )]
     Occupied(PathBuf),
     /// `--resume` without anything to resume.
     #[error("{} holds no checkpoint to resume", .0.display())]
     NothingToResume(PathBuf),
-    /// The configuration of a resumed run differs where that would make it another run.
+    /// The configuration or the images of a resumed run changed in a way that makes it another run.
     #[error(
         "the run to resume was started with another configuration: {}; --allow {} goes on all the same",
         .0.iter().map(Change::to_string).collect::<Vec<_>>().join(", "),
         .0.iter().map(|change| change.key.as_str()).collect::<Vec<_>>().join(" --allow ")
     )]
     Changed(Vec<Change>),
-    /// The run to resume has nothing left to do. [`train`](super::train) makes no error of it, but gives this outcome.
+    /// The run to resume has nothing left to do. [`train`](super::train) returns the outcome in place of this error.
     #[error("the run is finished")]
     Finished(Box<Outcome>),
-    /// Too many steps in a row were not finite. Nothing of them was kept.
+    /// Too many steps in a row were skipped because of values that are not finite. They changed no weights.
     #[error(
         "{skips} steps in a row, up to step {step}, were skipped because of values that are not finite, the last of them \
          first after {place}; {advice}; {saved}"
     )]
     NotFinite {
-        /// How many steps.
+        /// Number of skipped steps.
         skips: u64,
-        /// Where in the newest of them the first such value was.
+        /// Where the newest of these steps had its first such value.
         place: String,
-        /// The newest of them, counted from 1.
+        /// The newest of these steps, counted from 1.
         step: u64,
         /// What often helps.
         advice: &'static str,
         /// The last checkpoint.
         saved: String,
     },
-    /// A step needs more memory than there is, and there is nothing left that would lower it without changing what is learned.
+    /// A step needs more memory than there is, and no setting is left that lowers it without changing what is learned.
     #[error("step {step}: {exhausted}; {saved}")]
     OutOfMemory {
         /// The optimizer step, counted from 1.
@@ -128,10 +128,10 @@ pub enum TrainError {
         /// The last checkpoint.
         saved: String,
     },
-    /// There is too little memory for something that is not taken again with less.
+    /// There is too little memory for something that is not tried again with less.
     #[error("{place}: out of memory ({message}); what would help: {help}; {saved}")]
     OutOfMemoryIn {
-        /// What it is, and when.
+        /// Where and when it happened.
         place: String,
         /// What the device said.
         message: String,
@@ -168,7 +168,7 @@ impl TrainError {
 }
 
 impl TrainError {
-    /// The end of a run in this step, counted from 1; `saved` says what is left of it.
+    /// Converts `error` into the end of the run in `step`, counted from 1. `saved` names the last checkpoint.
     pub(super) fn of_memory(error: MemoryError, step: u64, saved: String) -> Self {
         match error {
             MemoryError::Config(error) => error.into(),
@@ -178,7 +178,7 @@ impl TrainError {
         }
     }
 
-    /// Brings up to date what it says of the last checkpoint, which may have become safe since.
+    /// Updates what the error says about the last checkpoint, which may have become safe since.
     pub(super) fn set_saved(&mut self, newest: impl FnOnce() -> String) {
         if let Self::OutOfMemory { saved, .. }
         | Self::OutOfMemoryIn { saved, .. }
@@ -199,11 +199,11 @@ impl From<PretrainedError> for TrainError {
     }
 }
 
-/// Why an attempt at a step gives nothing.
+/// Why an attempt at a step has no result.
 pub(super) enum StepError {
     /// The run was asked to stop.
     Interrupted,
-    /// It exceeds the memory limit.
+    /// The step exceeds the memory limit.
     OverLimit,
     /// The run ends.
     Failed(TrainError),

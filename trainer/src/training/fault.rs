@@ -1,5 +1,5 @@
-//! Faults on purpose, by `--inject-fault STEP:PLACE[:KIND]`, which the help does not show: without them there would be no way
-//! to see on a CPU what a GPU's want of memory does to a run, nor what is left when a process is killed in the midst of a save.
+//! Injects faults for tests: `--inject-fault STEP:PLACE[:KIND]`, which the help does not show. They let a CPU show what
+//! a GPU's lack of memory does to a run, and what is left when a process is killed during a save.
 
 use std::cell::{Cell, RefCell};
 use std::process::{self, Command};
@@ -20,27 +20,27 @@ pub struct Fault {
 enum Place {
     /// A phase, by its name in `metrics.jsonl`, or `update`, which is when the weights move.
     Phase(String),
-    /// Right after so many things were written, renamed or removed in the save of the step: `save-3`.
+    /// In the save of the step, after this number of writes, renames and removals: `save-3`.
     Save(u64),
 }
 
-/// What happens: in a phase one of the ways in which Burn and CubeCL say that a device has failed, in a save an end of the
-/// process.
+/// What happens. In a phase: one of the ways in which Burn and CubeCL report that a device failed. In a save: the
+/// process is killed, or the save hangs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Kind {
-    /// Out of memory, by a panic at once.
+    /// Out of memory, by a panic.
     Panic,
-    /// Out of memory, by a panic of a worker thread, and one of ours that does not say why.
+    /// Out of memory, by a panic of a worker thread, and then a panic of this thread that does not say why.
     Worker,
-    /// Out of memory, by an error when results are waited for.
+    /// Out of memory, by an error when the run waits for results.
     Error,
     /// Something else, by a panic.
     OtherPanic,
     /// Something else, by an error.
     OtherError,
-    /// The process is killed: nothing is tidied up, as after `kill -9` or a crash of the machine.
+    /// The process is killed without any clean-up, as by `kill -9` or a crash of the machine.
     Kill,
-    /// The save goes no further, and does not end either.
+    /// The save hangs: it neither continues nor ends.
     Hang,
 }
 
@@ -82,16 +82,16 @@ impl FromStr for Fault {
 const OUT_OF_MEMORY: &str = "out of device memory allocating 1234 bytes (injected)";
 const OTHER: &str = "an illegal address was accessed (injected)";
 
-/// The faults of a run that are still to come.
+/// The faults of a run that have not happened yet.
 #[derive(Debug, Default)]
 pub(super) struct Faults {
     left: RefCell<Vec<Fault>>,
-    /// What is said when results are waited for.
+    /// The error of the next wait for results.
     error: Cell<Option<&'static str>>,
     saves: SaveFaults,
 }
 
-/// What is to happen to the save that is going on, for the thread that writes it.
+/// The fault of the save in progress, shared with the thread that writes it.
 #[derive(Debug, Default, Clone)]
 pub(super) struct SaveFaults(Arc<Mutex<Option<(u64, Kind)>>>);
 
@@ -100,12 +100,12 @@ impl Faults {
         Self { left: RefCell::new(faults), ..Self::default() }
     }
 
-    /// What the thread that saves has to tell of all that it has written.
+    /// Returns the handle to which the saving thread reports everything that it writes.
     pub(super) fn of_saves(&self) -> SaveFaults {
         self.saves.clone()
     }
 
-    /// The save of `step` begins; no other is going on.
+    /// Sets the fault of the save of `step`, which begins now. No other save may be in progress.
     pub(super) fn save_begins(&self, step: u64) {
         let next = self.left.borrow().iter().find_map(|fault| match fault.place {
             Place::Save(count) if fault.step == step => Some((count, fault.kind)),
@@ -114,7 +114,7 @@ impl Faults {
         *self.saves.0.lock().unwrap_or_else(PoisonError::into_inner) = next;
     }
 
-    /// The fault of `place` in `step`, counted from 1, if there is one.
+    /// Causes the fault of `place` in `step`, counted from 1, if there is one.
     pub(super) fn meet(&self, step: u64, place: &str) {
         let mut left = self.left.borrow_mut();
         if left.is_empty() || self.error.get().is_some() {
@@ -133,19 +133,19 @@ impl Faults {
             Kind::OtherPanic => panic!("{OTHER}"),
             Kind::Error => self.error.set(Some(OUT_OF_MEMORY)),
             Kind::OtherError => self.error.set(Some(OTHER)),
-            // Those of saves.
+            // These happen in saves.
             Kind::Kill | Kind::Hang => {}
         }
     }
 
-    /// What the device says now that results are waited for.
+    /// Returns the error that an injected fault gives when the run waits for results.
     pub(super) fn wait(&self) -> Result<(), String> {
         self.error.take().map_or(Ok(()), |message| Err(message.to_owned()))
     }
 }
 
 impl SaveFaults {
-    /// `what` has been written, renamed or removed.
+    /// Counts `what`, which was written, renamed or removed, and causes the fault that is due.
     pub(super) fn wrote(&self, what: &'static str) {
         let mut next = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let Some((left, kind)) = next.as_mut() else { return };

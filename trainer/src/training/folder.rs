@@ -1,4 +1,4 @@
-//! A run's folder: made as late as possible, so that a run that cannot start leaves nothing behind.
+//! A run's folder. It is created as late as possible, so that a run that cannot start leaves nothing behind.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -10,83 +10,83 @@ use super::TrainError;
 /// The folder of a run that is being prepared.
 pub(super) struct RunFolder {
     path: PathBuf,
-    /// Held from the beginning if the folder is there already.
+    /// Held from the start if the folder exists already.
     lock: Option<RunLock>,
 }
 
-/// A folder that this process alone writes.
-pub(super) struct Taken {
+/// A run's folder that only this process writes.
+pub(super) struct ClaimedFolder {
     pub(super) lock: RunLock,
     pub(super) store: RunStore,
-    pub(super) made: Made,
+    pub(super) created: CreatedFolders,
 }
 
-/// The folders that were made for a run, the innermost last. They go again with this unless it is [`kept`](Self::keep).
+/// The folders that were created for a run, the innermost last. Removes them when dropped, unless [`keep`](Self::keep)
+/// was called.
 #[derive(Debug)]
-pub(super) struct Made {
+pub(super) struct CreatedFolders {
     folders: Vec<PathBuf>,
     kept: bool,
 }
 
 impl RunFolder {
-    /// Finds out now what would fail after all downloads: that another process has the folder, or that there is no writing in
-    /// its place.
+    /// Checks before all downloads that no other process uses the folder and that it can be written.
     pub(super) fn find(path: &Path) -> Result<Self, TrainError> {
         if path.is_dir() {
             return Ok(Self { path: path.to_owned(), lock: Some(acquire(path)?) });
         }
         let there = path.ancestors().skip(1).find(|folder| folder.is_dir() || folder.as_os_str().is_empty());
         let there = there.filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
-        // It only has to be tried where the first new folder will be.
+        // Only the place of the first new folder has to be tested.
         let probe = there.join(format!(".{}.probe", std::process::id()));
         let tried = fs::create_dir(&probe).and_then(|()| fs::remove_dir(&probe));
         tried.map_err(RunError::io("write into", there))?;
         Ok(Self { path: path.to_owned(), lock: None })
     }
 
-    /// The folder's checkpoints, to be read.
+    /// Opens the folder's checkpoints for reading.
     pub(super) fn store(&self) -> RunStore {
         RunStore::read(self.path.join("checkpoints"))
     }
 
-    /// Makes what is missing and takes the folder.
-    pub(super) fn take(self) -> Result<Taken, TrainError> {
+    /// Creates missing folders and locks the run's folder for this process.
+    pub(super) fn claim(self) -> Result<ClaimedFolder, TrainError> {
         let missing = |folder: &&Path| !folder.as_os_str().is_empty() && !folder.exists();
-        let mut made: Vec<PathBuf> = self.path.ancestors().take_while(missing).map(Path::to_owned).collect();
-        made.reverse();
-        let mut made = Made { folders: made, kept: false };
+        let mut created: Vec<PathBuf> = self.path.ancestors().take_while(missing).map(Path::to_owned).collect();
+        created.reverse();
+        let mut created = CreatedFolders { folders: created, kept: false };
         let lock = match self.lock {
             Some(lock) => lock,
             None => acquire(&self.path).inspect_err(|error| {
-                // Another process has made it at the same time.
-                made.kept = matches!(error, TrainError::Run(RunError::Locked { .. }));
+                // Another process created it at the same time.
+                created.kept = matches!(error, TrainError::Run(RunError::Locked { .. }));
             })?,
         };
         let store = RunStore::open(self.path.join("checkpoints"))?;
-        Ok(Taken { lock, store, made })
+        Ok(ClaimedFolder { lock, store, created })
     }
 }
 
-impl Made {
-    /// From now on a panic or an early return leaves them.
+impl CreatedFolders {
+    /// Keeps the folders, also after a panic or an early return.
     pub(super) fn keep(&mut self) {
         self.kept = true;
     }
 
-    /// Removes what was made, with all in it.
+    /// Removes the innermost folder with everything in it, and then the folders around it that are empty.
     pub(super) fn remove(mut self) {
         self.kept = false;
     }
 }
 
-impl Drop for Made {
+impl Drop for CreatedFolders {
     fn drop(&mut self) {
         if self.kept {
             return;
         }
         let Some(folder) = self.folders.pop() else { return };
         let _ = fs::remove_dir_all(folder);
-        // Of the folders around it those that nobody else uses.
+        // Fails for a folder that is not empty: somebody else uses it.
         while let Some(around) = self.folders.pop() {
             let _ = fs::remove_dir(around);
         }
@@ -111,21 +111,21 @@ mod tests {
         let run = place.path().join("runs/a");
         let folder = RunFolder::find(&run).unwrap();
         assert_eq!(fs::read_dir(place.path()).unwrap().count(), 0);
-        let Taken { lock, made, .. } = folder.take().unwrap();
+        let ClaimedFolder { lock, created, .. } = folder.claim().unwrap();
         assert!(run.join("checkpoints").is_dir());
         fs::write(run.join("config.toml"), "").unwrap();
         fs::write(place.path().join("runs/note"), "").unwrap();
-        drop((lock, made));
+        drop((lock, created));
         assert!(!run.exists() && place.path().join("runs/note").exists());
 
         fs::create_dir(&run).unwrap();
-        drop(RunFolder::find(&run).unwrap().take().unwrap());
+        drop(RunFolder::find(&run).unwrap().claim().unwrap());
         assert!(run.is_dir());
 
         let other = place.path().join("kept");
-        let mut taken = RunFolder::find(&other).unwrap().take().unwrap();
-        taken.made.keep();
-        drop(taken);
+        let mut claimed = RunFolder::find(&other).unwrap().claim().unwrap();
+        claimed.created.keep();
+        drop(claimed);
         assert!(other.is_dir());
     }
 

@@ -1,5 +1,5 @@
-//! What a run learns: the model with its optimizer, schedule, loss scale and average, and the losses, one of which may have a
-//! discriminator that learns beside the model.
+//! What a run learns: the model with its optimizer, schedule, loss scale and average, and the losses. One of the losses
+//! may have a discriminator that is trained beside the model.
 
 use std::collections::BTreeMap;
 
@@ -13,7 +13,7 @@ use crate::losses::{LossScales, Losses, StepMetrics};
 use crate::models::VqGan;
 use crate::optim::{Ema, LossScaler, LrSchedule, ModelOptimizer, global_norm, norms_by_block, unscale_and_clip};
 
-/// What a run learns.
+/// The networks that a run trains, and what trains them.
 pub(super) struct Learned {
     pub(super) architecture: Architecture,
     /// `None` only while the optimizer has it.
@@ -30,16 +30,16 @@ pub(super) struct Learned {
 /// What an optimizer did in a step.
 pub(super) struct Update {
     pub(super) learning_rate: f64,
-    /// The one that the step was computed with.
+    /// The loss scale that the step was computed with.
     pub(super) loss_scale: f64,
-    /// Whether something was not finite, so that only the loss scale has moved.
+    /// Whether the step was skipped because something was not finite. Then only the loss scale changed.
     pub(super) skipped: bool,
 }
 
 /// What the optimizers did in a step.
 pub(super) struct Updates {
     pub(super) generator: Update,
-    /// Only if the discriminator learns in that step.
+    /// `None` in a step in which the discriminator does not learn.
     pub(super) discriminator: Option<Update>,
 }
 
@@ -48,7 +48,7 @@ impl Learned {
         self.model.as_ref().expect("the optimizer gives the model back before the step goes on")
     }
 
-    /// What the losses of the next step are multiplied with.
+    /// The factors by which the losses of the next step are multiplied.
     pub(super) fn loss_scales(&self) -> LossScales {
         LossScales {
             generator: self.scaler.scale(),
@@ -63,15 +63,15 @@ impl Learned {
         batch.read(generator, discriminator)
     }
 
-    /// The norms of the parameters' gradients by block, without the loss scale.
+    /// Computes the norms of the parameters' gradients by block, without the loss scale.
     pub(super) fn gradient_norms(&self, batch: &EffectiveBatch) -> Result<BTreeMap<String, Vec<f64>>, String> {
         let mut norms = norms_by_block(self.model(), &batch.generator)?;
         norms.values_mut().flatten().for_each(|norm| *norm /= batch.loss_scales.generator);
         Ok(norms)
     }
 
-    /// Takes the run's step `step`, counted from 0: takes the loss scale out, clips, and lets the optimizers step and the average
-    /// follow. An optimizer whose gradient is not finite skips the step; the schedules count the steps that were taken.
+    /// Takes step `step`, counted from 0: unscales and clips the gradients, lets the optimizers step, updates the
+    /// average. An optimizer whose gradient is not finite skips the step. The schedules count only steps taken.
     pub(super) fn update(&mut self, step: u64, batch: EffectiveBatch, metrics: &StepMetrics) -> Updates {
         let EffectiveBatch { generator, discriminator, statistics, .. } = batch;
         let (loss_scale, taken) = (self.scaler.scale(), self.scaler.taken(step));
@@ -79,7 +79,7 @@ impl Learned {
         let finite = metrics.grad_norm.is_finite() && metrics.total.is_finite();
         if finite {
             let gradients = unscale_and_clip(self.model(), generator, loss_scale, metrics.grad_norm, self.clip_norm);
-            // Moved through the optimizer and not cloned: each old parameter is freed as soon as its new one is there.
+            // Moved through the optimizer, not cloned: each old parameter is freed as soon as its new one exists.
             self.model = self.model.take().map(|model| self.optimizer.step(learning_rate, model, gradients));
             self.ema = self.ema.take().map(|ema| ema.updated(self.model(), taken));
         }
@@ -96,19 +96,19 @@ impl Learned {
         Updates { generator: Update { learning_rate, loss_scale, skipped: !finite }, discriminator }
     }
 
-    /// Newest steps in a row that were skipped, by the generator or the discriminator.
+    /// Counts the newest steps in a row that the generator or the discriminator skipped.
     pub(super) fn skips_in_a_row(&self) -> u64 {
         let of_discriminator = self.losses.discriminator().map_or(0, |own| own.scaler().state().in_a_row);
         self.scaler.state().in_a_row.max(of_discriminator)
     }
 
-    /// All of it in host memory, to be saved.
+    /// Copies everything that is saved into host memory.
     pub(super) fn snapshot(&self, state: State) -> Result<Snapshot, StateError> {
         let ema = self.ema.as_ref().map(Ema::model);
         Snapshot::take(state, self.model(), ema, &self.optimizer, self.losses.discriminator())
     }
 
-    /// Bytes of a checkpoint: weights, moments and average, all in f32.
+    /// Bytes of the model in a checkpoint: weights, moments and average, all in f32.
     pub(super) fn bytes_of_checkpoint(&self) -> u64 {
         self.model().num_params() as u64 * 4 * (3 + u64::from(self.ema.is_some()))
     }

@@ -1,4 +1,4 @@
-//! Where the samples of each pass over an effective batch come from.
+//! Loads the samples of each pass over an effective batch.
 
 use datasets::{Batch, Loader};
 
@@ -7,9 +7,9 @@ use super::error::StepError;
 use crate::config::Config;
 use crate::data::next_batch;
 
-/// One for each pass over an effective batch: the second pass reads the samples again, so that they need not be kept.
+/// One loader for each pass over an effective batch. The second pass reads samples again, so they need not be kept.
 pub(super) struct Loaders {
-    /// Only in steps in which a loss couples samples.
+    /// `None` in steps in which no loss couples samples.
     pub(super) first_pass: Option<Loader>,
     pub(super) second_pass: Loader,
 }
@@ -20,7 +20,7 @@ impl Loaders {
         self.first_pass.iter().chain([&self.second_pass]).map(Loader::wait_seconds).sum()
     }
 
-    /// What pictures that are read ahead take of the host's memory now.
+    /// Host memory of the images that are read ahead, in bytes.
     pub(super) fn bytes_waiting(&self) -> usize {
         self.first_pass.iter().chain([&self.second_pass]).map(Loader::bytes_waiting).sum()
     }
@@ -39,8 +39,8 @@ impl Training {
     }
 }
 
-/// The micro-batches of one effective batch; the last may be smaller. What `proceed` objects to ends it between two of them, or while
-/// samples are waited for. `say` is given a line about each image that is waited for long.
+/// Splits the next effective batch into micro-batches; the last may be smaller. `proceed` is called between two of them
+/// and while samples are waited for; its error ends the iteration. `say` gets a line about each slow image.
 pub(super) fn micro_batches<'a>(
     loader: &'a mut Loader,
     (effective, micro): (usize, usize),

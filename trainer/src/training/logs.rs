@@ -1,4 +1,4 @@
-//! What a run logs: a line for each optimizer step, and one for each validation.
+//! The logs of a run: a line for each optimizer step, and one for each validation.
 
 use std::fs;
 use std::io::ErrorKind;
@@ -10,10 +10,10 @@ use serde_json::Value;
 use super::TrainError;
 use crate::evaluation::Scores;
 
-/// A line for each optimizer step.
+/// File with a line for each optimizer step.
 pub(super) const STEPS: &str = "metrics.jsonl";
 
-/// A line for each validation.
+/// File with a line for each validation.
 pub(super) const VALIDATIONS: &str = "validation.jsonl";
 
 /// The open logs of a run.
@@ -23,8 +23,8 @@ pub(super) struct Logs {
 }
 
 impl Logs {
-    /// For a run that goes on after optimizer step `step` (0 for a new one), the newest validation of which was at
-    /// `validated`: what comes later in the logs is about to be done again.
+    /// Opens the logs of a run that has done `step` optimizer steps (0 for a new run), with its newest validation at
+    /// step `validated`. Removes later lines, since the run does these steps again.
     pub(super) fn open(folder: &Path, step: u64, validated: Option<u64>) -> Result<Self, RunError> {
         let validations = folder.join(VALIDATIONS);
         if validated.is_none() {
@@ -41,7 +41,7 @@ impl Logs {
         })
     }
 
-    /// Takes over the logs of the run in `other`, of which this one is a branch.
+    /// Copies the logs of the run in `other`, of which this run is a branch.
     pub(super) fn copy(other: &Path, folder: &Path) -> Result<(), RunError> {
         for name in [STEPS, VALIDATIONS] {
             let from = other.join(name);
@@ -66,7 +66,7 @@ impl Logs {
         Ok(self.validations.append(&line)?)
     }
 
-    /// Makes the lines so far survive a power cut.
+    /// Writes the lines so far to the disk, so that they survive a power failure.
     pub(super) fn sync(&self) -> Result<(), RunError> {
         self.steps.sync()?;
         self.validations.sync()

@@ -1,4 +1,4 @@
-//! A few steps of a run for their figures alone.
+//! Takes a few steps of a run only to measure them.
 
 use burn_train::Interrupter;
 use checkpoints::run::RunError;
@@ -13,22 +13,22 @@ use crate::losses::{Discriminator, StepMetrics};
 use crate::models::VqGan;
 use crate::models::discriminator::PatchGan;
 
-/// Sees the gradients of the first step before they are unscaled and clipped.
+/// Receives the gradients of the first step before they are unscaled and clipped.
 pub type FirstGradient = Box<dyn FnOnce(&VqGan, Option<&PatchGan>, &EffectiveBatch, &StepMetrics)>;
 
-/// What a few steps were like.
+/// The measurements of a few steps.
 #[derive(Debug, Clone)]
 pub struct Measured {
     /// The device, in words.
     pub device: String,
     /// Each step's line of `metrics.jsonl`.
     pub lines: Vec<Value>,
-    /// Bytes of a page by which a GPU's memory pools grow; `None` on the CPU.
+    /// Page size by which a GPU's memory pools grow, in bytes; `None` on the CPU.
     pub page: Option<u64>,
 }
 
-/// Takes the first steps of the run that `loaded` describes, in the empty folder of `options`, without validating or saving
-/// anything, until `steps` of them were not skipped for an overflow: those take less time and memory than others.
+/// Takes the first steps of the run that `loaded` describes, in the empty folder of `options`; validates and saves
+/// nothing. Ends once `steps` steps were taken: steps that are skipped on overflow take less time and memory.
 ///
 /// # Errors
 /// As for a run.
@@ -56,43 +56,43 @@ pub fn measure(
 }
 
 impl Training {
-    /// Shows the gradients of the step that is on, of which `batch` and `figures` are what was computed. After an overflow
-    /// that a smaller loss scale may cure they are computed again, until they are finite or the scale is its smallest.
+    /// Passes the gradients of the current step to `see`, with its `batch` and `metrics`. After an overflow it first
+    /// computes them again with smaller loss scales, until they are finite or the scale is at its minimum.
     pub(super) fn show_gradient(
         &self,
         see: FirstGradient,
         batch: &EffectiveBatch,
-        figures: &StepMetrics,
+        metrics: &StepMetrics,
         interrupter: &Interrupter,
     ) -> Result<(), StepError> {
         // The step's own loss scales: the next step's are not known yet.
         let mut settings = StepSettings { loss_scales: batch.loss_scales, ..self.step_settings() };
         let rule = self.config.precision.scaling().ok();
-        let smaller = |settings: &StepSettings, figures: &StepMetrics| {
+        let smaller = |settings: &StepSettings, metrics: &StepMetrics| {
             let rule = rule.as_ref()?;
             let mut scales = settings.loss_scales;
             let lower = |scale: f64| (scale * rule.backoff_factor).max(rule.min);
-            if !(figures.grad_norm.is_finite() && figures.total.is_finite()) {
+            if !(metrics.grad_norm.is_finite() && metrics.total.is_finite()) {
                 scales.generator = lower(scales.generator);
             }
-            if figures.discriminator_grad_norm.is_some_and(|norm| !norm.is_finite()) {
+            if metrics.discriminator_grad_norm.is_some_and(|norm| !norm.is_finite()) {
                 scales.discriminator = lower(scales.discriminator);
             }
             (scales != settings.loss_scales).then_some(scales)
         };
-        let (mut next, mut again) = (smaller(&settings, figures), None::<(EffectiveBatch, StepMetrics)>);
+        let (mut next, mut again) = (smaller(&settings, metrics), None::<(EffectiveBatch, StepMetrics)>);
         while let Some(scales) = next {
             settings.loss_scales = scales;
             let batch = self.gradients_again(settings, interrupter)?;
-            let figures = self
+            let metrics = self
                 .learned
                 .read_metrics(&batch, &self.device.device)
                 .map_err(|message| self.device_failed(message))?;
-            next = smaller(&settings, &figures);
-            again = Some((batch, figures));
+            next = smaller(&settings, &metrics);
+            again = Some((batch, metrics));
         }
-        let (batch, figures) = again.as_ref().map_or((batch, figures), |(batch, figures)| (batch, figures));
-        see(self.learned.model(), self.learned.losses.discriminator().map(Discriminator::model), batch, figures);
+        let (batch, metrics) = again.as_ref().map_or((batch, metrics), |(batch, metrics)| (batch, metrics));
+        see(self.learned.model(), self.learned.losses.discriminator().map(Discriminator::model), batch, metrics);
         Ok(())
     }
 }

@@ -1,16 +1,16 @@
 //! A run from its configuration to its last checkpoint.
 //!
-//! Of burn-train this uses what fits a run that is counted in optimizer steps: the `Interrupter` by which a run is asked to stop,
-//! between two micro-batches as well, and the terminal dashboard with the types of metrics that it shows. The rest is its own,
-//! because a resumed run has to be the same run:
-//! - the loop, since burn-train's has one optimizer, no loss scale, and sums micro-batches instead of averaging samples;
-//! - checkpoints ([`checkpoints::run`]), since burn-train's checkpointer saves by the epoch and writes each of a checkpoint's files
-//!   in its place, without a hash, a sync, or a moment at which all of them become the newest checkpoint;
-//! - the logs, since burn-train's event store is not open to others, and its loggers have a file for each metric and epoch, which
-//!   cannot be taken back to a step;
-//! - PSNR and SSIM, since `burn_train::metric::vision` comes with a downloader of weights in every build, pads images with zeros
-//!   for SSIM, where the reference does not, and panics for images below its window; LPIPS and CLIP's similarity, since the
-//!   run's losses have those networks already.
+//! From burn-train this module uses what fits a run that is counted in optimizer steps: the `Interrupter`, which asks a
+//! run to stop, also between two micro-batches; and the terminal dashboard with its types of metrics. The rest is its
+//! own, because a resumed run has to be the same run:
+//! - the loop: burn-train's has one optimizer, no loss scale, and sums micro-batches in place of averaging samples;
+//! - checkpoints ([`checkpoints::run`]): burn-train saves by the epoch and overwrites each file of a checkpoint in
+//!   place, without a hash, a sync, or a moment at which all files together become the newest checkpoint;
+//! - the logs: burn-train's event store is private, and its loggers write a file for each metric and epoch, which
+//!   cannot be cut back to a step;
+//! - PSNR and SSIM: `burn_train::metric::vision` brings a downloader of weights into every build, pads images with
+//!   zeros for SSIM, where the reference does not, and panics for images below its window;
+//! - LPIPS and CLIP similarity: the run's losses have these networks already.
 
 mod deadline;
 mod error;
@@ -63,37 +63,37 @@ pub use self::stop::{INTERRUPTED, Reason, Stop};
 /// What the command line adds to a configuration.
 #[derive(Debug, Default)]
 pub struct Options {
-    /// What to go on with; nothing for a new run.
+    /// The checkpoint to resume; `None` for a new run.
     pub resume: Option<Resume>,
-    /// Changes of the configuration that a resumed run goes on with although they make it another run, by key or table.
+    /// Keys or tables of the configuration that may change although that makes the resumed run another run.
     pub allow: Vec<String>,
     /// The run's folder.
     pub folder: PathBuf,
     /// Look for values that are not finite, and say where the first one of a step is.
     pub debug_numerics: bool,
-    /// By when it has to be over.
+    /// The time by which the run must end.
     pub deadline: Option<Deadline>,
     /// Show the run on a dashboard that takes the terminal.
     pub dashboard: bool,
-    /// What is to go wrong, to see what becomes of it.
+    /// Faults to inject, for tests.
     pub faults: Vec<Fault>,
     /// See [`StepSettings::weigh_by_micro_batch`](crate::engine::StepSettings::weigh_by_micro_batch).
     pub weigh_by_micro_batch: bool,
 }
 
-/// A checkpoint to go on with.
+/// A checkpoint to resume.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Resume {
-    /// The newest of the run's own that is whole.
+    /// The newest whole checkpoint of the run itself.
     Newest,
-    /// The newest whole one of the run in this folder.
+    /// The newest whole checkpoint of the run in this folder.
     NewestOf(PathBuf),
-    /// The one in this folder.
+    /// The checkpoint in this folder.
     Checkpoint(PathBuf),
 }
 
 impl Resume {
-    /// The folder of the run that the checkpoint is of, unless that is `folder`: then it is a branch that begins.
+    /// The folder of the checkpoint's run, unless that is `folder`. Another folder makes the resumed run a branch.
     fn other_run(&self, folder: &Path) -> Option<PathBuf> {
         let run = match self {
             Self::Newest => return None,
@@ -109,24 +109,24 @@ impl Resume {
 pub struct Outcome {
     /// Steps done.
     pub step: u64,
-    /// Whether it was asked to stop before it was through.
+    /// Whether the run was asked to stop before it was complete.
     pub interrupted: bool,
-    /// Whether it ended before its last step because it got no better.
+    /// Whether the run ended before its last step because its validations got no better.
     pub stopped_early: bool,
     /// Scores before the first step.
     pub before: Option<Scores>,
     /// Scores after the last step.
     pub after: Option<Scores>,
-    /// The best validation, if the run looks for it.
+    /// The best validation, if the run keeps track of it.
     pub best: Option<Best>,
     /// The newest checkpoint.
     pub checkpoint: PathBuf,
 }
 
-/// Trains as `loaded` says, until the last step or until `stop` is asked, after which everything is saved.
+/// Trains as `loaded` says, until the last step or until `stop` is asked. Then it saves everything.
 ///
 /// # Errors
-/// One line for the user each; what was saved before stays, and a run that could not begin leaves nothing.
+/// Each error is one line for the user. Earlier checkpoints stay, and a run that could not begin leaves nothing behind.
 pub fn train(loaded: &Loaded, options: Options, stop: &Stop) -> Result<Outcome, TrainError> {
     let dashboard = options.dashboard;
     if dashboard {
@@ -134,7 +134,7 @@ pub fn train(loaded: &Loaded, options: Options, stop: &Stop) -> Result<Outcome, 
     }
     let prepared = catch_out_of_memory(|| Training::prepare(loaded, options, stop, Purpose::Run));
     let prepared = prepared.unwrap_or_else(|message| Err(cannot_begin(&loaded.config, 0, message)));
-    let (mut training, made) = match prepared {
+    let (mut training, created) = match prepared {
         Err(TrainError::Finished(outcome)) => return Ok(*outcome),
         prepared => prepared?,
     };
@@ -142,20 +142,20 @@ pub fn train(loaded: &Loaded, options: Options, stop: &Stop) -> Result<Outcome, 
         training.shown.progress.show_dashboard(stop.interrupter(), stop.exit(), &METRICS);
     }
     let outcome = training.run(stop);
-    // Without a step there is nothing in it but what it started from.
+    // Without a step the folder holds nothing but what the run started from.
     if outcome.is_err() && training.step == 0 {
         drop(training);
-        made.remove();
+        created.remove();
     }
     outcome
 }
 
-/// What steps are taken for.
+/// Why steps are taken.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Purpose {
-    /// For what they do to the weights.
+    /// To train the model.
     Run,
-    /// For their figures: as configured or not at all, without a measurement of its own.
+    /// To measure them: exactly as configured, without choosing or lowering memory settings.
     Measurement,
 }
 
@@ -163,17 +163,17 @@ enum Purpose {
 struct Training {
     config: Config,
     device: Selected,
-    /// What is read.
+    /// The images.
     data: Data,
     learned: Learned,
-    /// What steps keep to.
+    /// Measures and limits the memory of steps.
     memory: StepMemory,
     deadline: Option<Deadline>,
     scores: ScoreHistory,
     saves: Saves,
     shown: Display,
     debug: Debugging,
-    /// The step that this process begins with, counted from 0.
+    /// The first step of this process, counted from 0.
     first_step: u64,
     step: u64,
 }
@@ -184,7 +184,7 @@ impl Training {
         if self.validation_is_due() && self.validate(stop)? {
             self.save()?;
         }
-        while self.step < self.config.run.steps && !stop.is_asked() && !self.gets_no_better() {
+        while self.step < self.config.run.steps && !stop.is_asked() && !self.is_out_of_patience() {
             if self.deadline.as_ref().is_some_and(|deadline| !deadline.allows_a_step()) {
                 stop.ask(Reason::MaxTime);
                 break;
@@ -199,7 +199,7 @@ impl Training {
             if let Some(deadline) = &mut self.deadline {
                 deadline.step_took(started.elapsed());
             }
-            // Validated first: a checkpoint knows how good it is, and a resumed run does not validate again.
+            // Validates first: the checkpoint then has the scores, and a resumed run does not validate again.
             let better = self.validation_is_due() && self.validate(stop)?;
             if better || self.checkpoint_is_due() {
                 self.save()?;
@@ -208,8 +208,8 @@ impl Training {
         Ok(())
     }
 
-    /// One optimizer step: the gradient of the effective batch, unscaled, clipped, handed to the optimizers; then the average, the
-    /// loss scale, and what is said of it.
+    /// Takes one optimizer step: computes the gradient of the effective batch, unscales and clips it, lets the
+    /// optimizers step, updates the average and the loss scale, and reports the step.
     fn optimizer_step(&mut self, loaders: &mut Loaders, interrupter: &Interrupter) -> Result<(), StepError> {
         let (started, waited) = (Instant::now(), loaders.wait_seconds());
         let first_gradient = self.debug.first_gradient.take();
@@ -220,13 +220,13 @@ impl Training {
         let norms = self.gradient_norms(&batch)?;
         let loss_scales = batch.loss_scales;
         let updates = self.update(batch, &metrics)?;
-        let not_finite = self.too_many_skips(loss_scales, interrupter)?;
+        let not_finite = self.check_skips(loss_scales, interrupter)?;
         let (peak, micro) = (self.memory.meter.peak(), self.memory.settings.micro);
         let within = self.memory.recovery.exceeded(peak).is_none();
         let over_limit = self.keep_to_limit(peak);
 
         self.step += 1;
-        // Loaders that were started anew count from zero.
+        // Loaders that were restarted count from zero.
         let waited = (loaders.wait_seconds() - waited).max(0.0);
         self.report(&metrics, &updates, (started, waited), (peak, micro, loaders.bytes_waiting()))?;
         self.shown.reporter.gradient_norms(self.step, &norms, &self.shown.progress);
@@ -237,7 +237,7 @@ impl Training {
         }
     }
 
-    /// Lets the optimizers take the step. If it fails, some weights may have moved and others not.
+    /// Lets the optimizers take the step. After an error some weights may have changed and others not.
     fn update(&mut self, batch: EffectiveBatch, metrics: &StepMetrics) -> Result<Updates, TrainError> {
         let updates = catch_out_of_memory(|| {
             self.debug.faults.meet(self.step + 1, "update");
@@ -247,13 +247,13 @@ impl Training {
         let failed = |message| self.failed(&format!("step {}, update", self.step + 1), message, false);
         let updates = updates.map_err(failed)?;
         if self.device.choice != Choice::Cpu {
-            // What fails in the update must not come up in the next step, as something that can be taken again.
+            // A failure of the update must not appear in the next step, which would then be taken again.
             self.device.device.sync().map_err(|error| failed(error.to_string()))?;
         }
         Ok(updates)
     }
 
-    /// The norms of the parameters' gradients by block, in a step in which they are shown.
+    /// Computes the norms of the parameters' gradients by block, in a step in which they are logged.
     fn gradient_norms(&self, batch: &EffectiveBatch) -> Result<BTreeMap<String, Vec<f64>>, TrainError> {
         let run = &self.config.run;
         match run.tensorboard && every(run.gradient_histograms, self.step + 1) {
@@ -262,7 +262,7 @@ impl Training {
         }
     }
 
-    /// What can still be saved is saved before an error is returned.
+    /// Takes all steps and saves. After an error, saves what can still be saved, and then returns the error.
     fn run(&mut self, stop: &Stop) -> Result<Outcome, TrainError> {
         if let Some(deadline) = &mut self.deadline {
             deadline.expect_checkpoint(self.learned.bytes_of_checkpoint());
@@ -284,7 +284,7 @@ impl Training {
         self.shown.progress.finish();
         self.shown.reporter.finish(&self.shown.progress);
         let (step, steps) = (self.step, self.config.run.steps);
-        let stopped_early = self.gets_no_better();
+        let stopped_early = self.is_out_of_patience();
         let after = self.scores.after.filter(|(at, _)| *at == step);
         Ok(Outcome {
             step,
@@ -298,7 +298,7 @@ impl Training {
     }
 }
 
-/// Whether `step` is a multiple of `interval`, which is never for 0.
+/// Whether `step` is a multiple of `interval`; never for an interval of 0.
 fn every(interval: u64, step: u64) -> bool {
     interval > 0 && step.is_multiple_of(interval)
 }

@@ -1,4 +1,4 @@
-//! From options to a run that is ready for its first step.
+//! Prepares a run from its options, until it is ready for its first step.
 
 use std::path::Path;
 use std::time::Instant;
@@ -10,7 +10,7 @@ use datasets::Loader;
 
 use super::error::TrainError;
 use super::fault::Faults;
-use super::folder::{Made, RunFolder, Taken};
+use super::folder::{ClaimedFolder, CreatedFolders, RunFolder};
 use super::learned::Learned;
 use super::logs::Logs;
 use super::report::Display;
@@ -41,7 +41,7 @@ impl Training {
         mut options: Options,
         stop: &Stop,
         purpose: Purpose,
-    ) -> Result<(Self, Made), TrainError> {
+    ) -> Result<(Self, CreatedFolders), TrainError> {
         let config = loaded.config.clone();
         let faults = Faults::new(std::mem::take(&mut options.faults));
         let folder = options.folder.clone();
@@ -50,8 +50,8 @@ impl Training {
         }
         let place = RunFolder::find(&folder)?;
         let other = options.resume.as_ref().and_then(|resume| resume.other_run(&folder));
-        let goes_on = options.resume.is_some() && other.is_none();
-        if !goes_on && !place.store().steps()?.is_empty() {
+        let resumes_own = options.resume.is_some() && other.is_none();
+        if !resumes_own && !place.store().steps()?.is_empty() {
             return Err(TrainError::Occupied(folder));
         }
         let choice: Choice = config.run.device.parse()?;
@@ -89,7 +89,7 @@ impl Training {
             },
         )?;
         faults.meet(0, "start");
-        // All that there has to be before the first step has its memory by now, or the run does not begin.
+        // Everything that the first step needs has its memory by now. If that failed, the run does not begin.
         let waited = faults.wait().and_then(|()| device.device.sync().map_err(|error| error.to_string()));
         waited.map_err(|message| cannot_begin(&config, start.step, message))?;
         let probe = options.debug_numerics.then(|| Probe::new(&start.model));
@@ -99,8 +99,8 @@ impl Training {
         }
 
         stop.run_begins();
-        let Taken { lock, store, mut made } = place.take()?;
-        let (step, own) = (start.step, start.checkpoint.filter(|_| goes_on));
+        let ClaimedFolder { lock, store, mut created } = place.claim()?;
+        let (step, own) = (start.step, start.checkpoint.filter(|_| resumes_own));
         if let Some(other) = other {
             // A checkpoint that was moved away has no logs beside it.
             if other.join("checkpoints").is_dir() {
@@ -162,8 +162,8 @@ impl Training {
         };
         training.set_memory_settings(chosen.settings);
         write_config(&training.config, loaded, &training.saves.folder)?;
-        made.keep();
-        Ok((training, made))
+        created.keep();
+        Ok((training, created))
     }
 }
 
@@ -171,7 +171,7 @@ fn announce(config: &Config, start: &Start, chosen: &Chosen, limit: Option<Limit
     let (training, validation) = (data.training.len(), data.validation.len());
     let Config { batch, .. } = config;
     note!("model: {}", start.description);
-    note!("data: {training} pictures to train on, {validation} to validate on");
+    note!("data: {training} images to train on, {validation} to validate on");
     data.notes.iter().for_each(|line| note!("data: {line}"));
     let Config { precision, .. } = config;
     let scale = match precision.scaling() {
@@ -195,7 +195,7 @@ fn announce(config: &Config, start: &Start, chosen: &Chosen, limit: Option<Limit
     );
 }
 
-/// Says so where the model's values come near the end of f16, by the first picture.
+/// Warns if the model's values for the first image come near the largest f16.
 fn advise_on_range(model: &VqGan, data: &Data, device: &Selected) -> Result<(), TrainError> {
     let first = Loader::start(data.training.clone(), 0, Some(1), 1, 1).next_batch(1)?;
     if first.is_empty() {
@@ -209,7 +209,7 @@ fn advise_on_range(model: &VqGan, data: &Data, device: &Selected) -> Result<(), 
     Ok(())
 }
 
-/// The resolved configuration, unless the run goes by that very file.
+/// Writes the resolved configuration into the run's folder, unless it was read from that file.
 fn write_config(config: &Config, loaded: &Loaded, folder: &Path) -> Result<(), TrainError> {
     let path = folder.join("config.toml");
     if loaded.is_from(&path) {

@@ -39,34 +39,34 @@ pub enum PretrainedError {
         /// What is wrong.
         source: StateError,
     },
-    /// No such architecture, or one that cannot be.
+    /// The architecture is unknown or impossible.
     #[error("`{}` {}", .0.key, .0.message)]
     Architecture(Problem),
 }
 
 impl PretrainedError {
-    /// Whether what was asked for is to blame, and not what was found.
+    /// Whether the request was wrong, and not what was found.
     pub fn is_wrong_usage(&self) -> bool {
         matches!(self, Self::Architecture(_)) || matches!(self, Self::Hub(error) if error.is_wrong_usage())
     }
 }
 
-/// A model's weights, from wherever they came.
+/// A model's weights, from any source.
 pub struct Initial {
-    /// What it is built like.
+    /// The model's architecture.
     pub architecture: Architecture,
-    /// Its weights by canonical name.
+    /// The weights by canonical name.
     pub weights: StateDict,
-    /// Side of the pictures that it was trained on here, in pixels; nothing for a model from elsewhere.
+    /// Side of the images that it was trained on, in pixels; `None` for a model from elsewhere.
     pub resolution: Option<u32>,
-    /// For the user.
+    /// Describes the model for the user.
     pub description: String,
 }
 
 /// Reads the pretrained weights of `config`, or draws random ones.
 ///
 /// # Errors
-/// If they cannot be fetched, read, or made a model of.
+/// If the weights cannot be fetched or read, or do not make a model.
 pub fn initial(config: &Config) -> Result<Initial, PretrainedError> {
     match &config.model.pretrained {
         Some(spec) => pretrained(spec),
@@ -74,10 +74,10 @@ pub fn initial(config: &Config) -> Result<Initial, PretrainedError> {
     }
 }
 
-/// Weights by name: a run's folder, one of its checkpoints, a file, a diffusers folder, or `hf://owner/name`.
+/// Reads weights by name: a run's folder, one of its checkpoints, a file, a diffusers folder, or `hf://owner/name`.
 ///
 /// # Errors
-/// If they cannot be fetched, read, or made a model of.
+/// If the weights cannot be fetched or read, or do not make a model.
 pub fn pretrained(spec: &str) -> Result<Initial, PretrainedError> {
     let location = Location::parse(spec)?;
     if let Location::Local { path, key } = &location {
@@ -99,7 +99,7 @@ pub fn pretrained(spec: &str) -> Result<Initial, PretrainedError> {
     Ok(Initial { architecture, weights, resolution: None, description })
 }
 
-/// The newest whole checkpoint if `path` is a run's folder, `path` itself if it is a checkpoint, else nothing.
+/// Returns the newest whole checkpoint if `path` is a run's folder, `path` itself if it is a checkpoint, else `None`.
 fn checkpoint_of(path: &Path) -> Result<Option<PathBuf>, PretrainedError> {
     let checkpoints = path.join("checkpoints");
     if is_run(path, &checkpoints) {
@@ -121,7 +121,7 @@ fn checkpoint_of(path: &Path) -> Result<Option<PathBuf>, PretrainedError> {
     }
 }
 
-/// Whether a folder is a run of this program's. taming's logs have `checkpoints/`, too, with files of weights in it.
+/// Whether a folder is a run of this program. taming's logs have `checkpoints/` too, but with files of weights in it.
 fn is_run(path: &Path, checkpoints: &Path) -> bool {
     let holds_weights = || {
         let files = std::fs::read_dir(checkpoints).into_iter().flatten().flatten().map(|entry| entry.path());

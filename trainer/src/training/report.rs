@@ -1,4 +1,4 @@
-//! What is logged and shown of an optimizer step.
+//! Logs and shows an optimizer step.
 
 use std::time::Instant;
 
@@ -14,7 +14,7 @@ use crate::precision::Probe;
 use crate::show::progress::{Progress, Shown};
 use crate::show::reporting::Reporter;
 
-/// Where a run is shown.
+/// Where a run is logged and shown.
 pub(super) struct Display {
     pub(super) logs: Logs,
     pub(super) progress: Progress,
@@ -22,11 +22,11 @@ pub(super) struct Display {
 }
 
 impl Training {
-    /// Logs and shows a step. `peak` is its peak memory and `host_buffers` what images that wait for the next steps take, in
-    /// bytes, and `micro` is its micro-batch; `waited` is the seconds since `started` in which it waited for images.
+    /// Logs and shows a step. `waited` is the seconds since `started` in which it waited for images. `peak` is its peak
+    /// memory and `host_buffers` the memory of images that are read ahead, both in bytes. `micro` is its micro-batch.
     pub(super) fn report(
         &mut self,
-        figures: &StepMetrics,
+        metrics: &StepMetrics,
         updates: &Updates,
         (started, waited): (Instant, f64),
         (peak, micro, host_buffers): (u64, usize, usize),
@@ -35,7 +35,7 @@ impl Training {
         let seconds = started.elapsed().as_secs_f64();
         let shown = Shown {
             step: self.step,
-            loss: figures.total,
+            loss: metrics.total,
             images_per_second: self.config.batch.effective as f64 / seconds,
             peak_memory: peak,
             process_memory: self.memory.meter.process(),
@@ -46,7 +46,7 @@ impl Training {
             "step": shown.step,
             "loss": shown.loss,
             "learning_rate": generator.learning_rate,
-            "grad_norm": figures.grad_norm,
+            "grad_norm": metrics.grad_norm,
             "loss_scale": generator.loss_scale,
             "skipped": generator.skipped,
             "images_per_second": shown.images_per_second,
@@ -58,12 +58,12 @@ impl Training {
         if let Some(bytes) = shown.process_memory {
             line["process_memory"] = json!(bytes);
         }
-        if !figures.code_counts.is_empty() {
-            let codes = CodebookUse::from_counts(&figures.code_counts);
+        if !metrics.code_counts.is_empty() {
+            let codes = CodebookUse::from_counts(&metrics.code_counts);
             line["codes_used"] = json!(codes.used);
             line["perplexity"] = json!(codes.perplexity);
         }
-        for (name, value) in &figures.values {
+        for (name, value) in &metrics.values {
             line[*name] = json!(value);
         }
         for (phase, peak) in self.memory.meter.phases() {
@@ -74,13 +74,13 @@ impl Training {
             line["recovered"] = recovered.into();
         }
         if let Some(update) = discriminator {
-            line["discriminator_grad_norm"] = json!(figures.discriminator_grad_norm);
+            line["discriminator_grad_norm"] = json!(metrics.discriminator_grad_norm);
             line["discriminator_learning_rate"] = json!(update.learning_rate);
             line["discriminator_loss_scale"] = json!(update.loss_scale);
             line["discriminator_skipped"] = json!(update.skipped);
         }
         self.shown.logs.append(&line)?;
-        self.say_skips(updates, figures);
+        self.report_skips(updates, metrics);
         self.shown.reporter.step(&line, &self.shown.progress);
         for warning in self.data.training.take_warnings() {
             self.shown.progress.line(&format!("skipped {warning}"));
@@ -95,7 +95,7 @@ impl Training {
         Ok(())
     }
 
-    fn say_skips(&self, updates: &Updates, figures: &StepMetrics) {
+    fn report_skips(&self, updates: &Updates, metrics: &StepMetrics) {
         let of_discriminator = self.learned.losses.discriminator().map(Discriminator::scaler);
         let networks = [
             ("", Some(&updates.generator), Some(&self.learned.scaler)),
@@ -110,7 +110,7 @@ impl Training {
             self.shown.progress.line(&format!("step {}:{network} skipped: overflow, {next}", self.step));
         }
         if let Some(found) = self.debug.probe.as_ref().and_then(Probe::take) {
-            let loss = figures.total;
+            let loss = metrics.total;
             self.shown.progress.line(&format!("step {}, loss {loss}: not finite first after {found}", self.step));
         }
     }

@@ -1,4 +1,4 @@
-//! A step that runs out of memory is taken again with less: with the same samples and the same random draws.
+//! Takes a step that ran out of memory again with less, for the same samples and the same random draws.
 
 use burn_train::Interrupter;
 
@@ -12,7 +12,8 @@ use crate::losses::{Losses, StepMetrics};
 use crate::memory::{MemoryError, MemorySettings, Shortage, clear_pools, would_help};
 
 impl Training {
-    /// What a step computes before it changes anything. An attempt that runs out of memory is followed by another one.
+    /// Computes the gradient and metrics of a step, which changes nothing yet. Retries with less if it is out of
+    /// memory.
     pub(super) fn compute_gradient(
         &mut self,
         loaders: &mut Loaders,
@@ -42,7 +43,7 @@ impl Training {
         }
     }
 
-    /// Whether the step may go on, by what is known of its peak so far.
+    /// Checks that the step's peak so far does not exceed the limit.
     pub(super) fn check_limit(&self) -> Result<(), StepError> {
         match self.memory.recovery.exceeded(self.memory.meter.peak_so_far()) {
             Some(_) => Err(StepError::OverLimit),
@@ -50,14 +51,14 @@ impl Training {
         }
     }
 
-    /// Lowers the settings of the next steps if the step that has just moved the weights exceeds the limit: it cannot be taken
-    /// again. Returns the end of the run if nothing is left to lower.
+    /// Lowers the settings of the next steps if the step that just changed the weights exceeded the limit, since it
+    /// cannot be taken again. Returns the error that ends the run if nothing is left to lower.
     pub(super) fn keep_to_limit(&mut self, peak: u64) -> Option<TrainError> {
         let shortage = self.memory.recovery.exceeded(peak)?;
         self.recover(&shortage, "from the next step on").err()
     }
 
-    /// After a step within the limit: keeps a choice of the micro-batch for later runs, and frees what the pools have left.
+    /// After a step within the limit: stores the chosen micro-batch for later runs, and frees unused pool memory.
     pub(super) fn keep_settings(&mut self) -> Result<(), TrainError> {
         let settings = self.memory.settings;
         let as_measured = settings.recompute == self.config.memory.recompute;
@@ -68,7 +69,7 @@ impl Training {
         cleaned.map(drop).map_err(|error| self.memory_failed(error))
     }
 
-    /// Makes the next attempt need less memory; `then` says what follows.
+    /// Lowers the memory settings of the next attempt. `then` tells the user what follows.
     fn recover(&mut self, shortage: &Shortage, then: &str) -> Result<(), TrainError> {
         let recovered = self.memory.recovery.recover(self.memory.settings, shortage, self.memory.meter.phase());
         let (settings, said) = recovered.map_err(|error| self.memory_failed(error))?;
@@ -79,7 +80,7 @@ impl Training {
         Ok(())
     }
 
-    /// Frees what the device's pools have kept.
+    /// Frees unused memory of the device's pools.
     pub(super) fn clear_pools(&self) -> Result<(), TrainError> {
         clear_pools(&self.device).map_err(|error| self.memory_failed(error))
     }
@@ -95,8 +96,8 @@ impl Training {
         }
     }
 
-    /// The end of the run by what the device said, in the words for too little memory if that is the reason. `sound` says whether
-    /// the weights are those of a whole step.
+    /// Converts the device's `message` into the error that ends the run, and recognizes too little memory. `sound` says
+    /// whether the weights are those of a whole step.
     pub(super) fn failed(&self, place: &str, message: String, sound: bool) -> TrainError {
         let Some(line) = out_of_memory(&message) else { return self.device_failed(message) };
         TrainError::OutOfMemoryIn {
@@ -109,14 +110,14 @@ impl Training {
     }
 }
 
-/// How many cutouts a sample has in the losses of a run, if any.
+/// The number of cutouts that the losses of a run take of a sample, if any.
 pub(super) fn cutouts(losses: &Losses) -> Option<usize> {
     let clip = losses.clip.as_ref().filter(|clip| clip.needs_cutouts())?;
     Some(clip.views.cutouts.settings().count)
 }
 
-/// The end of a run by what the device said before the first step, with `step` steps done. Most likely there is too little memory
-/// for what has to be on the device by then.
+/// Converts the device's `message` from before the first step, with `step` steps done, into the error that ends the
+/// run. Most likely there is too little memory for what the first step needs on the device.
 pub(super) fn cannot_begin(config: &Config, step: u64, message: String) -> TrainError {
     let (place, saved) = ("before the first step".to_owned(), "nothing has been changed".to_owned());
     match out_of_memory(&message).map(str::to_owned) {

@@ -1,4 +1,4 @@
-//! The checkpoints of a run.
+//! Saves the checkpoints of a run.
 
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
@@ -10,14 +10,14 @@ use super::run_state::{State, StateError};
 use super::{Training, every};
 use crate::device::Choice;
 
-/// The run's folder, and what of it is saved.
+/// The run's folder and its checkpoints.
 pub(super) struct Saves {
     pub(super) folder: PathBuf,
     pub(super) _lock: RunLock,
     pub(super) writer: BackgroundWriter<StateError>,
     /// The newest checkpoint that is safe.
     pub(super) saved: Option<(u64, PathBuf)>,
-    /// The step of the newest checkpoint that the writer was given, and when.
+    /// The step of the newest checkpoint that was handed to the writer, and when that was.
     pub(super) handed_over: (Option<u64>, Instant),
 }
 
@@ -29,14 +29,14 @@ impl Training {
         self.step == self.config.run.steps || every(settings.every_steps, self.step) || by_the_clock
     }
 
-    /// Hands the run as it is after its newest step to the writer, unless that has it already.
+    /// Hands the run after its newest step to the writer, unless the writer has it already.
     pub(super) fn save(&mut self) -> Result<(), TrainError> {
         if self.saves.handed_over.0 == Some(self.step) {
             return Ok(());
         }
-        // There is never more than one copy of the run in the host's memory.
+        // At most one copy of the run is in host memory.
         self.wait_for_writer()?;
-        // Before the checkpoint, which is thus never ahead of the logs.
+        // Syncs before it saves, so that a checkpoint is never ahead of the logs.
         self.shown.logs.sync()?;
         let state = State {
             step: self.step,
@@ -44,7 +44,7 @@ impl Training {
             config: self.config.clone(),
             before: self.scores.before,
             memory_settings: Some(self.memory.settings),
-            pictures: self.data.images.clone(),
+            images: self.data.images.clone(),
             adversarial: self.learned.losses.discriminator().map(|own| own.state),
             loss_scale: Some(self.learned.scaler.state()),
             discriminator_loss_scale: self.learned.losses.discriminator().map(|own| own.scaler().state()),
@@ -55,7 +55,7 @@ impl Training {
         let snapshot = self.learned.snapshot(state).map_err(|source| SaveError::Write { path: path(), source })?;
         let settings = &self.config.checkpoints;
         let keep = Keep {
-            // Where steps are skipped, the newest checkpoints may be of no use, and those before them still are.
+            // While steps are skipped, the newest checkpoints may be useless, and earlier ones are still good.
             last: if self.learned.skips_in_a_row() > 0 { usize::MAX } else { settings.keep_last },
             every: (settings.keep_every > 0).then_some(settings.keep_every),
             best: self.scores.best.map(|best| best.step),
@@ -65,13 +65,13 @@ impl Training {
         self.saves.writer.save(self.step, keep, move |folder| snapshot.write(folder, |name| saves.wrote(name)))?;
         self.saves.handed_over = (Some(self.step), Instant::now());
         if self.memory.recovery.has_limit() && self.device.choice == Choice::Cpu {
-            // The limit is about the host's memory, and the copy that is being written would be in the next step's peak.
+            // The limit counts host memory, and the copy that is being written would add to the next step's peak.
             self.wait_for_writer()?;
         }
         Ok(())
     }
 
-    /// Takes note of a checkpoint that has become safe. An error of the writer comes up here.
+    /// Records a checkpoint that has become safe. Returns the writer's error if it failed.
     pub(super) fn poll_writer(&mut self) -> Result<(), TrainError> {
         let saved = self.saves.writer.poll()?;
         self.note(saved);

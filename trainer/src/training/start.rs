@@ -1,4 +1,4 @@
-//! What a run starts from: its weights, and for a resumed run all else that was saved.
+//! Builds the state that a run starts from.
 
 use std::path::{Path, PathBuf};
 
@@ -24,13 +24,13 @@ use crate::optim::{Trainable, freeze};
 use crate::training::pretrained;
 use crate::training::run_state::{self, Change, State};
 
-/// What a run starts from: weights, and for a resumed run everything else.
+/// What a run starts from: weights, and for a resumed run everything else that was saved.
 pub(super) struct Start {
     pub(super) architecture: Architecture,
     pub(super) model: VqGan,
     pub(super) ema: Option<Ema<VqGan>>,
     pub(super) optimizer: ModelOptimizer,
-    /// The discriminator as the checkpoint has it.
+    /// The discriminator of the checkpoint.
     pub(super) discriminator: Option<SavedDiscriminator>,
     pub(super) scaler: LossScaler,
     pub(super) step: u64,
@@ -42,7 +42,7 @@ pub(super) struct Start {
     pub(super) description: String,
 }
 
-/// The checkpoint that `options` say to go on with; what is passed over is said on stderr.
+/// Finds the checkpoint that `options` say to resume. Names the checkpoints that it passes over on stderr.
 pub(super) fn find_checkpoint(options: &Options, own: &RunStore) -> Result<Option<Checkpoint>, TrainError> {
     let (store, place) = match &options.resume {
         None => return Ok(None),
@@ -60,7 +60,7 @@ pub(super) fn find_checkpoint(options: &Options, own: &RunStore) -> Result<Optio
     }
 }
 
-/// Refuses what would make it another run, but for what `allow` names.
+/// Refuses changes that make the resumed run another run, except those that `allow` names.
 fn check_changes(
     state: &State,
     batch_norm: bool,
@@ -69,8 +69,8 @@ fn check_changes(
     allow: &[String],
 ) -> Result<(), TrainError> {
     let mut changes = run_state::unsound_changes(&state.config, config, batch_norm);
-    if state.pictures != data.images {
-        let [then, mut now] = [&state.pictures, &data.images].map(ToString::to_string);
+    if state.images != data.images {
+        let [then, mut now] = [&state.images, &data.images].map(ToString::to_string);
         for reason in &data.version_differences {
             now += &format!("; {reason}");
         }
@@ -90,15 +90,15 @@ fn check_changes(
     Ok(())
 }
 
-/// Ends a run that has nothing left to do, and says why and what would have it go on.
+/// Ends a run that has nothing left to do, and tells the user why and how to continue it.
 fn check_unfinished(state: &State, config: &Config, checkpoint: &Path) -> Result<(), TrainError> {
     let (step, steps) = (state.step, config.run.steps);
     let patience = config.validation.patience;
     let best = state.best.filter(|best| best.metric == config.checkpoints.best);
-    let tired = best.filter(|best| patience > 0 && best.worse >= patience);
-    // Asked to stop before its last validation, it still has that to do.
+    let out_of_patience = best.filter(|best| patience > 0 && best.worse >= patience);
+    // A run that was stopped before its last validation still has to do that.
     let is_through = step > steps || step == steps && (state.validated == Some(step) || config.validation.images == 0);
-    match tired {
+    match out_of_patience {
         _ if is_through => note!("the run is finished at step {step} of {steps}; raise run.steps to go on"),
         Some(best) => note!(
             "the run is finished: it ended at step {step}, with no better {} in {patience} validations; raise \
@@ -118,7 +118,7 @@ fn check_unfinished(state: &State, config: &Config, checkpoint: &Path) -> Result
     })))
 }
 
-/// Says what another number of steps does to the learning rate of a resumed run, whose schedule ends with its last step.
+/// Tells the user how another number of steps changes a resumed run's learning rate: the schedule ends with the run.
 fn tell_schedule(before: &Config, now: &Config, step: u64) {
     let (then, steps) = (before.run.steps, now.run.steps);
     if then == steps || now.schedule.kind == ScheduleKind::Constant {
@@ -141,7 +141,7 @@ pub(super) fn check_precision(loaded: &Loaded, device: &Selected) -> Result<(), 
     }
 }
 
-/// What of `precision` the device called `name` cannot compute in, and what it can do instead.
+/// Finds a key of `precision` that the device called `name` cannot compute in, and names what it can.
 fn unsupported(precision: &PrecisionConfig, name: &str, supports: impl Fn(Compute) -> bool) -> Option<Problem> {
     let asked_for = [("precision.compute", precision.compute), ("precision.frozen", precision.frozen())];
     let (key, compute) = asked_for.into_iter().find(|(_, compute)| !supports(*compute))?;
@@ -154,7 +154,7 @@ fn unsupported(precision: &PrecisionConfig, name: &str, supports: impl Fn(Comput
     Some(Problem { key, message })
 }
 
-/// Names the first picture without a caption, if a loss needs one.
+/// Fails at the first image without a caption, if a loss needs captions.
 pub(super) fn check_captions(config: &Config, data: &Data) -> Result<(), TrainError> {
     let Some(loss) = config.losses.first_that_needs_captions() else { return Ok(()) };
     match data.training.first_without_caption() {
@@ -166,7 +166,7 @@ pub(super) fn check_captions(config: &Config, data: &Data) -> Result<(), TrainEr
     }
 }
 
-/// The model in training, with what `model.train` leaves out frozen.
+/// Builds the model to train. Parameters that `model.train` does not name are frozen.
 fn build(
     loaded: &Loaded,
     architecture: &Architecture,
@@ -235,7 +235,7 @@ impl Start {
         let mut optimizer = ModelOptimizer::new(&config.optimizer);
         optimizer.load_state_dict(&model, &run_state::read_optimizer(&checkpoint.path).map_err(wrong)?)?;
         optimizer.allocate(&model);
-        // Either may be new or gone only where that was allowed.
+        // The loss or the saved discriminator may be missing only if that change was allowed.
         let discriminator = match resumed.state.adversarial.filter(|_| config.losses.adversarial.is_on()) {
             Some(state) => {
                 let (weights, optimizer) = run_state::read_discriminator(&checkpoint.path).map_err(wrong)?;
@@ -288,7 +288,7 @@ mod tests {
         let said = "--set precision.frozen=fp16: `precision.frozen` is \"fp16\", which wgpu:0, A100 cannot compute in; \
                     it can compute in fp32";
         assert_eq!(refused(&frozen, &[Fp32]).as_deref(), Some(said));
-        // One that both compute in is refused by the key that it stands at.
+        // The error points at the key that asks for the precision.
         let error = refused(&[("precision.compute", "fp16"), ("precision.frozen", "fp32")], &[Fp32]).unwrap();
         assert!(error.starts_with("--set precision.compute=fp16: `precision.compute` is \"fp16\""), "{error}");
         for sets in [&bf16[..], &frozen, &[]] {

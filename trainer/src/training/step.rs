@@ -1,4 +1,4 @@
-//! The gradient of an optimizer step: what it is computed with, and what becomes of one that is not finite.
+//! Computes the gradient of an optimizer step, and ends a run in which too many steps overflow.
 
 use burn::tensor::DType;
 use burn_train::Interrupter;
@@ -14,25 +14,25 @@ use crate::losses::{Event, LossScales, Phase, StepMetrics};
 use crate::memory::{CacheEntry, MemoryMeter, MemorySettings, Recovery};
 use crate::precision::Probe;
 
-/// Steps between two whose phases are measured on a GPU, which is waited for at each border between them.
+/// Steps between measurements of a GPU's phases, which cost a wait for the GPU at each border between phases.
 const PHASES_EVERY: u64 = 50;
 
-/// What steps keep to for the sake of memory.
+/// Measures and limits the memory of steps.
 pub(super) struct StepMemory {
     pub(super) meter: MemoryMeter,
-    /// What the memory of the next step goes by.
+    /// The memory settings of the next step.
     pub(super) settings: MemorySettings,
     pub(super) recovery: Recovery,
     /// The choice of a micro-batch that no step has confirmed yet.
     pub(super) unconfirmed: Option<CacheEntry>,
 }
 
-/// What only those ask for who look for a fault, or make one.
+/// Options to find faults or to inject them.
 pub(super) struct Debugging {
     pub(super) faults: Faults,
-    /// Only while values that are not finite are looked for.
+    /// Finds values that are not finite, if that was asked for.
     pub(super) probe: Option<Probe>,
-    /// Sees the gradients of the next step, if anyone asked; not part of its memory.
+    /// Receives the gradients of the next step, if that was asked for. Its memory does not count as the step's.
     pub(super) first_gradient: Option<FirstGradient>,
     pub(super) weigh_by_micro_batch: bool,
 }
@@ -43,7 +43,7 @@ impl Training {
             step: self.step,
             effective: self.config.batch.effective,
             recompute: match self.memory.settings.recompute {
-                // A graph of its own for each block, so that the first of them can be told from the others.
+                // With a separate graph for each block the probe can tell in which one the first such value is.
                 Recompute::None if self.debug.probe.is_none() => Recompute::None,
                 Recompute::None | Recompute::Blocks => Recompute::Blocks,
             },
@@ -54,7 +54,7 @@ impl Training {
         }
     }
 
-    /// The type of the copies that compute; `None` where the networks compute themselves.
+    /// The type of the copies that compute; `None` if the networks themselves compute.
     pub(super) fn compute(&self) -> Option<DType> {
         match self.config.precision.compute {
             Compute::Fp32 => None,
@@ -62,14 +62,14 @@ impl Training {
         }
     }
 
-    /// What a step computes before it changes anything.
+    /// Tries once to compute the gradient and metrics of a step, which changes nothing yet.
     pub(super) fn attempt(
         &self,
         loaders: &mut Loaders,
         interrupter: &Interrupter,
     ) -> Result<(EffectiveBatch, StepMetrics), StepError> {
         let settings = self.step_settings();
-        // A loader that has missed steps is of no use any more.
+        // A loader that missed steps cannot be used again.
         loaders.first_pass = match (self.learned.losses.couple_samples(settings.step), loaders.first_pass.take()) {
             (true, None) => Some(self.start_loader()),
             (true, first_pass) => first_pass,
@@ -118,7 +118,7 @@ impl Training {
         })
     }
 
-    /// The gradients of the step that is on, once more.
+    /// Computes the gradients of the current step once more.
     pub(super) fn gradients_again(
         &self,
         settings: StepSettings,
@@ -135,16 +135,16 @@ impl Training {
         match event {
             Event::Phase(phase) => {
                 self.memory.meter.enter(phase);
-                // Losses in the first pass are part of it.
+                // Losses in the first pass count as the first pass.
                 self.debug.faults.meet(self.step + 1, &self.memory.meter.phase().to_string());
             }
             Event::Samples(count) => self.shown.progress.samples(count),
         }
     }
 
-    /// The end of the run, if more steps in a row were skipped than it may skip. `loss_scales` are those of the step, which
-    /// is computed once more to find out where its first value is that is not finite.
-    pub(super) fn too_many_skips(
+    /// Returns the error that ends the run if more than `precision.max_skips` steps in a row were skipped. In that case
+    /// it computes the step once more, with its `loss_scales`, to find its first value that is not finite.
+    pub(super) fn check_skips(
         &mut self,
         loss_scales: LossScales,
         interrupter: &Interrupter,
@@ -172,7 +172,7 @@ impl Training {
         Ok(Some(TrainError::NotFinite { skips, place, step: self.step + 1, advice: self.advice(), saved }))
     }
 
-    /// What helps most likely against values that are not finite.
+    /// The most likely remedy for values that are not finite.
     fn advice(&self) -> &'static str {
         match self.config.precision.compute {
             Compute::Fp16 if self.device.supports(Compute::Bf16) => {

@@ -1,4 +1,4 @@
-//! How a run is asked to stop: by a signal, or by the clock.
+//! Asks a run to stop, on a signal or by the clock.
 
 use std::fmt;
 use std::sync::atomic::Ordering;
@@ -13,7 +13,7 @@ use crate::show::terminal::write_line_soon;
 /// Exit code of a run that was asked to stop.
 pub const INTERRUPTED: u8 = 130;
 
-/// What asks.
+/// Why a run is asked to stop.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Reason {
     /// SIGINT or SIGTERM.
@@ -36,38 +36,38 @@ impl fmt::Display for Reason {
 
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
 enum Phase {
-    /// Nothing has been made yet, so nothing is lost.
+    /// Nothing has been created yet, so nothing is lost.
     #[default]
     Starting,
-    /// Nothing has been made, but a process of ours is at work.
+    /// Nothing has been created, but a child process is measuring.
     Measuring,
-    /// There is a run, which has to be saved first.
+    /// A run exists and has to be saved first.
     Running,
-    /// It has been asked already, for this reason.
+    /// The run was asked already, for this reason.
     Asked(Reason),
 }
 
-/// Ends the process with an exit code; the program's, since a library does not end it.
+/// Ends the process with an exit code. The program passes it in, since a library does not end the process.
 pub type Exit = fn(i32) -> !;
 
-/// A handle by which a run is asked to stop.
+/// A handle that asks a run to stop.
 #[derive(Clone, Default)]
 pub struct Stop {
-    /// `None` where nobody asks.
+    /// `None` if the process must not be ended from here.
     exit: Option<Exit>,
     interrupter: Interrupter,
-    /// For processes that measure while nothing has been made yet.
+    /// Stops child processes that measure before the run begins.
     stopped: Stopped,
     phase: Arc<Mutex<Phase>>,
 }
 
 impl Stop {
-    /// For a program that ends with `exit` where there is nothing to save.
+    /// Creates the handle of a program that ends with `exit` if there is nothing to save.
     pub fn new(exit: Exit) -> Self {
         Self { exit: Some(exit), ..Self::default() }
     }
 
-    /// How the process is ended at once.
+    /// Returns the function that ends the process at once.
     pub(super) fn exit(&self) -> Option<Exit> {
         self.exit
     }
@@ -78,18 +78,18 @@ impl Stop {
         }
     }
 
-    /// Asks the run to save and stop. A run that has not begun, with downloads going on or images being listed, ends the
-    /// process at once, and so does a second SIGINT or SIGTERM. A SIGHUP does not, since one hang-up can come as several.
+    /// Asks the run to save and stop. Ends the process at once if the run has not begun (it downloads or lists images),
+    /// or at a second SIGINT or SIGTERM. A second SIGHUP does not, since one hang-up can send several.
     pub fn ask(&self, reason: Reason) {
-        // What is asked is done before anything is said: the terminal may be gone.
+        // Acts before it prints: the terminal may be gone.
         let mut phase = self.phase.lock().unwrap_or_else(PoisonError::into_inner);
         match *phase {
             Phase::Starting => {
                 say_nothing_is_lost(reason);
-                // Still locked: no folder is made meanwhile.
+                // The lock is still held, so that no folder is created meanwhile.
                 self.end();
             }
-            // Whoever waits for the process that measures ends it, and then this one.
+            // The thread that waits for the measuring process ends it, and then this process.
             Phase::Measuring => {
                 self.stopped.store(true, Ordering::SeqCst);
                 drop(phase);
@@ -110,8 +110,8 @@ impl Stop {
         }
     }
 
-    /// Runs `measure`, which measures in another process and ends it when the flag is set. If the run was asked to stop meanwhile,
-    /// this process ends afterwards.
+    /// Runs `measure`, which measures in a child process and ends it when the flag is set. If the run was asked to stop
+    /// meanwhile, this process ends afterwards.
     pub(super) fn while_measuring<T>(&self, measure: impl FnOnce(&Stopped) -> T) -> T {
         let set_phase = |phase| *self.phase.lock().unwrap_or_else(PoisonError::into_inner) = phase;
         set_phase(Phase::Measuring);
@@ -123,7 +123,7 @@ impl Stop {
         result
     }
 
-    /// From now on there is something to save.
+    /// Marks the run as begun: from now on there is something to save.
     pub(super) fn run_begins(&self) {
         *self.phase.lock().unwrap_or_else(PoisonError::into_inner) = Phase::Running;
     }
@@ -133,7 +133,7 @@ impl Stop {
         self.interrupter.should_stop()
     }
 
-    /// What the passes over a batch look at between two micro-batches.
+    /// The flag that the passes over a batch check between two micro-batches.
     pub(super) fn interrupter(&self) -> &Interrupter {
         &self.interrupter
     }
@@ -154,7 +154,7 @@ mod tests {
         assert!(!stop.is_asked());
         stop.ask(Reason::MaxTime);
         assert!(stop.is_asked() && stop.interrupter().should_stop());
-        // Were this a signal, the test would end here.
+        // Unlike a second signal, this does not end the process.
         stop.ask(Reason::MaxTime);
     }
 }

@@ -1,4 +1,4 @@
-//! The validations of a run.
+//! Validates the model during a run.
 
 use burn::module::Module;
 use checkpoints::run::{RunError, atomic_write};
@@ -11,20 +11,20 @@ use crate::evaluation::{Best, Extent, Judges, Scores, Validated, ValidationError
 use crate::models::VqGan;
 use crate::precision::compute_copy;
 
-/// What the validations of a run have found.
+/// The scores of a run's validations.
 pub(super) struct ScoreHistory {
     /// Before the first step.
     pub(super) before: Option<Scores>,
-    /// The newest of this process, and its step.
+    /// The newest scores of this process, and their step.
     pub(super) after: Option<(u64, Scores)>,
-    /// The step of the newest, of this process or one before.
+    /// The step of the newest validation, by this process or an earlier one.
     pub(super) validated: Option<u64>,
     pub(super) best: Option<Best>,
 }
 
 impl Training {
-    /// Whether `validation.patience` is at its end.
-    pub(super) fn gets_no_better(&self) -> bool {
+    /// Whether `validation.patience` is used up.
+    pub(super) fn is_out_of_patience(&self) -> bool {
         let patience = self.config.validation.patience;
         patience > 0 && self.scores.best.is_some_and(|best| best.worse >= patience)
     }
@@ -35,7 +35,7 @@ impl Training {
         due && self.scores.validated != Some(step)
     }
 
-    /// Returns whether this validation is the best so far.
+    /// Validates the model, and returns whether this validation is the best so far.
     pub(super) fn validate(&mut self, stop: &Stop) -> Result<bool, TrainError> {
         let settings = &self.config.validation;
         if self.data.validation.is_empty() || settings.images == 0 {
@@ -50,10 +50,10 @@ impl Training {
                 &plain
             }
         };
-        // In the type that steps compute in: their peak of memory is not to be topped by a validation.
+        // Validates in the type that steps compute in, so that its memory does not exceed the steps' peak.
         let copy = self.compute().map(|dtype| compute_copy(model, dtype));
         let model = copy.as_ref().unwrap_or(model);
-        let Some(validated) = self.validated_with_what_there_is(model, stop)? else { return Ok(false) };
+        let Some(validated) = self.validate_in_memory(model, stop)? else { return Ok(false) };
         for warning in self.data.validation.take_warnings() {
             self.shown.progress.line(&format!("skipped {warning}"));
         }
@@ -73,15 +73,15 @@ impl Training {
         }
         self.scores.after = Some((self.step, scores));
         self.scores.validated = Some(self.step);
-        // A checkpoint of this step that was there before does not know of it.
+        // An earlier checkpoint of this step does not have these scores.
         self.saves.handed_over.0 = None;
         self.scores.best = Best::after(self.scores.best, self.config.checkpoints.best, self.step, &scores);
         Ok(self.scores.best.is_some_and(|best| best.step == self.step))
     }
 
-    /// The validation of `model`, one image at a time if there is too little memory for a micro-batch; nothing if `stop` was
+    /// Validates `model`, by single images if memory is too small for a micro-batch. Returns `None` if `stop` was
     /// asked.
-    fn validated_with_what_there_is(&self, model: &VqGan, stop: &Stop) -> Result<Option<Validated>, TrainError> {
+    fn validate_in_memory(&self, model: &VqGan, stop: &Stop) -> Result<Option<Validated>, TrainError> {
         let (settings, set) = (&self.config.validation, &self.data.validation);
         let images = settings.images.min(set.len());
         let mut micro = self.memory.settings.micro;
@@ -110,7 +110,7 @@ impl Training {
     }
 }
 
-/// For the line that a validation has on the screen.
+/// Formats the scores for the user.
 fn in_words(scores: &Scores) -> String {
     let Scores { l1, psnr, ssim, lpips, clip, .. } = scores;
     let mut text = format!("validation error {l1:.4}, PSNR {psnr:.2} dB");

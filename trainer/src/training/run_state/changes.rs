@@ -5,8 +5,8 @@ use std::fmt;
 use crate::config::{Config, ScheduleKind};
 use crate::memory::depends_on_micro;
 
-/// Keys that may change between the parts of a run. They change neither what a step computes nor in which order, but for
-/// `run.steps`, which a schedule other than the constant one follows, and `batch.micro` where a step depends on it.
+/// Keys that may change when a run is resumed. They change neither what a step computes nor the order of steps, except
+/// that schedules other than the constant one follow `run.steps`, and that some steps depend on `batch.micro`.
 const FREE: [&str; 22] = [
     "run.name",
     "run.steps",
@@ -32,24 +32,24 @@ const FREE: [&str; 22] = [
     "run.gradient_histograms",
 ];
 
-/// Whether `key` may change; all of `[memory]` may.
+/// Whether `key` may change. All of `[memory]` and `[sweep]` may.
 fn is_free(key: &str) -> bool {
     FREE.contains(&key) || key.starts_with("memory.") || key.starts_with("sweep.")
 }
 
-/// What is another thing now than when a run was saved.
+/// A value that has changed since a run was saved.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Change {
     /// A key of the configuration, or `pictures`.
     pub key: String,
-    /// What it was.
+    /// The old value.
     pub then: String,
-    /// What it is.
+    /// The new value.
     pub now: String,
 }
 
 impl Change {
-    /// Whether `allowed` names its key or a table that it is in.
+    /// Whether `allowed` names the key or a table that it is in.
     pub fn is_named_by(&self, allowed: &str) -> bool {
         self.key.strip_prefix(allowed).is_some_and(|rest| rest.is_empty() || rest.starts_with('.'))
     }
@@ -61,8 +61,8 @@ impl fmt::Display for Change {
     }
 }
 
-/// The keys outside the free ones in which `now` differs from `then`; `batch_norm` says whether the run has a discriminator
-/// with BatchNorm.
+/// Returns the changes from `then` to `now` that make a resumed run another run. `batch_norm` says whether the run has
+/// a discriminator with BatchNorm.
 pub fn unsound_changes(then: &Config, now: &Config, batch_norm: bool) -> Vec<Change> {
     let fixed_micro = depends_on_micro(then, batch_norm);
     let is_free = |key: &str| is_free(key) && !(fixed_micro && key == "batch.micro");
@@ -71,7 +71,7 @@ pub fn unsound_changes(then: &Config, now: &Config, batch_norm: bool) -> Vec<Cha
         if let Ok(value) = toml::Value::try_from(config) {
             flatten("", &value, &mut keys);
         }
-        // No rate depends on it, and older runs have it written where it was not set.
+        // No learning rate depends on this key, and older runs wrote it even if it was not set.
         let schedules = [
             ("schedule.last", config.schedule.kind),
             ("discriminator.schedule.last", config.discriminator_schedule().kind),

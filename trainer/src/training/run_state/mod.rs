@@ -1,9 +1,9 @@
-//! What a checkpoint of a run holds, and the way back from it.
+//! Writes and reads a checkpoint of a run.
 //!
-//! A checkpoint is a folder of safetensors and one `state.json`, with a manifest of sizes and hashes: `model` and `ema` are
-//! weights by taming's names in f32, `optimizer` holds `<parameter>.moment_1`, `.moment_2` and `.time`; `discriminator` and
-//! `discriminator_optimizer` are there if there is an adversarial loss. The sampler, the schedules and all randomness are
-//! functions of the step and the seed, so they need no state.
+//! A checkpoint is a folder of safetensors and one `state.json`, with a manifest of sizes and hashes. `model` and `ema`
+//! are weights by taming's names in f32. `optimizer` holds `<parameter>.moment_1`, `.moment_2` and `.time`.
+//! `discriminator` and `discriminator_optimizer` exist if there is an adversarial loss. The sampler, the schedules and
+//! all randomness are functions of the step and the seed, so they need no state.
 
 mod changes;
 
@@ -44,12 +44,12 @@ pub enum StateError {
         /// What is wrong with it.
         message: String,
     },
-    /// A run that has left the numbers is not saved.
+    /// A run with values that are not finite is not saved.
     #[error("{file}: `{tensor}` is not finite any more; a lower optimizer.learning_rate often helps")]
     NotFinite {
         /// Which of the checkpoint's files.
         file: &'static str,
-        /// Which tensor of it.
+        /// Which tensor of the file.
         tensor: String,
     },
     /// The weights do not make a model.
@@ -61,61 +61,62 @@ fn file(file: &'static str) -> impl Fn(&dyn std::fmt::Display) -> StateError {
     move |error| StateError::File { file, message: error.to_string() }
 }
 
-/// The part of a run's state that is no tensor.
+/// A run's state without its tensors.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct State {
     /// Optimizer steps done.
     pub step: u64,
     /// The model's architecture.
     pub architecture: Architecture,
-    /// The configuration that the run went by.
+    /// The run's configuration.
     #[serde(deserialize_with = "saved_config")]
     pub config: Config,
     /// Scores before the first step.
     pub before: Option<Scores>,
-    /// What the samples were drawn from: other pictures would be split and shuffled in another way.
-    pub pictures: ImageSet,
-    /// The memory settings that the run has come to: as configured, chosen, or lowered.
+    /// The images that the samples come from: other images would be split and shuffled in another way.
+    #[serde(rename = "pictures")]
+    pub images: ImageSet,
+    /// The run's current memory settings: as configured, chosen, or lowered.
     #[serde(default, rename = "footprint", skip_serializing_if = "Option::is_none")]
     pub memory_settings: Option<MemorySettings>,
-    /// What the adversarial loss carries over from step to step, if there is one.
+    /// What the adversarial loss keeps from step to step, if there is one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub adversarial: Option<AdversarialState>,
     /// The generator's loss scale.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub loss_scale: Option<ScalerState>,
-    /// The discriminator's, if there is one.
+    /// The discriminator's loss scale, if there is one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub discriminator_loss_scale: Option<ScalerState>,
     /// The step of the newest validation, if there has been one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub validated: Option<u64>,
-    /// The best validation so far, if the run looks for it.
+    /// The best validation so far, if the run keeps track of it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub best: Option<Best>,
 }
 
-/// A run's state without the optimizer's, read back.
+/// A run's saved state, without the optimizer's.
 pub struct Resumed {
     /// Everything but tensors.
     pub state: State,
     /// The weights.
     pub model: StateDict,
-    /// Their average, if the run keeps one.
+    /// The average of the weights, if the run keeps one.
     pub ema: Option<StateDict>,
     /// Whether there is a discriminator with BatchNorm, so that a step depends on the micro-batches.
     pub batch_norm: bool,
 }
 
-/// All of a checkpoint in host memory: what the run does after it was taken does not change it.
+/// A checkpoint in host memory. Later steps of the run do not change it.
 pub struct Snapshot {
     state: State,
     files: Vec<(&'static str, StateDict)>,
 }
 
 impl Snapshot {
-    /// Reads everything back from the device. The device needs no memory for it; the host needs that of all weights, averages
-    /// and moments.
+    /// Copies everything from the device. Needs host memory for all weights, averages and moments, and none on the
+    /// device.
     ///
     /// # Errors
     /// If the device fails.
@@ -139,11 +140,11 @@ impl Snapshot {
         Ok(Self { state, files })
     }
 
-    /// Writes all files of a checkpoint into `folder` and returns what those of tensors are; each file's tensors are freed as soon as
-    /// it is written. `after` hears of each file by its name.
+    /// Writes all files of a checkpoint into `folder`, and returns records of the files of tensors. Frees each file's
+    /// tensors as soon as it is written. Calls `after` with the name of each file.
     ///
     /// # Errors
-    /// If something is not finite or the disk refuses.
+    /// If a value is not finite or a file cannot be written.
     pub fn write(self, folder: &Path, after: impl Fn(&'static str)) -> Result<FileRecords, StateError> {
         let json = serde_json::to_vec_pretty(&self.state).map_err(|e| file(STATE)(&e))?;
         std::fs::write(folder.join(STATE), json).map_err(|e| cannot_write(STATE, &e))?;
@@ -157,7 +158,7 @@ impl Snapshot {
     }
 }
 
-/// Refuses what is not finite: the newest checkpoint must be worth going back to.
+/// Writes one file. Refuses values that are not finite: the newest checkpoint must be usable.
 fn write_tensors(folder: &Path, name: &'static str, tensors: &StateDict) -> Result<FileRecord, StateError> {
     let broken = tensors.iter().find(|(_, tensor)| !tensor.is_finite());
     if let Some((tensor, _)) = broken {
@@ -173,7 +174,7 @@ fn cannot_write(name: &'static str, error: &std::io::Error) -> StateError {
     file(name)(&format!("{error}{}", advice(error)))
 }
 
-/// Reads all of a checkpoint but the optimizer's state, which is twice as large as the model and of use to a run alone.
+/// Reads a checkpoint without the optimizer's state, which is twice as large as the model and only of use to a run.
 ///
 /// # Errors
 /// If a file is missing or is not what it should be.
@@ -183,7 +184,7 @@ pub fn read(folder: &Path) -> Result<Resumed, StateError> {
     Ok(Resumed { state, model: tensors(folder, MODEL)?, ema, batch_norm: has_batch_norm(folder)? })
 }
 
-/// Reads all that is no tensor.
+/// Reads everything but the tensors.
 ///
 /// # Errors
 /// If the file is missing or is not what it should be.
@@ -192,7 +193,7 @@ pub fn read_state(folder: &Path) -> Result<State, StateError> {
     serde_json::from_slice(&json).map_err(|e| file(STATE)(&e))
 }
 
-/// The memory settings of the checkpoint in `folder`, and its step. `None` if `config` differs in a key that they depend on.
+/// Reads the memory settings and the step of the checkpoint in `folder`. `None` if `config` differs in a relevant key.
 pub fn saved_memory_settings(folder: &Path, config: &Config) -> Option<(MemorySettings, u64)> {
     let state = read_state(folder).ok()?;
     let then = &state.config;
@@ -203,8 +204,8 @@ pub fn saved_memory_settings(folder: &Path, config: &Config) -> Option<(MemorySe
     Some((state.memory_settings.filter(|_| unchanged)?, state.step))
 }
 
-/// Whether a run can go on from the checkpoint in `folder`, as far as that shows without reading its tensors: a checkpoint may
-/// be whole, and its files still be those of two runs or of another version of this program.
+/// Checks that a run can be resumed from the checkpoint in `folder`, without reading its tensors. A checkpoint may be
+/// whole although its files come from two runs or from another version of this program.
 ///
 /// # Errors
 /// What does not fit, and in which file.
@@ -219,7 +220,7 @@ pub fn check(folder: &Path) -> Result<(), StateError> {
         if let Some(ema) = &ema {
             check_shape(EMA, ema, &parameter, &shape)?;
         }
-        // What is frozen has no moments.
+        // Frozen parameters have no moments.
         if optimizer.info(&format!("{parameter}.{TIME}")).is_some() {
             for moment in [MOMENT_1, MOMENT_2] {
                 check_shape(OPTIMIZER, &optimizer, &format!("{parameter}.{moment}"), &shape)?;
@@ -278,7 +279,7 @@ fn has_batch_norm(folder: &Path) -> Result<bool, StateError> {
     Ok(weights.names().any(|name| name.ends_with(".running_mean")))
 }
 
-/// Whether `folder` looks like a run's checkpoint.
+/// Whether `folder` looks like a checkpoint of a run.
 pub fn is_checkpoint(folder: &Path) -> bool {
     folder.join(STATE).is_file() && folder.join(MODEL).is_file()
 }
@@ -294,7 +295,7 @@ mod tests {
     use crate::models::initialize::random_weights;
     use crate::models::tests::tiny_architecture;
 
-    /// `serde_json` reads a number to its last bit or the one beside it.
+    /// `serde_json` reads numbers to the last bit only with its feature `float_roundtrip`.
     #[test]
     fn what_the_adversarial_loss_carries_over_survives_to_the_last_bit() {
         let mut state = AdversarialState::new(0.999);
@@ -322,7 +323,7 @@ mod tests {
     }
 
     fn state() -> State {
-        // Decimals that are read as a neighbour by a reader that rounds as it goes.
+        // A parser that rounds at every digit reads these decimals as their neighbours.
         let lecam = LeCam { real: 0.49953704122816117, fake: 0.49640886271421963, decay: 0.999 };
         State {
             step: 3,
@@ -330,7 +331,7 @@ mod tests {
             config: Config::default(),
             before: None,
             memory_settings: Some(MemorySettings { micro: 2, recompute: Recompute::Blocks, cutouts_at_once: 0 }),
-            pictures: ImageSet { count: 1, names: String::new() },
+            images: ImageSet { count: 1, names: String::new() },
             adversarial: Some(AdversarialState { adaptive_weight: Some(0.49077241870406396), lecam }),
             loss_scale: Some(ScalerState { scale: 4096.0, since_change: 7, skipped: 4, in_a_row: 0 }),
             discriminator_loss_scale: None,
@@ -351,7 +352,7 @@ mod tests {
         assert_eq!(bits(&back), bits(&state));
     }
 
-    /// The recomputation was once called `checkpoint`.
+    /// The key `recompute` was once called `checkpoint`.
     #[test]
     fn the_state_of_an_older_run_is_read() {
         let mut state = state();
