@@ -86,11 +86,11 @@ pub fn open(config: &Config) -> Result<Data, DataError> {
     Ok(Data { training: Arc::new(training), validation: Arc::new(validation), images, notes, version_differences })
 }
 
-/// An image that is waited for longer than this is named.
+/// A loader that waits longer than this for an image names it.
 const LONG_WAIT: Duration = Duration::from_secs(30);
 
-/// The next `count` samples of `loader`; `None` as soon as `proceed` returns false, also while it waits for samples.
-/// Calls `say` with a line about each image that takes long.
+/// Returns the next `count` samples of `loader`, or `None` as soon as `proceed` returns false, also while it waits for
+/// samples. Calls `say` with a line about each image that takes long.
 ///
 /// # Errors
 /// As for [`Loader::next_batch`].
@@ -161,7 +161,7 @@ impl MicroBatch for Batch {
 /// clamped.
 ///
 /// # Errors
-/// The device failed; its message.
+/// The device's message, if it failed.
 pub fn to_pixels(images: Tensor<4>) -> Result<Vec<Vec<u8>>, String> {
     let [n, c, h, w] = images.dims();
     let levels = ((images.clamp(-1.0, 1.0) + 1.0) * 127.5).permute([0, 2, 3, 1]);

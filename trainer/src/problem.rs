@@ -1,4 +1,4 @@
-//! A value of the configuration that has the right type and still makes no sense, and the checks that many keys share.
+//! Reports values of the configuration that have the right type but make no sense, by checks that many keys share.
 
 use checkpoints::hub::Location;
 
@@ -39,7 +39,7 @@ pub(crate) fn below_one(key: &'static str, value: f64) -> Result<(), Problem> {
     }
 }
 
-/// Checks a place of weights: a local path, or a file or repository on the Hub.
+/// Checks a location of weights: a local path, or a file or repository on the Hub.
 pub(crate) fn location(key: &'static str, spec: Option<&str>) -> Result<(), Problem> {
     match spec.map(Location::parse) {
         Some(Err(error)) => problem(key, format!("is wrong: {error}")),
@@ -47,7 +47,7 @@ pub(crate) fn location(key: &'static str, spec: Option<&str>) -> Result<(), Prob
     }
 }
 
-/// The word of `allowed` that `wrong` was most likely meant to be, if one is near enough.
+/// Finds the word of `allowed` that `wrong` most likely means, if one is near enough.
 pub(crate) fn nearest<'a>(wrong: &str, allowed: &[&'a str]) -> Option<&'a str> {
     let distances = allowed.iter().map(|name| (strsim::damerau_levenshtein(wrong, name), *name));
     let near = distances.filter(|(distance, name)| *distance <= (name.len().max(wrong.len()) / 2).max(1));

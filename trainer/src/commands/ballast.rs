@@ -1,4 +1,4 @@
-//! `train ballast`: occupies a device's memory, to see what becomes of a run that has less. Not shown in the help.
+//! `train ballast`: occupies a device's memory, to test a run that has less of it. The help does not show it.
 
 use std::io;
 use std::process::ExitCode;

@@ -1,4 +1,4 @@
-//! `train check`: whether a device computes what the CPU does.
+//! `train check`: checks that a device computes the same results as the CPU.
 
 use std::process::ExitCode;
 
@@ -57,7 +57,7 @@ pub(super) fn run(args: &CheckArgs) -> Result<ExitCode, CommandError> {
     if wants(Part::Layers) {
         rows.extend(layers::check(&device, &precisions, args.scale, &args.layers, show)?);
     }
-    // What the checks of layers have used would be missing where memory is scarce.
+    // Frees the memory of the layer checks, which later checks may need.
     device.device.memory_cleanup();
     if wants(Part::Step) {
         rows.extend(step::check(&device, &precisions, &setting()?, &stopped, show)?);

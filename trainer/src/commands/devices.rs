@@ -1,4 +1,4 @@
-//! `train devices`: what this program can compute on.
+//! `train devices`: lists the devices that this program can compute on.
 
 use std::process::ExitCode;
 

@@ -1,4 +1,4 @@
-//! `train export`: a trained model in the form that others load.
+//! `train export`: writes a trained model in a form that other programs load.
 
 use std::path::PathBuf;
 use std::process::ExitCode;

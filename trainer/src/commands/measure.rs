@@ -1,4 +1,4 @@
-//! `train measure`: measures a few steps. `train sweep` and `train plan` run it in a child process; the help does not show it.
+//! `train measure`: measures a few steps, as a child process of `train sweep` or `train plan`. Not shown in the help.
 
 use std::path::PathBuf;
 use std::process::ExitCode;

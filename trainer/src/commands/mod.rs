@@ -78,7 +78,7 @@ struct Json {
     json: bool,
 }
 
-/// What a command failed with.
+/// Why a command failed.
 #[derive(Debug, thiserror::Error)]
 enum CommandError {
     #[error(transparent)]
@@ -170,20 +170,20 @@ fn dispatch(command_line: &CommandLine) -> Result<ExitCode, CommandError> {
     }
 }
 
-/// Has an abort, which is what Rust does where an allocation fails, end the program like any other error: a line says of what
-/// size the allocation was, and the exit code is 1.
+/// Makes an abort, which is what Rust does if an allocation fails, end the program like any other error: with a line
+/// about the size of the allocation, and exit code 1.
 #[cfg(unix)]
 fn exit_on_abort() {
     use signal_hook::consts::SIGABRT;
     use signal_hook::flag::register_conditional_shutdown;
-    // Without it the program ends as well, by a signal.
+    // Without this handler the program ends by a signal.
     let _ = register_conditional_shutdown(SIGABRT, 1, Arc::new(AtomicBool::new(true)));
 }
 
 #[cfg(not(unix))]
 fn exit_on_abort() {}
 
-/// An option that was renamed: it is refused by its new name.
+/// An option that was renamed. The error that refuses it names the new option.
 #[derive(Debug, Args)]
 struct Renamed {
     #[arg(long = "checkpoint", hide = true, num_args = 0..=1, default_missing_value = "", value_parser = renamed)]
@@ -206,8 +206,8 @@ fn print_json(value: &serde_json::Value) -> Result<(), CommandError> {
     print_line(&format!("{value:#}"))
 }
 
-/// Writes a line of a result to stdout. A reader that has seen enough, such as `head`, and a terminal that is gone are no error; a
-/// full disk is one.
+/// Writes a line of a result to stdout. A reader that closes the pipe early, such as `head`, and a terminal that is
+/// gone are no errors; a full disk is one.
 fn print_line(line: &str) -> Result<(), CommandError> {
     write_result(line)
         .map_err(|source| CommandError::Io { path: "cannot write the result to stdout".to_owned(), source })

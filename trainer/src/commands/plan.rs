@@ -1,4 +1,4 @@
-//! `train plan`: which micro-batch fits.
+//! `train plan`: finds the micro-batches that fit.
 
 use std::process::ExitCode;
 
@@ -100,7 +100,7 @@ pub(super) fn run(args: &PlanArgs) -> Result<ExitCode, CommandError> {
     Ok(if plan.best.is_some() { ExitCode::SUCCESS } else { ExitCode::from(BAR_NOT_MET) })
 }
 
-/// What is printed of a plan.
+/// Formats a plan for the user.
 fn text(plan: &Plan) -> String {
     let mut lines = vec![format!("{}, {} px", plan.device, plan.resolution)];
     if !plan.random_weights.is_empty() {

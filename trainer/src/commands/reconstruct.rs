@@ -1,4 +1,4 @@
-//! `train reconstruct IMAGES…`: what a model makes of pictures.
+//! `train reconstruct IMAGES…`: encodes and decodes images with a model.
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
@@ -80,7 +80,7 @@ pub(super) fn run(args: &ReconstructArgs) -> Result<ExitCode, CommandError> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// The middle square of an image, as RGB bytes.
+/// Reads the middle square of an image, as RGB bytes.
 fn read_square(path: &Path, resolution: u32) -> Result<Vec<u8>, CommandError> {
     let image = datasets::read_image(path)?;
     let named = |problem: datasets::ImageProblem| problem.named(path.display().to_string());
@@ -89,7 +89,7 @@ fn read_square(path: &Path, resolution: u32) -> Result<Vec<u8>, CommandError> {
     Ok(transform.apply(&image, key).map_err(named)?)
 }
 
-/// The image as the model sees it, and what it makes of it, both `[1, 3, H, W]` in -1..1.
+/// Returns the image as the model sees it and its reconstruction, both `[1, 3, H, W]` in -1..1.
 fn reconstruct(model: &VqGan, device: &Device, pixels: Vec<u8>, resolution: u32) -> (Tensor<4>, Tensor<4>) {
     let batch = Batch { draws: vec![0], resolution, pixels, captions: vec![None] };
     let original = batch.images(device, DType::F32);
@@ -97,15 +97,15 @@ fn reconstruct(model: &VqGan, device: &Device, pixels: Vec<u8>, resolution: u32)
     (original, reconstruction)
 }
 
-/// For values in -1..1, as a picture can hold them.
+/// Computes the mean absolute error of values in -1..1, with the reconstruction clamped to the range of an image.
 fn mean_absolute_error(original: &Tensor<4>, reconstruction: &Tensor<4>) -> Result<f64, CommandError> {
     let error = (reconstruction.clone().clamp(-1.0, 1.0) - original.clone()).abs().mean();
     let error = error.try_into_vec_as::<f32>().map_err(|error| CommandError::Compute(error.to_string()))?;
     Ok(error.first().copied().map_or(f64::NAN, f64::from))
 }
 
-/// Images and reconstructions on the host. Not clamped: what others compute with the same weights can be compared to the
-/// last digit.
+/// Images and reconstructions on the host. They are not clamped, so that they can be compared to the last digit with
+/// what other programs compute with the same weights.
 #[derive(Default)]
 struct Tensors {
     inputs: Vec<f32>,
@@ -133,7 +133,7 @@ impl Tensors {
     }
 }
 
-/// A PNG of the image's own name for each image, numbered where that is taken.
+/// Returns the path of a PNG for each image, with the image's own name, and a number if that is taken.
 ///
 /// # Errors
 /// If a reconstruction would replace one of the images.
@@ -144,7 +144,7 @@ fn output_paths(images: &[PathBuf], folder: &Path) -> Result<Vec<PathBuf>, Comma
         let stem = image.file_stem().map(|stem| stem.to_string_lossy().into_owned()).unwrap_or_default();
         let numbered = (2..).map(|number| format!("{stem}-{number}"));
         let mut names = std::iter::once(stem.clone()).chain(numbered);
-        // Case does not tell files apart everywhere.
+        // Some file systems ignore case.
         let name = names.find(|name| taken.insert(name.to_lowercase())).unwrap_or(stem);
         let path = folder.join(format!("{name}.png"));
         match path.canonicalize().is_ok_and(|path| inputs.contains(&path)) {
@@ -160,8 +160,8 @@ fn output_paths(images: &[PathBuf], folder: &Path) -> Result<Vec<PathBuf>, Comma
 
 fn write_png(path: &Path, pixels: Vec<u8>, side: u32) -> Result<(), CommandError> {
     let failed = |source| CommandError::Io { path: path.display().to_string(), source };
-    let picture = image::RgbImage::from_raw(side, side, pixels).unwrap_or_else(|| image::RgbImage::new(side, side));
-    picture.save(path).map_err(|error| match error {
+    let image = image::RgbImage::from_raw(side, side, pixels).unwrap_or_else(|| image::RgbImage::new(side, side));
+    image.save(path).map_err(|error| match error {
         image::ImageError::IoError(source) => failed(source),
         other => failed(std::io::Error::other(other)),
     })
@@ -183,7 +183,7 @@ mod tests {
     fn an_image_is_never_replaced_by_its_reconstruction() {
         let folder = tempfile::tempdir().unwrap();
         let image = folder.path().join("mine.png");
-        std::fs::write(&image, "a picture").unwrap();
+        std::fs::write(&image, "an image").unwrap();
         let error = output_paths(&[image], folder.path()).unwrap_err().to_string();
         assert!(error.contains("would replace"), "{error}");
     }

@@ -1,4 +1,4 @@
-//! `train report`: one page to read one or several runs by.
+//! `train report`: writes one page that shows one or several runs.
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -50,14 +50,14 @@ pub(super) fn run(args: &ReportArgs) -> Result<ExitCode, CommandError> {
 
 fn as_json(run: &Run) -> Value {
     let last = |name: &str| run.curves.get(name).and_then(|curve| curve.last());
-    let figures: serde_json::Map<String, Value> =
+    let metrics: serde_json::Map<String, Value> =
         run.curves.keys().map(|name| (name.clone(), json!(last(name)))).collect();
     json!({
         "name": run.name,
         "step": run.step,
         "steps": run.steps,
         "finished": run.is_finished(),
-        "last": figures,
+        "last": metrics,
         "samples": run.samples.len(),
         "notes": run.notes,
     })

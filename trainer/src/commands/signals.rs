@@ -1,10 +1,10 @@
-//! Signals that ask the program to stop.
+//! Listens for signals that ask the program to stop.
 
 use super::CommandError;
 use crate::training::Reason;
 
-/// Calls `act` for each SIGINT, SIGTERM and SIGHUP from now on, on a thread of its own. A SIGHUP that is ignored when the program
-/// starts, as `nohup` has it, stays ignored.
+/// Calls `act` for each SIGINT, SIGTERM and SIGHUP from now on, on its own thread. A SIGHUP that was ignored when the
+/// program started, as under `nohup`, stays ignored.
 ///
 /// # Errors
 /// If the system refuses the handler or the thread.
@@ -30,7 +30,7 @@ fn listen(mut act: impl FnMut(Reason) + Send + 'static) -> Result<(), ctrlc::Err
     ctrlc::set_handler(move || act(Reason::Signal))
 }
 
-/// Whether this process ignores a signal, by what Linux says of it; elsewhere it is taken not to.
+/// Whether this process ignores a signal, according to Linux; false on other systems.
 #[cfg(unix)]
 fn is_ignored(signal: i32) -> bool {
     let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();

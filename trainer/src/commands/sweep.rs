@@ -1,4 +1,4 @@
-//! `train sweep`: memory, speed and the gradient's exactness at other micro-batches, precisions and resolutions.
+//! `train sweep`: measures memory, speed and the gradient's exactness for other micro-batches, precisions, resolutions.
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -89,7 +89,7 @@ pub(super) struct SweepArgs {
 }
 
 impl SweepArgs {
-    /// The options as overrides of `[sweep]`, behind all `--set`.
+    /// Returns all `--set`, and then the options as overrides of `[sweep]`.
     fn overrides(&self) -> Vec<Override> {
         fn list<T: std::fmt::Display>(values: &[T], quote: &str) -> Option<String> {
             let values: Vec<String> = values.iter().map(|value| format!("{quote}{value}{quote}")).collect();
@@ -183,7 +183,7 @@ pub(super) fn run(args: &SweepArgs) -> Result<ExitCode, CommandError> {
     })
 }
 
-/// What became of a row, while the others go on.
+/// Formats the result of a row, to show while other rows still run.
 fn outcome(row: &Row) -> String {
     let name = row.name();
     match (row.status.message(), row.peak_memory.zip(row.images_per_second), row.deviation) {
@@ -193,7 +193,7 @@ fn outcome(row: &Row) -> String {
     }
 }
 
-/// The first signal to stop ends the current row, and the sweep with it.
+/// Returns a flag that a signal to stop sets. It ends the current row and the whole sweep.
 pub(super) fn stopped_by_signals() -> Result<Stopped, CommandError> {
     let stopped: Stopped = Arc::new(AtomicBool::new(false));
     let handle = stopped.clone();

@@ -1,4 +1,4 @@
-//! `train --config NAME`: the main job.
+//! `train --config NAME`: trains a model.
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -21,8 +21,8 @@ use crate::training::{Deadline, Fault, INTERRUPTED, Options, Outcome, Resume, St
 
 #[derive(Debug, Args)]
 pub(super) struct TrainArgs {
-    /// Configuration: a TOML file, a name in configs/, or a built-in name such as tiny-cpu.toml; with --resume it is the
-    /// run's own unless another one is named
+    /// Configuration: a TOML file, a name in configs/, or a built-in name such as tiny-cpu.toml; with --resume it is
+    /// the run's own unless another one is named
     #[arg(long, required_unless_present = "resume", value_name = "NAME-OR-PATH")]
     config: Option<String>,
     /// Override a key of the configuration, as in batch.micro=2
@@ -34,7 +34,7 @@ pub(super) struct TrainArgs {
     /// Look for values that are not finite after every block and loss, and name the first; slow
     #[arg(long)]
     debug_numerics: bool,
-    /// Go on with the newest whole checkpoint of the run's folder or of the run in PATH, or with the checkpoint in PATH
+    /// Resume the newest whole checkpoint of the run's folder or of the run in PATH, or the checkpoint in PATH
     #[arg(long, value_name = "PATH", num_args = 0..=1)]
     resume: Option<Option<PathBuf>>,
     /// Go on although this key or table of the configuration has changed
@@ -46,8 +46,8 @@ pub(super) struct TrainArgs {
     /// The run's folder [default: runs/<name>, or that of what is resumed]
     #[arg(long, value_name = "DIR")]
     run_dir: Option<PathBuf>,
-    /// Random weights of the same shapes for all that the configuration has on the Hub, of which nothing is fetched: to try
-    /// its memory and speed; such a run cannot be resumed
+    /// Random weights of the same shapes for all that the configuration has on the Hub, of which nothing is fetched: to
+    /// try its memory and speed; such a run cannot be resumed
     #[arg(long, conflicts_with = "resume")]
     random_weights: bool,
     /// Show the run on a dashboard that takes the terminal; q stops it
@@ -81,7 +81,7 @@ pub(super) fn run(args: &TrainArgs) -> Result<ExitCode, CommandError> {
             return Err(CommandError::Usage(message.to_owned()));
         }
     };
-    // Their files go with it, so it stays until the run is over.
+    // Dropping it removes the networks' files, so it lives until the run is over.
     let _networks = match args.random_weights {
         true => Some(random_networks(&mut loaded)?),
         false => None,
@@ -114,21 +114,21 @@ pub(super) fn run(args: &TrainArgs) -> Result<ExitCode, CommandError> {
         print_line(&text(&outcome))?;
     }
     if outcome.interrupted {
-        note!("stopped at step {}; go on with --resume", outcome.step);
+        note!("stopped at step {}; resume it by --resume", outcome.step);
         return Ok(ExitCode::from(INTERRUPTED));
     }
     Ok(ExitCode::SUCCESS)
 }
 
-/// What `--resume PATH` names.
+/// The run or checkpoint of `--resume PATH`.
 struct Source {
-    /// The folder of its run; a checkpoint that was moved away has none.
+    /// The folder of the run; `None` for a checkpoint that was moved away from its run.
     run: Option<PathBuf>,
     resume: Resume,
 }
 
 impl Source {
-    /// A run's folder, or a checkpoint.
+    /// Finds out whether `path` is a run's folder or a checkpoint.
     fn at(path: &Path) -> Result<Self, CommandError> {
         if path.join("checkpoints").is_dir() {
             return Ok(Self { run: Some(path.to_owned()), resume: Resume::NewestOf(path.to_owned()) });
@@ -137,7 +137,7 @@ impl Source {
             let message = format!("--resume: {} is neither a run's folder nor a checkpoint", path.display());
             return Err(CommandError::Usage(message));
         }
-        // As short as the user had it, where that is possible.
+        // Keeps the path as short as the user wrote it, if possible.
         let given = path.ancestors().nth(2).filter(|run| !run.as_os_str().is_empty()).map(Path::to_owned);
         let run = given.or_else(|| path.canonicalize().ok()?.ancestors().nth(2).map(Path::to_owned));
         Ok(Self {
@@ -147,7 +147,7 @@ impl Source {
     }
 }
 
-/// The resumed run's own configuration.
+/// Returns the path of the resumed run's own configuration.
 fn own_config(args: &TrainArgs, source: Option<&Source>) -> Option<PathBuf> {
     let own = |run: &PathBuf| run.join("config.toml");
     let of_folder = args.run_dir.as_ref().map(own);
@@ -155,7 +155,7 @@ fn own_config(args: &TrainArgs, source: Option<&Source>) -> Option<PathBuf> {
     of_folder.clone().filter(|path| path.is_file()).or(of_source).or(of_folder)
 }
 
-/// Puts random weights into `loaded` for what it has on the Hub.
+/// Replaces all that `loaded` has on the Hub by random weights.
 fn random_networks(loaded: &mut Loaded) -> Result<Networks, CommandError> {
     let networks = Networks::random_for(&loaded.config, None).map_err(|error| match error {
         RandomError::UnknownModel { spec } => CommandError::Usage(format!(
@@ -177,7 +177,7 @@ fn random_networks(loaded: &mut Loaded) -> Result<Networks, CommandError> {
     Ok(networks)
 }
 
-/// What is printed of a run that is over.
+/// Formats the result of a run for the user.
 fn text(outcome: &Outcome) -> String {
     let mut lines = Vec::new();
     if let (Some(before), Some(after)) = (&outcome.before, &outcome.after) {
@@ -193,10 +193,10 @@ fn text(outcome: &Outcome) -> String {
     lines.join("\n")
 }
 
-/// What training did, as a table.
+/// Formats a table of the scores before and after training.
 fn before_and_after(before: &Scores, after: &Scores) -> String {
-    let pictures = format!("validation, {} pictures", after.images);
-    let mut table = format!("{pictures:<28}{:>10}{:>10}\n", "before", "after");
+    let title = format!("validation, {} images", after.images);
+    let mut table = format!("{title:<28}{:>10}{:>10}\n", "before", "after");
     let mut row = |name: &str, a: f64, b: f64, digits: usize, change: String| {
         table += &format!("{name:<28}{a:>10.digits$}{b:>10.digits$}  {change}");
         table.truncate(table.trim_end().len());

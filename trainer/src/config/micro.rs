@@ -8,16 +8,16 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 /// `batch.micro`: the samples on the device at a time. The gradient does not depend on it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Micro {
-    /// What fits `memory.limit`, measured at the start of the run.
+    /// As many as fit `memory.limit`, measured at the start of the run.
     Auto,
-    /// So many.
+    /// This many.
     Samples(usize),
 }
 
 const AUTO: &str = "auto";
 
 impl Micro {
-    /// The number, where it is known before anything is measured.
+    /// The number of samples, if it is known before anything is measured.
     pub fn samples(self) -> Option<usize> {
         match self {
             Self::Auto => None,

@@ -67,7 +67,7 @@ pub struct Config {
 }
 
 impl Config {
-    /// Puts the user's folder for `~` at the beginning of its paths; places of weights are expanded where they are read.
+    /// Replaces a leading `~` in paths by the user's folder. Locations of weights are expanded where they are read.
     fn expand_home(&mut self) {
         for path in [&mut self.data.path, &mut self.sweep.baseline].into_iter().flatten() {
             if let Some(text) = path.to_str() {
@@ -87,17 +87,17 @@ impl Config {
         }
     }
 
-    /// The discriminator's optimizer: `[discriminator.optimizer]`, and `[optimizer]` where that says nothing.
+    /// The discriminator's optimizer: `[discriminator.optimizer]`, with `[optimizer]` for keys that it does not set.
     pub fn discriminator_optimizer(&self) -> OptimizerConfig {
         self.discriminator.optimizer.over(&self.optimizer)
     }
 
-    /// The discriminator's schedule: `[discriminator.schedule]`, and `[schedule]` where that says nothing.
+    /// The discriminator's schedule: `[discriminator.schedule]`, with `[schedule]` for keys that it does not set.
     pub fn discriminator_schedule(&self) -> ScheduleConfig {
         self.discriminator.schedule.over(&self.schedule)
     }
 
-    /// What a loss may know beyond its own table.
+    /// The settings outside of its own table that a loss may use.
     pub fn surroundings(&self) -> Surroundings<'_> {
         Surroundings {
             seed: self.run.seed,
@@ -118,17 +118,17 @@ impl Config {
 #[derive(Debug, Clone, PartialEq, Deserialize, Serialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct RunConfig {
-    /// The run's folder is `runs/<name>`; the configuration file's name where empty.
+    /// The run's folder is `runs/<name>`. If empty, the configuration file's name.
     pub name: String,
     /// Optimizer steps in all.
     pub steps: u64,
-    /// All randomness of a run follows from it.
+    /// Determines all randomness of a run.
     pub seed: u64,
     /// `auto`, `cpu`, `cuda:0`, `wgpu:0`.
     pub device: String,
     /// Write event files for TensorBoard into the run's folder.
     pub tensorboard: bool,
-    /// Optimizer steps between histograms of the gradients' norms in those files; 0: none.
+    /// Optimizer steps between histograms of the gradients' norms in those files; 0 writes none.
     pub gradient_histograms: u64,
 }
 
@@ -149,7 +149,7 @@ impl Default for RunConfig {
 #[derive(Debug, Clone, PartialEq, Deserialize, Serialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct BatchConfig {
-    /// Samples that an optimizer step sees.
+    /// Samples of an optimizer step.
     pub effective: usize,
     /// Samples on the device at a time; need not divide `effective`.
     pub micro: Micro,
@@ -161,15 +161,15 @@ impl Default for BatchConfig {
     }
 }
 
-/// `[memory]`: what is given for a smaller peak. None of it changes what a step computes.
+/// `[memory]`: how the memory peak is kept small. None of it changes what a step computes.
 #[derive(Debug, Clone, Default, PartialEq, Deserialize, Serialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct MemoryConfig {
-    /// The activations that the model's forward pass does not keep and its backward pass recomputes.
+    /// Recompute activations in the model's backward pass, so that the forward pass need not keep them.
     pub recompute: Recompute,
-    /// The most memory of a step, such as `"4GiB"`: `batch.micro` is chosen and lowered by it. On the CPU it is about all that the
-    /// program has allocated, apart from images that are read ahead; on a GPU about what the allocator has reserved. The default
-    /// is 90 % of what is free on a CUDA device, and no limit elsewhere.
+    /// The most memory that a step may use, such as `"4GiB"`. `batch.micro` is chosen and lowered to fit. On the CPU
+    /// this counts all that the program has allocated, apart from images that are read ahead; on a GPU, what the
+    /// allocator has reserved. The default is 90 % of the free memory of a CUDA device, and no limit elsewhere.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub limit: Option<Bytes>,
 }
@@ -178,26 +178,26 @@ pub struct MemoryConfig {
 #[derive(Debug, Clone, PartialEq, Deserialize, Serialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct DataConfig {
-    /// Where pictures come from.
+    /// Where images come from.
     pub source: DataSource,
     /// The folder of `source = "folder"`; searched to any depth.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub path: Option<PathBuf>,
-    /// Number of different pictures of `source = "shapes"`.
+    /// Number of different images of `source = "shapes"`.
     pub images: usize,
-    /// Side of the square that a model sees, in pixels.
+    /// Side of the square images that the model sees, in pixels.
     pub resolution: u32,
-    /// Flip every other picture left to right.
+    /// Flip every other image left to right.
     pub flip: bool,
-    /// Which square of a picture.
+    /// Which square of an image the model sees.
     pub crop: CropConfig,
-    /// Pictures kept for validation and never trained on; at most a quarter of all.
+    /// Images kept for validation and never trained on; at most a quarter of all.
     pub validation: usize,
-    /// Threads that read pictures.
+    /// Threads that read images.
     pub workers: usize,
-    /// Pictures read ahead, at most.
+    /// Images read ahead, at most.
     pub prefetch: usize,
-    /// Broken pictures that are skipped before the run gives up.
+    /// Broken images that are skipped before the run gives up.
     pub max_bad: usize,
 }
 
@@ -219,14 +219,14 @@ impl Default for DataConfig {
 }
 
 impl DataConfig {
-    /// Takes drawn pictures of the same size, for which no file is needed.
+    /// Switches to drawn images of the same size, which need no files.
     pub fn draw_shapes(&mut self) {
         self.source = DataSource::Shapes;
         self.path = None;
     }
 }
 
-/// Which square of a picture a sample is.
+/// Which square of an image a sample shows.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum CropConfig {
@@ -240,8 +240,8 @@ pub enum CropConfig {
 #[derive(Debug, Clone, PartialEq, Deserialize, Serialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct EmaConfig {
-    /// Share of the old average that a step keeps, and at most `(1 + step) / (10 + step)` of it, so that a short run is not
-    /// ruled by its start; 0 keeps no average.
+    /// Share of the old average that a step keeps, at most `(1 + step) / (10 + step)`, so that its start does not
+    /// dominate a short run; 0 keeps no average.
     pub decay: f64,
 }
 
@@ -255,7 +255,7 @@ impl Default for EmaConfig {
 #[derive(Debug, Clone, PartialEq, Deserialize, Serialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct CheckpointsConfig {
-    /// Optimizer steps between checkpoints; 0 writes none by their number.
+    /// Optimizer steps between checkpoints; 0 writes none by steps.
     pub every_steps: u64,
     /// Minutes between checkpoints, whatever wrote the last one; 0 writes none by the clock.
     pub every_minutes: f64,
@@ -263,7 +263,7 @@ pub struct CheckpointsConfig {
     pub keep_last: usize,
     /// Checkpoints at multiples of this step are kept for good; 0 keeps none.
     pub keep_every: u64,
-    /// The figure of a validation by which the best checkpoint is known, which is written when there is one and kept.
+    /// The validation metric that decides which checkpoint is the best. A new best one is written at once and kept.
     pub best: Metric,
 }
 
@@ -273,12 +273,12 @@ impl Default for CheckpointsConfig {
     }
 }
 
-/// A figure of a validation.
+/// A metric of a validation.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize, Serialize, strum::IntoStaticStr)]
 #[serde(rename_all = "lowercase")]
 #[strum(serialize_all = "lowercase")]
 pub enum Metric {
-    /// No figure.
+    /// No metric.
     #[default]
     #[serde(alias = "")]
     None,
@@ -300,11 +300,11 @@ pub enum Metric {
 pub struct ValidationConfig {
     /// Optimizer steps between validations; 0 validates before the first step and after the last.
     pub every_steps: u64,
-    /// Pictures of the validation split to look at, at most.
+    /// Images of the validation split to validate on, at most.
     pub images: usize,
-    /// Pictures on the sample grid.
+    /// Images on the sample grid.
     pub samples: usize,
-    /// Validations in a row without a better `checkpoints.best` after which the run ends; 0 for all its steps.
+    /// Ends the run after this many validations in a row without a better `checkpoints.best`; 0 never does.
     pub patience: u64,
 }
 

@@ -2,18 +2,18 @@
 
 use serde::{Deserialize, Serialize};
 
-/// `[model]`: a pretrained checkpoint, or an architecture to start from nothing.
+/// `[model]`: a pretrained checkpoint, or an architecture that starts from random weights.
 #[derive(Debug, Clone, PartialEq, Deserialize, Serialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct ModelConfig {
-    /// `hf://owner/name[@revision][/file][#key]` or a local path with or without `#key`. Without it the weights are random.
+    /// `hf://owner/name[@revision][/file][#key]`, or a local path with or without `#key`. If unset, weights are random.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub pretrained: Option<String>,
-    /// What learns: globs over parameter names such as `encoder.down.0.block.0.conv1.weight`. A `*` also stands for
-    /// dots, and what matches a module matches all below it, so that `decoder` is the whole decoder. The rest stays as
-    /// it is.
+    /// The parameters to train: globs over names such as `encoder.down.0.block.0.conv1.weight`. A `*` also matches
+    /// dots, and a pattern that matches a module matches all below it, so that `decoder` is the whole decoder. The rest
+    /// is frozen.
     pub train: Vec<String>,
-    /// Name of a built-in architecture, for random weights; `tiny` where nothing is said.
+    /// Name of a built-in architecture, for random weights; `tiny` if unset.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub architecture: Option<String>,
     /// Channels of each level, finest first, in place of the architecture's.
@@ -40,7 +40,7 @@ pub struct ModelConfig {
     /// Groups of the normalisation.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub groups: Option<usize>,
-    /// Codes and latents compared at unit length.
+    /// Compare codes and latents at unit length.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub l2_norm: Option<bool>,
 }

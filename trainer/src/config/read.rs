@@ -1,5 +1,4 @@
-//! From a file, or a built-in configuration's name, and `--set` overrides to a checked [`Config`], with errors that point at
-//! the line.
+//! Reads a [`Config`] from a file or a built-in one by name, with `--set` overrides. Errors point at the line.
 
 use std::fmt;
 use std::ops::Range;
@@ -32,7 +31,7 @@ pub enum ConfigError {
         BUILT_IN.map(|(name, _)| name).join(", ")
     )]
     NotFound {
-        /// What was asked for.
+        /// The name that was asked for.
         name: String,
     },
     /// The file is there and cannot be read.
@@ -114,7 +113,7 @@ impl Override {
         Self { key: key.split('.').map(str::to_owned).collect(), value: value.to_owned() }
     }
 
-    /// The value as TOML, or as a string where it is no TOML.
+    /// The value as TOML, or as a string if it is no TOML.
     fn value(&self) -> toml::Value {
         let parsed = format!("value = {}", self.value).parse::<toml::Table>();
         let parsed = parsed.ok().filter(|table| table.len() == 1).and_then(|mut table| table.remove("value"));
@@ -133,7 +132,7 @@ impl Override {
     }
 }
 
-/// A configuration with the knowledge of where its values stand.
+/// A configuration that knows where its values were set.
 #[derive(Debug, Clone)]
 pub struct Loaded {
     /// The values, checked.
@@ -146,7 +145,7 @@ pub struct Loaded {
 /// Keys that were renamed: the table, the old name and the new one.
 const RENAMED: [(&str, &str, &str); 2] = [("memory", "checkpoint", "recompute"), ("sweep", "checkpoint", "recompute")];
 
-/// The first key of `text` that was renamed: its place, its old name with the table, and its new one.
+/// Finds a renamed key in `text`. Returns its place, its old name with the table, and its new name.
 fn find_renamed(text: &str) -> Option<(Range<usize>, String, &'static str)> {
     let root = DeTable::parse(text).ok()?;
     RENAMED.iter().find_map(|(table, old, new)| {
@@ -161,7 +160,7 @@ fn renamed(old: &str, new: &str) -> String {
     format!("`{old}` was renamed to `{table}.{new}`")
 }
 
-/// Reads `name` (a path, a name in `configs/`, or a built-in one; `.toml` may be left out), applies `overrides` in their
+/// Reads `name` (a path, a name in `configs/`, or a built-in one, each with or without `.toml`), applies `overrides` in
 /// order and checks the result.
 ///
 /// # Errors
@@ -175,7 +174,7 @@ pub fn load(name: &str, overrides: &[Override]) -> Result<Loaded, ConfigError> {
     parse(file, text, overrides)
 }
 
-/// Like [`load`], for the `config.toml` that a run has written into its folder: older runs have the old names of renamed keys.
+/// Like [`load`], for the `config.toml` in a run's folder, where older runs have the old names of renamed keys.
 ///
 /// # Errors
 /// As for [`load`].
@@ -187,7 +186,7 @@ pub fn load_saved(path: &Path, overrides: &[Override]) -> Result<Loaded, ConfigE
     parse(file, text, overrides)
 }
 
-/// Reads the configuration in a checkpoint: older checkpoints have the old names of renamed keys.
+/// Reads the configuration in a checkpoint, where older runs have the old names of renamed keys.
 ///
 /// # Errors
 /// If it is no configuration.
@@ -220,7 +219,7 @@ fn parse(file: String, text: String, overrides: &[Override]) -> Result<Loaded, C
     Ok(loaded)
 }
 
-/// A value that parses as a number may be meant as a string (`run.name=7`), so that is tried second.
+/// Applies an override. Tries its value as a string second: a number may be meant as a string (`run.name=7`).
 fn apply(set: &Override, table: toml::Table) -> Result<(toml::Table, Config), String> {
     if let Some((table, old, new)) = RENAMED.iter().find(|(table, old, _)| set.key == [*table, *old]) {
         return Err(renamed(&format!("{table}.{old}"), new));
@@ -261,7 +260,7 @@ fn at_span(file: &str, text: &str, error: &toml::de::Error) -> ConfigError {
     ConfigError::Wrong { place, message: explain(error.message()) }
 }
 
-/// Turns serde's sentence on an unknown name into ours, with the nearest right one.
+/// Rewrites serde's message about an unknown name, and adds the nearest known name.
 pub(super) fn explain(message: &str) -> String {
     let message = message.split_whitespace().collect::<Vec<_>>().join(" ");
     for (sentence, noun) in [("unknown field `", "key"), ("unknown variant `", "value")] {
@@ -286,7 +285,7 @@ impl Loaded {
         &self.file
     }
 
-    /// Says where the value stands that `problem` is about.
+    /// Adds the place of the wrong value to `problem`.
     pub fn locate(&self, problem: Problem) -> ConfigError {
         let key: Vec<&str> = problem.key.split('.').collect();
         let set = self.overrides.iter().rev().find(|set| set.key == key);
@@ -298,7 +297,7 @@ impl Loaded {
         ConfigError::Wrong { place, message: format!("`{}` {}", problem.key, problem.message) }
     }
 
-    /// Where `key` is; where it has its default, where its table begins.
+    /// Finds the line of `key`, or of its table if the key has its default.
     fn line(&self, key: &[&str]) -> Option<usize> {
         let (last, path) = key.split_last()?;
         let root = DeTable::parse(&self.text).ok()?;
@@ -399,7 +398,7 @@ pub(super) mod tests {
         let config = load_text("", &sets).unwrap();
         assert_eq!(config.data.path, Some(home.join("images")));
         assert_eq!(config.sweep.baseline, Some(home.join("sweep.json")));
-        // A folder may be called so.
+        // A folder may be called `~`.
         let config = load_text("[data]\nsource = \"folder\"\npath = \"a/~/b\"\n", &[]).unwrap();
         assert_eq!(config.data.path, Some("a/~/b".into()));
     }

@@ -1,4 +1,4 @@
-//! `[sweep]`: what `train sweep` varies, and the bars that it holds each row to.
+//! `[sweep]`: what `train sweep` varies, and the bars that each row must meet.
 
 use std::fmt;
 use std::path::PathBuf;
@@ -10,7 +10,7 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use super::{Compute, Recompute};
 
-/// `[sweep]`. An empty list stands for the run's own value.
+/// `[sweep]`. An empty list means the run's own value.
 #[derive(Debug, Clone, PartialEq, Deserialize, Serialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct SweepConfig {
@@ -31,8 +31,8 @@ pub struct SweepConfig {
     /// Bar: the most memory that a row may take, such as `"4GiB"`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub max_memory: Option<Bytes>,
-    /// Bar: the largest deviation of a row's gradient from the reference's: a number for all rows, or by precision, as in
-    /// `"fp32=1e-5,bf16=0.1"`, where what is not named has no bar.
+    /// Bar: the largest deviation of a row's gradient from the reference's. A number for all rows, or by precision, as
+    /// in `"fp32=1e-5,bf16=0.1"`; a precision that is not named has no bar.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub max_deviation: Option<MaxDeviation>,
     /// Bar: the fewest images per second.
@@ -41,7 +41,7 @@ pub struct SweepConfig {
     /// Bar: an earlier `sweep.json`. No row may be worse than in it by more than `tolerance`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub baseline: Option<PathBuf>,
-    /// How much more memory and how much less speed than `baseline` is let pass, such as `"10%"`; one for each as in
+    /// How much more memory and how much less speed than `baseline` a row may have, such as `"10%"`, or each as in
     /// `"memory=2%,speed=30%"`.
     pub tolerance: Tolerance,
 }
@@ -186,7 +186,7 @@ impl fmt::Display for Tolerance {
     }
 }
 
-/// A word as a configuration has it, which serde knows.
+/// Reads and writes an enum by the names that serde has for it.
 macro_rules! word {
     ($type:ty) => {
         impl FromStr for $type {
@@ -202,7 +202,7 @@ macro_rules! word {
 word!(Compute);
 word!(Recompute);
 
-/// Kept in TOML as a string that [`FromStr`] reads; a plain number is read as well.
+/// Stored in TOML as a string that [`FromStr`] reads. A plain number is read as well.
 macro_rules! text {
     ($type:ty) => {
         impl<'de> Deserialize<'de> for $type {

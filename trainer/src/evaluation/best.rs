@@ -1,4 +1,4 @@
-//! The best validation of a run, by one figure of its scores.
+//! Finds the best validation of a run, by one metric of its scores.
 
 use serde::{Deserialize, Serialize};
 
@@ -6,7 +6,7 @@ use crate::config::Metric;
 use crate::evaluation::Scores;
 
 impl Metric {
-    /// Whether `a` is better than `b`. What is not a number is better than nothing.
+    /// Whether `a` is better than `b`. NaN is never better.
     pub fn is_better(self, a: f64, b: f64) -> bool {
         match self {
             Self::None => false,
@@ -15,7 +15,7 @@ impl Metric {
         }
     }
 
-    /// As the configuration has it.
+    /// The name in the configuration.
     pub fn name(self) -> &'static str {
         self.into()
     }
@@ -24,18 +24,18 @@ impl Metric {
 /// The best validation so far.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub struct Best {
-    /// The figure that decides.
+    /// The metric that decides.
     pub metric: Metric,
-    /// Optimizer steps done at it.
+    /// Optimizer steps done at the best validation.
     pub step: u64,
-    /// The figure at it.
+    /// The metric's value there.
     pub value: f64,
-    /// Validations since.
+    /// Validations since then.
     pub worse: u64,
 }
 
 impl Best {
-    /// The best after one more validation, at `step`. Another metric than before begins anew.
+    /// Returns the best validation after one more, at `step`. Starts again if the metric has changed.
     pub fn after(before: Option<Self>, metric: Metric, step: u64, scores: &Scores) -> Option<Self> {
         let before = before.filter(|best| best.metric == metric);
         let new = scores.get(metric).filter(|value| value.is_finite());
@@ -57,7 +57,7 @@ mod tests {
     }
 
     #[test]
-    fn the_best_is_the_lowest_error_or_the_highest_likeness() {
+    fn the_best_is_the_lowest_error_or_the_highest_similarity() {
         let validations = [scores(0.5, 10.0), scores(0.4, 9.0), scores(f64::NAN, 12.0), scores(0.4, 11.0)];
         let best = |metric| {
             let after = |best, (step, scores): (u64, &Scores)| Best::after(best, metric, step, scores);
@@ -70,14 +70,14 @@ mod tests {
     }
 
     #[test]
-    fn another_metric_begins_anew() {
+    fn another_metric_starts_again() {
         let best = Best::after(None, Metric::L1, 3, &scores(0.1, 5.0));
         let best = Best::after(best, Metric::Psnr, 4, &scores(0.2, 4.0));
         assert_eq!(best, Some(Best { metric: Metric::Psnr, step: 4, value: 4.0, worse: 0 }));
     }
 
     #[test]
-    fn every_figure_has_the_name_of_the_configuration() {
+    fn every_metric_has_the_name_of_the_configuration() {
         for metric in [Metric::None, Metric::L1, Metric::Psnr, Metric::Ssim, Metric::Lpips, Metric::Clip] {
             assert_eq!(serde_json::to_value(metric).unwrap(), metric.name());
         }

@@ -1,5 +1,5 @@
-//! How good a model is: validation on images that are not trained on, the best checkpoint by it, and sample grids. It knows data,
-//! losses and models, and nothing of a run.
+//! Evaluates a model: validation on images that are not trained on, the best checkpoint by it, and sample grids. It
+//! depends on data, losses and models, and not on a run.
 
 mod best;
 mod samples;

@@ -1,4 +1,4 @@
-//! How well a model reconstructs pictures that it was not trained on.
+//! Measures how well a model reconstructs images that it was not trained on.
 
 use std::sync::Arc;
 
@@ -17,34 +17,34 @@ use crate::models::quantizer::{CodebookUse, count_codes};
 use crate::models::ssim::ssim;
 use crate::models::statistics_dtype;
 
-/// Figures of one validation.
+/// The metrics of one validation.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub struct Scores {
-    /// Pictures that were looked at.
+    /// Images that were validated.
     pub images: usize,
     /// Mean absolute error of a value in -1..1.
     #[serde(deserialize_with = "null_is_nan")]
     pub l1: f64,
-    /// Peak signal-to-noise ratio in dB, mean over the pictures.
+    /// Peak signal-to-noise ratio in dB, mean over the images.
     #[serde(deserialize_with = "null_is_nan")]
     pub psnr: f64,
-    /// Structural similarity, mean over the pictures; none of pictures below 11 pixels.
+    /// Structural similarity, mean over the images; `None` for images below 11 pixels.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ssim: Option<f64>,
-    /// LPIPS, mean over the pictures, if the run has its network.
+    /// LPIPS, mean over the images, if the run has its network.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub lpips: Option<f64>,
-    /// Cosine of CLIP's embeddings of picture and reconstruction, mean over the pictures, if the run has a CLIP.
+    /// Cosine of CLIP's embeddings of image and reconstruction, mean over the images, if the run has a CLIP.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub clip: Option<f64>,
-    /// Share of the codes that occurred.
+    /// Share of the codes that were used.
     pub codes_used: f64,
     /// `exp` of the entropy of the codes' frequencies.
     pub perplexity: f64,
 }
 
 impl Scores {
-    /// The figure that `metric` names, if there is one.
+    /// The value of `metric`, if there is one.
     pub fn get(&self, metric: Metric) -> Option<f64> {
         match metric {
             Metric::None => None,
@@ -57,34 +57,34 @@ impl Scores {
     }
 }
 
-/// JSON has no other word for what is not a number.
-fn null_is_nan<'de, D: Deserializer<'de>>(figure: D) -> Result<f64, D::Error> {
-    Ok(Option::deserialize(figure)?.unwrap_or(f64::NAN))
+/// Reads `null` as NaN, for which JSON has no other word.
+fn null_is_nan<'de, D: Deserializer<'de>>(value: D) -> Result<f64, D::Error> {
+    Ok(Option::deserialize(value)?.unwrap_or(f64::NAN))
 }
 
 /// Why there are no scores.
 #[derive(Debug, thiserror::Error)]
 pub enum ValidationError {
-    /// The pictures.
+    /// The images.
     #[error(transparent)]
     Data(#[from] DataError),
     /// The device.
     #[error("the device failed during validation: {0}")]
     Device(String),
-    /// Every picture of the split is broken.
-    #[error("none of the {0} validation pictures can be read")]
-    NoPictures(usize),
+    /// Every image of the split is broken.
+    #[error("none of the {0} validation images can be read")]
+    NoImages(usize),
 }
 
-/// A model's scores, and the first pictures with their reconstructions as RGB bytes.
+/// A model's scores, and the first images with their reconstructions as RGB bytes.
 pub struct Validated {
-    /// The figures.
+    /// The scores.
     pub scores: Scores,
     /// Originals and reconstructions, as many as were asked for.
     pub samples: Vec<[Vec<u8>; 2]>,
 }
 
-/// The networks of a run's losses that its validations measure with as well.
+/// The networks of a run's losses with which validations measure too.
 #[derive(Clone, Copy, Default)]
 pub struct Judges<'a> {
     lpips: Option<&'a dyn ImageLoss>,
@@ -92,29 +92,29 @@ pub struct Judges<'a> {
 }
 
 impl<'a> Judges<'a> {
-    /// Those that `losses` have.
+    /// Takes the networks from `losses`.
     pub fn of(losses: &'a Losses) -> Self {
         let lpips = losses.perceptual.as_ref().map(|perceptual| &perceptual.loss as &dyn ImageLoss);
         Self { lpips, clip: losses.clip.as_ref() }
     }
 }
 
-/// What is looked at, and how.
+/// How many images a validation takes.
 #[derive(Debug, Clone, Copy)]
 pub struct Extent {
-    /// Pictures, at most.
+    /// Images, at most.
     pub images: usize,
-    /// Pictures at a time.
+    /// Images in a micro-batch.
     pub micro: usize,
-    /// Pictures of which the reconstructions are given back.
+    /// Images whose reconstructions are returned.
     pub samples: usize,
 }
 
-/// Validates `model` (without autodiff) on the first images of `set`; nothing if `should_stop` says so in between, or while
-/// images are waited for. `progress` is told of each few that are done, and `say` of those that are waited for long.
+/// Validates `model` (without autodiff) on the first images of `set`. Returns `None` if `should_stop` says so between
+/// micro-batches or while it waits. Calls `progress` after each micro-batch, and `say` about each slow image.
 ///
 /// # Errors
-/// If a picture limit is exceeded or the device fails.
+/// If more than `data.max_bad` images are broken, if none can be read, or if the device fails.
 pub fn validate(
     model: &VqGan,
     judges: Judges,
@@ -151,7 +151,7 @@ pub fn validate(
         progress(batch.samples());
     }
     if sums.images == 0 {
-        return Err(ValidationError::NoPictures(images));
+        return Err(ValidationError::NoImages(images));
     }
     Ok(Some(Validated { scores: sums.scores().map_err(ValidationError::Device)?, samples }))
 }
@@ -196,7 +196,7 @@ impl<'a> Sums<'a> {
             _ => None,
         };
         if let Some(network) = self.lpips_network {
-            // Its weights are on the autodiff device. Nothing there is tracked, so no graph is kept.
+            // The network's weights are on the autodiff device. Nothing is tracked there, so no graph is kept.
             let values = network.per_sample(original.clone().autodiff(), reconstruction.clone().autodiff());
             self.lpips += read(values.without_autodiff())?.iter().sum::<f64>();
         }
@@ -229,7 +229,7 @@ fn read(values: Tensor<1>) -> Result<Vec<f64>, String> {
     Ok(values.into_iter().map(f64::from).collect())
 }
 
-/// Cosine of the angle between each row of `a` and that of `b`, `[N, E]` both, to `[N]`.
+/// Cosine of the angle between each row of `a` and the same row of `b`, both `[N, E]`, to `[N]`.
 fn cosine(a: Tensor<2>, b: Tensor<2>) -> Tensor<1> {
     let [n, _] = a.dims();
     let (a, b) = (a.cast(DType::F32), b.cast(DType::F32));
@@ -238,11 +238,11 @@ fn cosine(a: Tensor<2>, b: Tensor<2>) -> Tensor<1> {
     ((a * b).sum_dim(1) / lengths).reshape([n])
 }
 
-/// In dB, for a mean squared error of values in -1..1; a perfect picture has 100 dB, not infinitely many.
+/// PSNR in dB, for a mean squared error of values in -1..1. A perfect image has 100 dB in place of infinity.
 fn psnr(mse: f64) -> f64 {
     let peak = 2.0_f64;
     let decibels = 10.0 * (peak * peak / mse).log10();
-    // Not `min`, which would take what is not a number for perfect.
+    // Not `min`, which would turn NaN into a perfect score.
     if decibels > 100.0 { 100.0 } else { decibels }
 }
 
@@ -259,7 +259,7 @@ mod tests {
         }
     }
 
-    /// A model that overflows in half precision has such scores, and its run is resumed nevertheless.
+    /// A model that overflows in half precision has such scores, and its run can still be resumed.
     #[test]
     fn scores_that_are_no_numbers_come_back() {
         let nan = f64::NAN;
@@ -279,7 +279,7 @@ mod tests {
     }
 
     #[test]
-    fn psnr_is_that_of_eight_bit_pictures() {
+    fn psnr_is_that_of_eight_bit_images() {
         // One level of 255 off everywhere: 20 log10(255) = 48.13 dB.
         let one_level = 2.0 / 255.0_f64;
         assert!((psnr(one_level * one_level) - 48.1308).abs() < 1e-3);

@@ -1,5 +1,5 @@
-//! What a user sees of a run while it goes on: progress bars, dashboard, TensorBoard, lines on stderr. It knows nothing of what it
-//! shows but names and numbers.
+//! Shows a run to the user while it trains: progress bars, dashboard, TensorBoard, lines on stderr. It knows only names
+//! and numbers, not what they mean.
 
 #[macro_use]
 pub mod terminal;
@@ -7,7 +7,7 @@ pub mod download;
 pub mod progress;
 pub mod reporting;
 
-/// Bytes as people write them: `1.50 GiB`.
+/// Formats bytes for people: `1.50 GiB`.
 pub fn readable(bytes: u64) -> String {
     indicatif::BinaryBytes(bytes).to_string()
 }

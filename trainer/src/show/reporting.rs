@@ -1,6 +1,6 @@
-//! What a run shows of itself in its folder: TensorBoard's event files while it goes on, and a page when it ends.
+//! Shows a run in its folder: TensorBoard's event files while it trains, and a page when it ends.
 //!
-//! A run is not given up because it cannot be shown: what cannot be written is said once, and not tried again.
+//! A run does not end because it cannot be shown. What cannot be written is reported once and not tried again.
 
 use std::collections::BTreeMap;
 use std::io::Cursor;
@@ -27,33 +27,33 @@ pub struct Reporter {
 }
 
 impl Reporter {
-    /// For the run in `folder`, which has done `step` steps; `tensorboard` says whether event files are written.
+    /// Creates the reporter of a run that has done `step` steps. `tensorboard` says whether to write event files.
     ///
     /// # Errors
     /// If the event file cannot be begun.
     pub fn start(folder: &Path, step: u64, tensorboard: bool, losses: &'static Groups) -> Result<Self, WriteError> {
-        // What a new run says of step 0 counts too, if files of a run that never came to its first checkpoint are there.
+        // A new run replaces step 0 too, in case the folder has files of a run that never reached its first checkpoint.
         let first = if step == 0 { 0 } else { step + 1 };
         let events = tensorboard.then(|| EventFile::create(&folder.join(TENSORBOARD), first)).transpose()?;
         Ok(Self { folder: folder.to_owned(), events, losses })
     }
 
-    /// A line of `metrics.jsonl`.
+    /// Shows a line of `metrics.jsonl`.
     pub fn step(&mut self, line: &Value, progress: &Progress) {
-        progress.figures(line);
+        progress.metrics(line);
         let step = line["step"].as_u64().unwrap_or_default();
         let losses = self.losses;
         self.scalars(step, line, |key| keys::tag(key, losses), progress);
     }
 
-    /// Scores of a validation after `step` steps, by their names.
+    /// Shows the scores of a validation after `step` steps, by their names.
     pub fn validation(&mut self, step: u64, scores: &impl Serialize, progress: &Progress) {
         let scores = serde_json::to_value(scores).unwrap_or_default();
         progress.scores(&scores);
         self.scalars(step, &scores, keys::validation_tag, progress);
     }
 
-    /// A grid of samples, as a PNG.
+    /// Shows a grid of samples, as a PNG.
     pub fn samples(&mut self, step: u64, png: &[u8], progress: &Progress) {
         let size = ImageReader::new(Cursor::new(png)).with_guessed_format().map(ImageReader::into_dimensions);
         if let Ok(Ok((width, height))) = size {
@@ -62,7 +62,7 @@ impl Reporter {
         }
     }
 
-    /// The norms of the parameters' gradients in `step`, by block.
+    /// Shows the norms of the parameters' gradients in `step`, by block.
     pub fn gradient_norms(&mut self, step: u64, norms: &BTreeMap<String, Vec<f64>>, progress: &Progress) {
         let histogram = |(block, norms): (&String, &Vec<f64>)| {
             Some((format!("gradients/{block}"), Shown::Histogram(Histogram::of(norms)?)))

@@ -1,5 +1,5 @@
-//! What the program writes: results to stdout, all else to stderr. A terminal that is gone, a reader that has died and a full disk never cost a
-//! run: what cannot be written is dropped.
+//! Writes results to stdout and all else to stderr. A terminal that is gone, a reader that has died and a full disk
+//! never end a run: what cannot be written is dropped.
 
 #[cfg(unix)]
 use std::fs;
@@ -12,7 +12,7 @@ use std::time::Duration;
 use console::Term;
 use indicatif::{ProgressDrawTarget, TermLike};
 
-/// How long a message may keep a process that has to go on or to end. A pipe that nobody reads would keep it for ever.
+/// How long a message may delay a process that must continue or end. A pipe that nobody reads would delay it for ever.
 const PATIENCE: Duration = Duration::from_millis(500);
 
 const REDRAWS_PER_SECOND: u8 = 20;
@@ -28,8 +28,8 @@ pub fn write_line(line: &str) {
     let _ = io::stderr().lock().write_all(format!("{line}\n").as_bytes());
 }
 
-/// Writes a line to stderr as [`write_line`] does, without waiting for long for a terminal that takes nothing. For threads that
-/// must not be held up.
+/// Writes a line to stderr like [`write_line`], but does not wait long for a terminal that takes nothing. For threads
+/// that must not be delayed.
 pub fn write_line_soon(line: String) {
     let (done, is_done) = sync_channel(1);
     let writes = move || {
@@ -44,7 +44,7 @@ pub fn write_line_soon(line: String) {
 /// Writes a line to stdout.
 ///
 /// # Errors
-/// If it cannot be written although there may be somebody to read it.
+/// If it cannot be written although somebody may still read it.
 pub fn write_result(line: &str) -> io::Result<()> {
     let mut stdout = io::stdout().lock();
     match writeln!(stdout, "{line}").and_then(|()| stdout.flush()) {
@@ -53,7 +53,7 @@ pub fn write_result(line: &str) -> io::Result<()> {
     }
 }
 
-/// Whether `error` came because `stdout` is a terminal that is gone, for which the system has the error of a broken disk.
+/// Whether `error` means that `stdout` is a terminal that is gone. The system reports that like a broken disk.
 #[cfg(unix)]
 fn has_hung_up(stdout: &io::StdoutLock, error: &io::Error) -> bool {
     use std::os::fd::AsFd;
@@ -69,8 +69,8 @@ fn has_hung_up(_stdout: &io::StdoutLock, _error: &io::Error) -> bool {
     false
 }
 
-/// Where bars are drawn: on stderr if that is a terminal, and from its first error on nowhere. indicatif's own target panics when
-/// the terminal is gone.
+/// Returns the target for progress bars: stderr if that is a terminal, until its first error. indicatif's own target
+/// panics when the terminal is gone.
 pub fn draw_target() -> ProgressDrawTarget {
     match io::stderr().is_terminal() {
         true => ProgressDrawTarget::term_like_with_hz(Box::new(Bars::default()), REDRAWS_PER_SECOND),

@@ -1,4 +1,4 @@
-//! What a configuration must hold beyond its types.
+//! Checks what the types of a configuration do not.
 
 #[cfg(test)]
 mod tests;
@@ -16,21 +16,21 @@ use crate::models::ssim;
 use crate::optim::{Trainable, check_pattern};
 use crate::problem::{Problem, at_least_one, below_one, not_negative, positive, problem, share};
 
-/// Far beyond any run, and small enough that their product still counts samples in 64 bits.
+/// Limits far beyond any run. Their product, a number of samples, still fits 64 bits.
 const MOST_STEPS: u64 = 1 << 40;
 const MOST_SAMPLES: usize = 1 << 20;
 
-/// More threads than any machine reads images with.
+/// More threads than any machine needs to read images.
 const MOST_WORKERS: usize = 512;
 
-/// Some GiB of images that wait.
+/// Some GiB of images that are read ahead.
 const MOST_PREFETCHED: usize = 1 << 16;
 
-/// As many indices fit a small machine's memory.
+/// This many indices fit a small machine's memory.
 const MOST_IMAGES: usize = 100_000_000;
 
 impl Config {
-    /// Everything that can be said before a model or a data set is opened.
+    /// Checks everything that can be checked before a model or a data set is opened.
     ///
     /// # Errors
     /// The first problem, in the order of the file's tables.
@@ -56,7 +56,7 @@ impl Config {
         self.check_best()
     }
 
-    /// `[losses.*]`. What is set for a loss that is off has to be in its range, and nothing more.
+    /// Checks `[losses.*]`. The keys of a loss that is off only have to be in their range.
     fn check_losses(&self) -> Result<(), Problem> {
         let tables = self.losses.tables();
         for table in &tables {
@@ -69,7 +69,7 @@ impl Config {
         tables.iter().try_for_each(|table| table.check(&around))
     }
 
-    /// A line for each loss that is on, and for the discriminator, that begins only after the last step.
+    /// Returns a line for each loss that is on, and for the discriminator, if it begins only after the last step.
     pub fn losses_that_never_count(&self) -> Vec<String> {
         let steps = self.run.steps;
         let starts = self.losses.on().map(|table| (format!("losses.{}.start", table.name()), table.weight().start));
@@ -79,7 +79,7 @@ impl Config {
         late.map(|(key, start)| format!("{key} is {start}, but run.steps is {steps}: it never begins")).collect()
     }
 
-    /// The best checkpoint is known by a figure that the run's validations have.
+    /// Checks that the run's validations have the metric of `checkpoints.best`.
     fn check_best(&self) -> Result<(), Problem> {
         const KEY: &str = "checkpoints.best";
         let Self { checkpoints, validation, data, losses, .. } = self;
@@ -88,7 +88,7 @@ impl Config {
             return match validation.patience {
                 0 => Ok(()),
                 _ => {
-                    problem("validation.patience", "is set, but checkpoints.best does not say which figure it is about")
+                    problem("validation.patience", "is set, but checkpoints.best does not say which metric it is about")
                 }
             };
         }
@@ -98,7 +98,7 @@ impl Config {
             return problem(KEY, message);
         }
         if best == Metric::Ssim && (data.resolution as usize) < ssim::WINDOW {
-            return problem(KEY, format!("is \"ssim\", which needs pictures of {} pixels or more", ssim::WINDOW));
+            return problem(KEY, format!("is \"ssim\", which needs images of {} pixels or more", ssim::WINDOW));
         }
         if best == Metric::Lpips && losses.perceptual.weight == 0.0 {
             return problem(KEY, "is \"lpips\", which needs the loss `perceptual`");
@@ -109,11 +109,11 @@ impl Config {
         Ok(())
     }
 
-    /// What must fit between the configuration and the model that it names.
+    /// Checks that the configuration fits the model that it names.
     ///
     /// # Errors
-    /// If the resolution is not a multiple of the model's down-sampling factor, a key is for another quantizer than the model's,
-    /// or `model.train` names nothing that the model has and a loss trains.
+    /// If the resolution is no multiple of the model's down-sampling factor, if a key is for another quantizer, or if
+    /// `model.train` names nothing in the model or parameters that no loss reaches.
     pub fn check_against(&self, architecture: &Architecture) -> Result<(), Problem> {
         let (resolution, factor) = (self.data.resolution as usize, architecture.downsampling());
         if resolution % factor != 0 {
@@ -139,8 +139,9 @@ impl Config {
         self.check_train(architecture)
     }
 
-    /// The codebook's loss ends at the latents, so nothing of the decoder learns from it; the others go past the
-    /// codebook, which is straight-through for them. Gumbel's loss ends at the logits, and the others reach its codes.
+    /// Checks that losses reach `model.train`. The codebook's loss ends at the latents, so it does not train the
+    /// decoder. The other losses pass the codebook straight-through, so they do not train its codes. A Gumbel
+    /// quantizer's loss ends at the logits, and the other losses do reach its codes.
     fn check_train(&self, architecture: &Architecture) -> Result<(), Problem> {
         let parameters = architecture.parameters();
         let names: Vec<&str> = parameters.iter().map(|(name, _)| name.as_str()).collect();
@@ -261,7 +262,7 @@ fn check_data(data: &DataConfig, settings: &SourceSettings) -> Result<(), Proble
     Ok(())
 }
 
-/// What the rows are made of is checked row by row.
+/// Checks `[sweep]`, but not the settings of its rows: these are checked row by row.
 fn check_sweep(sweep: &SweepConfig) -> Result<(), Problem> {
     for (key, values) in [("sweep.micro", &sweep.micro), ("sweep.effective", &sweep.effective)] {
         values.iter().try_for_each(|&value| at_least_one(key, value))?;
@@ -276,7 +277,7 @@ fn check_sweep(sweep: &SweepConfig) -> Result<(), Problem> {
     }
 }
 
-/// What an optimizer or a schedule is for.
+/// The network of an optimizer or a schedule.
 #[derive(Clone, Copy)]
 enum Network {
     Model,
@@ -284,7 +285,7 @@ enum Network {
 }
 
 impl Network {
-    /// The key of the discriminator, or the same of the model.
+    /// Returns the discriminator's `key`, or the model's key of the same name.
     fn key(self, key: &'static str) -> &'static str {
         match self {
             Self::Model => key.strip_prefix("discriminator.").unwrap_or(key),

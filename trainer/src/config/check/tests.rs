@@ -5,7 +5,7 @@ use super::super::*;
 use crate::losses::Sees;
 use crate::models::tests::tiny_architecture;
 
-/// The error of a file that holds `text`, which has to be one.
+/// Returns the error of a file that holds `text`, which must be wrong.
 fn error(text: &str) -> String {
     load_text(text, &[]).unwrap_err()
 }
@@ -112,7 +112,7 @@ fn the_discriminators_optimizer_is_held_to_the_same_ranges_under_its_own_name() 
     let lines = [("last = 1.5", "must lie in 0 to 1"), ("warmup = 1000", "must be below run.steps = 1000")];
     refused("schedule", &lines);
     refused("discriminator.schedule", &lines);
-    // What the discriminator only inherits is the model's mistake.
+    // A wrong value that the discriminator inherits is reported for the model.
     let error = error("[optimizer]\nlearning_rate = -1.0\n[discriminator.optimizer]\nclip_norm = 1.0\n");
     assert!(error.starts_with("mine.toml:2: `optimizer.learning_rate`"), "{error}");
     let error = self::error("[discriminator.optimizer]\nlerning_rate = 1.0\n");
@@ -186,7 +186,7 @@ fn what_learns_has_to_be_there_and_to_be_reached_by_a_loss() {
 }
 
 #[test]
-fn a_perceptual_loss_needs_weights_and_pictures_that_are_large_enough() {
+fn a_perceptual_loss_needs_weights_and_images_that_are_large_enough() {
     refused(
         "losses.perceptual",
         &[("backbone = \"hf://timm\"", "the name after the owner is missing"), ("linear = \"\"", "it is empty")],
@@ -224,7 +224,7 @@ fn an_adversarial_loss_needs_what_its_weight_adapts_to() {
         assert!(error.starts_with("mine.toml:4: `losses.adversarial.adaptive` must be \"off\""), "{error}");
         sound(&format!("{on}adaptive = \"{adaptive}\"\n[losses.perceptual]\nweight = 1.0\n"));
     }
-    // The default is adaptive too: its place is that of the table.
+    // The default is adaptive too: the error points at the table.
     let error = error(on);
     assert!(error.starts_with("mine.toml:2: `losses.adversarial.adaptive` must be \"off\""), "{error}");
     sound(&format!("{on}adaptive = \"off\"\n"));
@@ -259,7 +259,7 @@ fn an_adversarial_loss_does_not_start_before_what_its_weight_adapts_to() {
 }
 
 #[test]
-fn a_discriminator_has_to_fit_the_pictures_and_the_start_of_its_loss() {
+fn a_discriminator_has_to_fit_the_images_and_the_start_of_its_loss() {
     refused(
         "discriminator",
         &[
@@ -310,7 +310,7 @@ fn clip_has_to_see_something() {
     );
     let blind = "[clip]\ncutouts = 0\nwhole = false\n";
     sound(blind);
-    // It sees whole pictures, views or not.
+    // This loss sees whole images, views or not.
     let contrastive = "[losses.clip_contrastive]\nweight = 0.1\n";
     assert!(sound(&format!("{blind}{contrastive}")).losses.has(Sees::Clip));
     let error = error(&format!("{blind}{contrastive}[losses.clip_image]\nweight = 0.1\n"));
@@ -379,17 +379,17 @@ fn texts_are_not_empty_and_a_direction_has_two() {
 }
 
 #[test]
-fn the_best_checkpoint_is_known_by_a_figure_that_validations_have() {
+fn the_best_checkpoint_is_known_by_a_metric_that_validations_have() {
     refused(
         "checkpoints",
         &[("best = \"lpips\"", "needs the loss `perceptual`"), ("best = \"clip\"", "needs one of the CLIP losses")],
     );
     refused("checkpoints", &[("every_minutes = -1", "must be 0 or more")]);
-    refused("validation", &[("patience = 3", "checkpoints.best does not say which figure")]);
+    refused("validation", &[("patience = 3", "checkpoints.best does not say which metric")]);
     let never = error("[checkpoints]\nbest = \"l1\"\n[validation]\nevery_steps = 0\n");
     assert!(never.starts_with("mine.toml:2: `checkpoints.best` is set, but no validation takes place"), "{never}");
     let small = error("[checkpoints]\nbest = \"ssim\"\n[data]\nresolution = 8\n");
-    assert!(small.contains("needs pictures of 11 pixels or more"), "{small}");
+    assert!(small.contains("needs images of 11 pixels or more"), "{small}");
     let misspelt = error("[checkpoints]\nbest = \"pnsr\"\n");
     assert!(misspelt.contains("did you mean `psnr`?"), "{misspelt}");
     assert_eq!(sound("[checkpoints]\nbest = \"\"\n").checkpoints.best, Metric::None);
@@ -397,7 +397,7 @@ fn the_best_checkpoint_is_known_by_a_figure_that_validations_have() {
     assert_eq!((early.checkpoints.best, early.validation.patience), (Metric::Psnr, 3));
 }
 
-/// A key of the other quantizer is an error and no silent nothing.
+/// A key of the other quantizer is an error; it is not ignored.
 #[test]
 fn a_quantizer_has_its_own_keys() {
     refused(
@@ -458,7 +458,7 @@ fn what_never_begins_is_said() {
                 [losses.clip_image]\nstart = 99\n[discriminator]\nstart = 10\n";
     assert_eq!(named(text), ["losses.adversarial.start", "losses.codebook.start", "discriminator.start"]);
     assert_eq!(named(&text.replace("steps = 10", "steps = 12")), Vec::<String>::new());
-    // The discriminator of a loss that is off is not there at all.
+    // Without its loss there is no discriminator.
     assert_eq!(named("run.steps = 10\n[discriminator]\nstart = 10\n"), Vec::<String>::new());
 }
 

@@ -1,4 +1,4 @@
-//! Two bars: the run, and below it what its current step is at.
+//! Draws two bars: the run, and below it the current part of a step.
 
 use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
 
@@ -18,9 +18,9 @@ impl Bars {
             let style = ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar());
             both.add(ProgressBar::no_length().with_style(style.progress_chars("━╸─")))
         };
-        // The figures have a line of their own: a line that is broken in two cannot be drawn over.
+        // The metrics have a separate line: a line that wraps cannot be drawn over.
         let run = bar("{prefix:>14} {wide_bar} {percent:>3} %\n               {wide_msg}");
-        let part = bar("{prefix:>14} {wide_bar:.dim} {pos}/{len} pictures{msg}");
+        let part = bar("{prefix:>14} {wide_bar:.dim} {pos}/{len} images{msg}");
         let bars = Self { both, run, part };
         bars.run.set_length(position.steps * position.of);
         bars.part(position);
@@ -32,7 +32,7 @@ impl View for Bars {
     fn part(&self, position: Position) {
         let Position { step, steps, part, done, of } = position;
         self.run.set_prefix(format!("step {step}/{steps}"));
-        // A first pass or a validation takes its time, but brings the run no further.
+        // A first pass or a validation takes time, but does not advance the run.
         if part == Part::SecondPass {
             self.run.set_position(step * of + done);
         }

@@ -1,4 +1,4 @@
-//! burn-train's dashboard in a terminal: curves, figures, and keys to stop the run by.
+//! burn-train's dashboard in a terminal: curves, metrics, and keys that stop the run.
 
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeSet;
@@ -24,7 +24,7 @@ use crate::show::readable;
 #[error("--tui needs a terminal: standard input and output are to be one")]
 pub struct NoTerminal;
 
-/// Whether there is a terminal that a dashboard can take.
+/// Checks that there is a terminal that a dashboard can take.
 ///
 /// # Errors
 /// If there is none.
@@ -35,23 +35,23 @@ pub fn check_terminal() -> Result<(), NoTerminal> {
     }
 }
 
-/// The whole terminal, until it is dropped or finished.
+/// Takes the whole terminal, until it is dropped or finished.
 pub(super) struct Dashboard {
-    /// Gone when the terminal is given back.
+    /// `None` once the terminal is given back.
     renderer: RefCell<Option<TuiMetricsRendererWrapper>>,
     known: RefCell<BTreeSet<String>>,
-    /// What would have been written over the dashboard, for when it is gone.
+    /// Lines that would overwrite the dashboard; they are written when it is gone.
     lines: RefCell<Vec<String>>,
-    /// What the validation before the first step found, which is shown below that step's figures.
+    /// The scores of the validation before the first step. They are shown below that step's metrics.
     first_scores: RefCell<Vec<(String, Option<f64>)>>,
     has_no_step: Cell<bool>,
     /// Whether steps have two passes.
     is_coupled: Cell<bool>,
-    /// What the dashboard was told to be at: a split in its words, of which step and how many pictures.
+    /// What the dashboard shows as current: the split by its name, its step and its number of images.
     current: Cell<Option<(&'static str, u64, u64)>>,
     /// The tags of the metrics of losses.
     losses: &'static Groups,
-    /// How the process is ended at once.
+    /// Ends the process at once.
     exit: Option<fn(i32) -> !>,
 }
 
@@ -77,17 +77,17 @@ impl Dashboard {
             exit,
         };
         let (steps, samples) = (position.steps as usize, position.of as usize);
-        // Its words are those of supervised training, which this is not.
-        let label = "an epoch is an optimizer step here, an item a picture in a pass";
+        // The dashboard uses the words of supervised training, which do not fit here.
+        let label = "an epoch is an optimizer step here, an item an image in a pass";
         dashboard.tell(|renderer| renderer.start(steps, first_step + 1, Some(samples), Some(label)));
-        // The first that is known is the one that is shown until another is chosen.
+        // The metric that is registered first is shown until the user chooses another one.
         dashboard.register(&keys::tag("loss", losses));
         signals::let_through();
         dashboard
     }
 
-    /// The dashboard's own way to end the process at once is a panic, here and in its thread; by then the terminal is given
-    /// back, and it has said so.
+    /// Calls the renderer. The dashboard ends the process at once by a panic, here and in its thread. By then it has
+    /// given the terminal back and has said so.
     fn tell(&self, what: impl FnOnce(&mut TuiMetricsRendererWrapper)) {
         let mut renderer = self.renderer.borrow_mut();
         let Some(renderer) = renderer.as_mut() else { return };
@@ -134,7 +134,7 @@ impl View for Dashboard {
         if part == Part::FirstPass {
             self.is_coupled.set(true);
         }
-        // The estimate of the time left takes no step back: of two passes each is half a step.
+        // Each of two passes counts as half a step, so that the estimate of the time left does not jump back.
         if self.is_coupled.get() && part != Part::Validation {
             done += if part == Part::SecondPass && done > 0 { of } else { 0 };
             of *= 2;
@@ -150,21 +150,21 @@ impl View for Dashboard {
     }
 
     fn step(&self, position: Position, _text: &str) {
-        // The step that follows, unless there is none.
+        // Shows the next step, unless there is none.
         if position.step < position.steps {
             self.part(position);
         }
     }
 
-    fn figures(&self, figures: &Value, of: Part) {
-        if figures["skipped"] == true {
+    fn metrics(&self, metrics: &Value, of: Part) {
+        if metrics["skipped"] == true {
             self.tell(|renderer| renderer.log_event_training("Skipped".to_owned()));
         }
-        let Some(figures) = figures.as_object() else { return };
+        let Some(metrics) = metrics.as_object() else { return };
         let name =
             |key: &str| if of == Part::Validation { keys::validation_tag(key) } else { keys::tag(key, self.losses) };
-        let mut named: Vec<_> = keys::values(figures).into_iter().map(|(key, value)| (name(&key), value)).collect();
-        // What is shown first stays first, and no more than that may fit on the terminal.
+        let mut named: Vec<_> = keys::values(metrics).into_iter().map(|(key, value)| (name(&key), value)).collect();
+        // The losses come first, since the terminal may have no space for more.
         named.sort_by_key(|(name, _)| (name != "loss/total", !name.starts_with("loss/")));
         if of == Part::Validation && self.has_no_step.get() {
             *self.first_scores.borrow_mut() = named;
@@ -183,7 +183,7 @@ impl View for Dashboard {
     }
 
     fn finish(&self) {
-        // Dropped before anything is written: that gives the terminal back.
+        // Drops the renderer before it writes: that gives the terminal back.
         drop(self.renderer.borrow_mut().take());
         signals::forget();
         self.lines.borrow_mut().drain(..).for_each(|line| note!("{line}"));
@@ -196,7 +196,7 @@ impl Drop for Dashboard {
     }
 }
 
-/// Gives the terminal back, if a dashboard has it, where the process ends without more ado.
+/// Gives the terminal back if a dashboard has it, for a process that ends at once.
 pub fn give_terminal_back() {
     signals::restore();
 }
@@ -210,10 +210,10 @@ mod signals {
 
     use rustix::termios::{LocalModes, OptionalActions, Termios, tcgetattr, tcsetattr};
 
-    /// The terminal's settings before a dashboard took it, as long as it has it.
+    /// The terminal's settings from before a dashboard took it, while the dashboard has it.
     static BEFORE: Mutex<Option<Termios>> = Mutex::new(None);
 
-    /// No mouse any more, the cursor, and the screen as it was.
+    /// Turns the mouse off, restores the screen, and shows the cursor.
     const LEAVE: &[u8] = b"\x1b[?1006l\x1b[?1015l\x1b[?1003l\x1b[?1002l\x1b[?1000l\x1b[?1049l\x1b[?25h";
 
     pub(super) fn remember() {
@@ -226,14 +226,14 @@ mod signals {
 
     pub(super) fn restore() {
         let Some(before) = BEFORE.lock().unwrap_or_else(PoisonError::into_inner).take() else { return };
-        // The process ends here: there is nobody left to tell.
+        // The process ends here, so errors cannot be reported.
         let _ = tcsetattr(std::io::stdin(), OptionalActions::Now, &before);
         let _ = std::io::stdout().write_all(LEAVE);
         let _ = std::io::stdout().flush();
     }
 
-    /// A terminal that a dashboard reads key by key makes no signals of Ctrl-C and Ctrl-\. Ours still shall: Ctrl-C asks the
-    /// run to save and stop, wherever it is pressed. The dashboard's thread takes a moment to begin.
+    /// Turns signals back on. A terminal that a dashboard reads key by key sends none for Ctrl-C and Ctrl-\, but Ctrl-C
+    /// must always ask the run to save and stop. The dashboard's thread takes a moment to begin.
     pub(super) fn let_through() {
         const TRIES: usize = 100;
         for _ in 0..TRIES {

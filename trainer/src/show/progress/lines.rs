@@ -1,4 +1,4 @@
-//! Plain lines, for a file or a pipe.
+//! Shows a run by plain lines, for a file or a pipe.
 
 use std::cell::Cell;
 use std::sync::{Mutex, PoisonError};
@@ -6,10 +6,10 @@ use std::time::{Duration, Instant};
 
 use super::{Position, View};
 
-/// Between lines of steps.
+/// Time between lines of steps.
 const STEP_EVERY: Duration = Duration::from_secs(10);
 
-/// Between lines of what goes on within a step, so that a long step does not look dead.
+/// Time between lines within a step, so that a long step does not look dead.
 const PART_EVERY: Duration = Duration::from_secs(60);
 
 #[derive(Default)]
@@ -32,11 +32,11 @@ impl Lines {
 impl View for Lines {
     fn part(&self, position: Position) {
         let Position { step, steps, part, done, of } = position;
-        // The first pictures start the clock.
+        // The first images start the clock.
         if self.last.get().is_none() {
             self.last.set(Some(Instant::now()));
         } else if self.silent_for(PART_EVERY) {
-            self.say(&format!("step {step}/{steps}  {}: {done} of {of} pictures", part.name()));
+            self.say(&format!("step {step}/{steps}  {}: {done} of {of} images", part.name()));
         }
     }
 

@@ -1,5 +1,4 @@
-//! What a user sees of a run while it goes on: bars on a terminal, plain lines elsewhere, all of it on stderr; or, when asked
-//! for, a dashboard that takes the whole terminal.
+//! Shows the progress of a run: bars on a terminal, plain lines elsewhere, both on stderr; on request, a dashboard.
 
 mod bars;
 mod dashboard;
@@ -20,31 +19,31 @@ pub use self::dashboard::{NoTerminal, check_terminal, give_terminal_back};
 use self::lines::Lines;
 use crate::show::readable;
 
-/// What is shown after a step.
+/// The values that are shown after a step.
 #[derive(Debug, Clone, Copy)]
 pub struct Shown {
     /// Optimizer steps done.
     pub step: u64,
     /// The weighted sum of the losses; not finite after an overflow.
     pub loss: f64,
-    /// Training pictures per second.
+    /// Training images per second.
     pub images_per_second: f64,
-    /// Bytes.
+    /// Peak memory of the step, in bytes.
     pub peak_memory: u64,
-    /// Bytes that the process has of the device by its driver, where that is known.
+    /// Device memory in use by the process, in bytes, if the driver reports it.
     pub process_memory: Option<u64>,
     /// Loss scale; 1 in f32.
     pub loss_scale: f64,
-    /// The micro-batch, where it is not the one in the configuration.
+    /// The micro-batch, if it differs from the configuration.
     pub micro: Option<usize>,
 }
 
-/// What goes on within a step or between two, picture by picture.
+/// A part of a run whose progress is counted in images.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Part {
     /// The pass for losses that couple samples.
     FirstPass,
-    /// The pass that the gradients come from.
+    /// The pass that computes the gradients.
     SecondPass,
     Validation,
 }
@@ -59,7 +58,7 @@ impl Part {
     }
 }
 
-/// How far a run is.
+/// The progress of a run.
 #[derive(Debug, Clone, Copy)]
 struct Position {
     /// Steps done.
@@ -67,24 +66,24 @@ struct Position {
     /// Steps in all.
     steps: u64,
     part: Part,
-    /// Pictures of the part that are done.
+    /// Images of the part that are done.
     done: u64,
-    /// Pictures of the part.
+    /// Images of the part.
     of: u64,
 }
 
 /// A way to show a run.
 trait View {
-    /// Some pictures more are done.
+    /// Some more images are done.
     fn part(&self, position: Position);
 
-    /// A step is done; `text` is all that there is to say of it.
+    /// A step is done; `text` describes it.
     fn step(&self, position: Position, text: &str);
 
-    /// All figures of a step or a validation, as in `metrics.jsonl`.
-    fn figures(&self, _figures: &Value, _of: Part) {}
+    /// Shows all metrics of a step or a validation, as in `metrics.jsonl`.
+    fn metrics(&self, _metrics: &Value, _of: Part) {}
 
-    /// A line that stays.
+    /// Writes a line that stays.
     fn line(&self, text: &str);
 
     /// Shows, from any thread, how many kernels have been compiled for the GPU.
@@ -96,7 +95,7 @@ trait View {
     fn finish(&self);
 }
 
-/// Nothing is compiled for a CPU.
+/// Calls `show` with the number of compiled kernels. Nothing is compiled for a CPU.
 fn watch_kernels(show: Box<dyn Fn(u64) + Send + Sync>) {
     #[cfg(any(feature = "cuda", feature = "wgpu"))]
     crate::device::kernels::watch(show);
@@ -111,12 +110,12 @@ pub struct Progress {
     started: Instant,
     first_step: u64,
     position: Cell<Position>,
-    /// Steps since the start in which the generator did not move.
+    /// Steps since the start that the generator skipped.
     skipped: Cell<u64>,
 }
 
 impl Progress {
-    /// For a run that has done `first_step` of its `steps` steps.
+    /// Shows a run that has done `first_step` of its `steps` steps.
     pub fn new(first_step: u64, steps: u64, samples_per_step: usize) -> Self {
         let samples_per_step = samples_per_step as u64;
         let position = Position { step: first_step, steps, part: Part::SecondPass, done: 0, of: samples_per_step };
@@ -135,15 +134,15 @@ impl Progress {
         }
     }
 
-    /// Takes the terminal for a dashboard, in which the user can ask the run to stop; see [`check_terminal`]. `losses` has
-    /// the tags of the metrics of losses.
+    /// Takes the terminal for a dashboard, in which the user can ask the run to stop; see [`check_terminal`]. `losses`
+    /// has the tags of the losses' metrics.
     pub fn show_dashboard(&mut self, interrupter: &Interrupter, exit: Option<fn(i32) -> !>, losses: &'static Groups) {
         self.view.finish();
         self.view = Box::new(Dashboard::open(self.position.get(), interrupter, exit, losses));
         watch_kernels(self.view.kernels());
     }
 
-    /// Some samples of the current step are through the first pass.
+    /// Some samples of the current step have completed the first pass.
     pub fn first_pass(&self, count: usize) {
         self.advance(Part::FirstPass, count, self.samples_per_step);
     }
@@ -153,7 +152,7 @@ impl Progress {
         self.advance(Part::SecondPass, count, self.samples_per_step);
     }
 
-    /// Some of `all` validation pictures are done.
+    /// Some of `all` validation images are done.
     pub fn validated(&self, count: usize, all: usize) {
         self.advance(Part::Validation, count, all as u64);
     }
@@ -168,23 +167,23 @@ impl Progress {
         self.view.part(position);
     }
 
-    /// All figures of a step: its line of `metrics.jsonl`.
-    pub fn figures(&self, line: &Value) {
+    /// Shows all metrics of a step: its line of `metrics.jsonl`.
+    pub fn metrics(&self, line: &Value) {
         self.skipped.update(|count| count + u64::from(line["skipped"] == true));
-        self.view.figures(line, Part::SecondPass);
+        self.view.metrics(line, Part::SecondPass);
     }
 
-    /// All scores of a validation.
+    /// Shows all scores of a validation.
     pub fn scores(&self, scores: &Value) {
         self.start_part(Part::SecondPass);
-        self.view.figures(scores, Part::Validation);
+        self.view.metrics(scores, Part::Validation);
     }
 
     fn start_part(&self, part: Part) {
         self.position.set(Position { part, done: 0, of: self.samples_per_step, ..self.position.get() });
     }
 
-    /// The step that is on begins anew.
+    /// The current step starts again.
     pub fn step_again(&self) {
         self.start_part(Part::SecondPass);
     }
@@ -220,7 +219,7 @@ impl Progress {
         self.view.step(position, &text);
     }
 
-    /// A line that stays, above the bar.
+    /// Writes a line that stays, above the bars.
     pub fn line(&self, text: &str) {
         self.view.line(text);
     }
