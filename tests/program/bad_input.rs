@@ -82,7 +82,7 @@ fn a_loss_of_clip_that_cannot_be() {
 }
 
 #[test]
-fn a_discriminator_that_leaves_nothing_of_the_pictures() {
+fn a_discriminator_that_leaves_nothing_of_the_images() {
     let folder = small();
     let line =
         append(folder.path(), "[losses.adversarial]\nweight = 0.8\nkind = \"hinj\"\n[discriminator]\nlayers = 3\n");
@@ -151,25 +151,25 @@ fn a_folder_source_without_a_folder() {
     assert!(error.contains("`data.path` is missing"), "{error}");
 }
 
-/// Writes eight sound pictures and `bad` broken ones.
-fn pictures(folder: &Path, bad: usize) {
-    let pictures = folder.join("pictures");
-    fs::create_dir(&pictures).unwrap();
+/// Writes eight sound images and `bad` broken ones.
+fn images(folder: &Path, bad: usize) {
+    let images = folder.join("images");
+    fs::create_dir(&images).unwrap();
     for index in 0..8_u8 {
-        let picture = image::RgbImage::from_fn(24, 20, |x, y| image::Rgb([index * 30, x as u8 * 10, y as u8 * 12]));
-        picture.save(pictures.join(format!("sound-{index}.jpg"))).unwrap();
+        let image = image::RgbImage::from_fn(24, 20, |x, y| image::Rgb([index * 30, x as u8 * 10, y as u8 * 12]));
+        image.save(images.join(format!("sound-{index}.jpg"))).unwrap();
     }
     for index in 0..bad {
-        let sound = fs::read(pictures.join("sound-0.jpg")).unwrap();
-        fs::write(pictures.join(format!("broken-{index}.jpg")), &sound[..sound.len() / 2]).unwrap();
+        let sound = fs::read(images.join("sound-0.jpg")).unwrap();
+        fs::write(images.join(format!("broken-{index}.jpg")), &sound[..sound.len() / 2]).unwrap();
     }
 }
 
 #[test]
-fn a_truncated_picture_is_named_once_and_skipped() {
+fn a_truncated_image_is_named_once_and_skipped() {
     let folder = small();
-    pictures(folder.path(), 1);
-    let sets = ["data.source=folder", "data.path=pictures", "data.validation=0", "run.steps=12", "data.resolution=8"];
+    images(folder.path(), 1);
+    let sets = ["data.source=folder", "data.path=images", "data.validation=0", "run.steps=12", "data.resolution=8"];
     let arguments = sets.iter().flat_map(|set| ["--set", *set]);
     let arguments: Vec<&str> = ["--config", "small.toml"].into_iter().chain(arguments).collect();
     let finished = run(folder.path(), &arguments).success();
@@ -181,26 +181,26 @@ fn a_truncated_picture_is_named_once_and_skipped() {
 #[test]
 fn a_pipe_is_skipped_a_second_name_does_not_count_and_captions_that_nobody_needs_are_not_read() {
     let folder = small();
-    pictures(folder.path(), 0);
-    let pictures = folder.path().join("pictures");
-    assert!(std::process::Command::new("mkfifo").arg(pictures.join("pipe.jpg")).status().unwrap().success());
-    fs::hard_link(pictures.join("sound-0.jpg"), pictures.join("again.jpg")).unwrap();
-    fs::write(pictures.join("metadata.jsonl"), "{").unwrap();
-    let sets = ["data.source=folder", "data.path=pictures", "data.validation=3", "run.steps=12", "data.resolution=8"];
+    images(folder.path(), 0);
+    let images = folder.path().join("images");
+    assert!(std::process::Command::new("mkfifo").arg(images.join("pipe.jpg")).status().unwrap().success());
+    fs::hard_link(images.join("sound-0.jpg"), images.join("again.jpg")).unwrap();
+    fs::write(images.join("metadata.jsonl"), "{").unwrap();
+    let sets = ["data.source=folder", "data.path=images", "data.validation=3", "run.steps=12", "data.resolution=8"];
     let arguments = sets.iter().flat_map(|set| ["--set", *set]);
     let arguments: Vec<&str> = ["--config", "small.toml"].into_iter().chain(arguments).collect();
     let stderr = run(folder.path(), &arguments).success().stderr;
     let lines = |text: &str| stderr.lines().filter(|line| line.contains(text)).count();
     assert_eq!([lines("pipe.jpg"), lines("1 more names"), lines("`data.validation` is 3")], [1; 3], "{stderr}");
-    let named = run(folder.path(), &["reconstruct", "pictures/pipe.jpg", "--checkpoint", "runs/small"]).error(1);
+    let named = run(folder.path(), &["reconstruct", "images/pipe.jpg", "--checkpoint", "runs/small"]).error(1);
     assert!(named.contains("pipe.jpg"), "{named}");
 }
 
 #[test]
-fn too_many_broken_pictures_end_the_run() {
+fn too_many_broken_images_end_the_run() {
     let folder = small();
-    pictures(folder.path(), 6);
-    let sets = ["data.source=folder", "data.path=pictures", "data.validation=0", "data.max_bad=2", "run.steps=40"];
+    images(folder.path(), 6);
+    let sets = ["data.source=folder", "data.path=images", "data.validation=0", "data.max_bad=2", "run.steps=40"];
     let error = error(folder.path(), 1, &sets);
     assert!(error.contains("broken-") && error.contains('2'), "{error}");
 }

@@ -74,7 +74,7 @@ pub fn fixture(path: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/fixtures").join(path)
 }
 
-/// The tiniest run that still has every part: four steps of a small model on drawn pictures.
+/// The tiniest run that still has every part: four steps of a small model on drawn images.
 pub const SMALL: &str = r#"
 [run]
 steps = 4

@@ -6,11 +6,11 @@ use serde_json::Value;
 use crate::command::{command, finished, fixture, run, small};
 
 #[test]
-fn a_run_reconstructs_pictures() {
+fn a_run_reconstructs_images() {
     let folder = small();
     run(folder.path(), &["--config", "small.toml"]).success();
-    let picture = image::RgbImage::from_fn(40, 30, |x, y| image::Rgb([x as u8 * 6, y as u8 * 8, 90]));
-    picture.save(folder.path().join("mine.png")).unwrap();
+    let image = image::RgbImage::from_fn(40, 30, |x, y| image::Rgb([x as u8 * 6, y as u8 * 8, 90]));
+    image.save(folder.path().join("mine.png")).unwrap();
     let finished =
         run(folder.path(), &["reconstruct", "mine.png", "--checkpoint", "runs/small", "--output", "out"]).success();
     assert!(finished.stdout.starts_with("mine.png  "), "{}", finished.stdout);
@@ -154,8 +154,8 @@ fn a_run_is_exported_to_a_family_that_can_hold_it() {
         let arguments = ["--checkpoint", checkpoint, "--output", output, "--resolution", "16"];
         run(folder.path(), &[&["reconstruct", "mine.png"], &arguments[..]].concat()).success();
     }
-    let picture = |name: &str| image::open(folder.path().join(name)).unwrap().to_rgb8().into_raw();
-    let (a, b) = (picture("a/mine.png"), picture("b/mine.png"));
+    let image = |name: &str| image::open(folder.path().join(name)).unwrap().to_rgb8().into_raw();
+    let (a, b) = (image("a/mine.png"), image("b/mine.png"));
     assert!(a.iter().zip(&b).all(|(a, b)| a.abs_diff(*b) <= 1), "{a:?}\n{b:?}");
     let error = export("taming").error(1);
     assert!(error.contains("32 groups"), "{error}");

@@ -214,8 +214,8 @@ fn a_run_with_every_loss_leaves_what_it_promises_and_is_of_use() {
     assert!(moments.keys().all(|name| name.starts_with("main.")), "{:?}", moments.keys());
 
     // The run's folder is a model, as that of any other run.
-    let picture = image::RgbImage::from_fn(40, 40, |x, y| image::Rgb([x as u8 * 6, y as u8 * 6, 90]));
-    picture.save(folder.path().join("mine.png")).unwrap();
+    let image = image::RgbImage::from_fn(40, 40, |x, y| image::Rgb([x as u8 * 6, y as u8 * 6, 90]));
+    image.save(folder.path().join("mine.png")).unwrap();
     run(folder.path(), &["reconstruct", "mine.png", "--checkpoint", "run", "--output", "out"]).success();
     assert_eq!(image::image_dimensions(folder.path().join("out/mine.png")).unwrap(), (32, 32));
     let export = ["export", "--checkpoint", "run", "--format", "diffusers", "--output", "exported", "--json"];
@@ -266,7 +266,7 @@ fn deviation(a: &Tensors, b: &Tensors, start: &Tensors) -> f64 {
 }
 
 #[test]
-fn how_pictures_and_cutouts_are_cut_does_not_change_a_run_with_every_loss() {
+fn the_split_of_batch_and_cutouts_does_not_change_a_run_with_every_loss() {
     let folder = all();
     // At Adam's usual epsilon it makes as large a step of a gradient that is only rounding as of any other.
     let common = ["batch.effective=6", "optimizer.epsilon=1e-4"];
@@ -349,7 +349,7 @@ fn a_codebook_or_a_layer_learns_alone() {
     }
 }
 
-/// Those that a run has for its losses. In half precision they say nearly the same of the same pictures.
+/// Those that a run has for its losses. In half precision they say nearly the same of the same images.
 #[test]
 fn validations_measure_with_the_networks_of_losses() {
     let folder = all();
@@ -376,20 +376,20 @@ fn validations_measure_with_the_networks_of_losses() {
 }
 
 #[test]
-fn a_picture_without_the_caption_that_a_loss_needs_is_named() {
+fn an_image_without_the_caption_that_a_loss_needs_is_named() {
     let folder = all();
-    let pictures = folder.path().join("pictures");
-    fs::create_dir(&pictures).unwrap();
+    let images = folder.path().join("images");
+    fs::create_dir(&images).unwrap();
     for name in ["a", "b"] {
-        image::RgbImage::new(40, 40).save(pictures.join(format!("{name}.png"))).unwrap();
+        image::RgbImage::new(40, 40).save(images.join(format!("{name}.png"))).unwrap();
     }
-    fs::write(pictures.join("a.txt"), "a cat\n").unwrap();
-    let source = ["data.source=folder", "data.path=pictures", "batch.effective=2", "batch.micro=1"];
+    fs::write(images.join("a.txt"), "a cat\n").unwrap();
+    let source = ["data.source=folder", "data.path=images", "batch.effective=2", "batch.micro=1"];
     let error = refused(&folder, 1, &source);
-    assert!(error.contains("pictures/b.png has no caption, which losses.clip_text needs"), "{error}");
+    assert!(error.contains("images/b.png has no caption, which losses.clip_text needs"), "{error}");
     let prompts = [&source[..], &["losses.clip_text.prompts=[\"a cat\"]"]].concat();
     let error = refused(&folder, 1, &prompts);
-    assert!(error.contains("pictures/b.png has no caption, which losses.clip_contrastive needs"), "{error}");
+    assert!(error.contains("images/b.png has no caption, which losses.clip_contrastive needs"), "{error}");
     train(&folder, "run", &[&prompts[..], &["losses.clip_contrastive.against=[\"originals\"]"]].concat());
 }
 
@@ -455,13 +455,13 @@ fn a_prompt_that_clip_cannot_read_to_its_end() {
 #[test]
 fn captions_that_clip_cannot_read_to_their_end() {
     let folder = all();
-    let pictures = folder.path().join("pictures");
-    fs::create_dir(&pictures).unwrap();
+    let images = folder.path().join("images");
+    fs::create_dir(&images).unwrap();
     for name in ["a", "b", "c", "d"] {
-        image::RgbImage::new(40, 40).save(pictures.join(format!("{name}.png"))).unwrap();
-        fs::write(pictures.join(format!("{name}.txt")), format!("{name} {}\n", "photo ".repeat(50))).unwrap();
+        image::RgbImage::new(40, 40).save(images.join(format!("{name}.png"))).unwrap();
+        fs::write(images.join(format!("{name}.txt")), format!("{name} {}\n", "photo ".repeat(50))).unwrap();
     }
-    let finished = train(&folder, "run", &["data.source=folder", "data.path=pictures"]);
+    let finished = train(&folder, "run", &["data.source=folder", "data.path=images"]);
     let said = finished.stderr.lines().filter(|line| line.contains("CLIP does not see the end of captions"));
     let said: Vec<&str> = said.collect();
     assert!(said.len() == 1 && said[0].contains(" photo photo"), "{}", finished.stderr);

@@ -13,7 +13,7 @@ use crate::losses::all;
 use crate::run::metrics;
 
 /// [`SMALL`](crate::command::SMALL) at a resolution at which the micro-batch decides on the peak, and with a loss that couples
-/// samples. Its steps are small: after large ones of Adam, rounding alone makes pictures take other codes.
+/// samples. Its steps are small: after large ones of Adam, rounding alone makes images take other codes.
 fn folder() -> TempDir {
     let folder = small();
     let path = folder.path().join("small.toml");
@@ -108,7 +108,7 @@ fn the_micro_batch_is_the_largest_that_fits_and_a_resumed_run_keeps_it() {
 }
 
 #[test]
-fn a_step_above_the_limit_is_taken_again_with_half_the_micro_batch() {
+fn a_step_that_exceeds_the_limit_is_taken_again_with_half_the_micro_batch() {
     let folder = folder();
     let folder = folder.path();
     train(folder, "plain", &["batch.micro=4"]).success();

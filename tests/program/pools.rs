@@ -17,7 +17,7 @@ fn run(folder: &Path, arguments: &[&str]) -> Finished {
         "checkpoints.every_steps=0",
         "validation.every_steps=0",
         "data.validation=0",
-        // After large steps of Adam rounding alone makes pictures take other codes.
+        // After large steps of Adam rounding alone makes images take other codes.
         "optimizer.learning_rate=1e-4",
     ];
     let settings: Vec<&str> = settings.iter().flat_map(|setting| ["--set", setting]).collect();

@@ -175,7 +175,7 @@ fn a_step_that_one_network_skips_is_the_others_all_the_same() {
 
 /// At micro-batch 1 the rest of the step is left out, and with it what the balance is made of.
 #[test]
-fn a_skipped_step_leaves_the_next_balance_alone_however_it_is_cut() {
+fn a_skipped_step_keeps_the_adaptive_weight_for_every_batch_split() {
     let folder = with_discriminator();
     let folder = folder.path();
     let before = halves(&folder.join("before"), 1).state;
@@ -192,7 +192,7 @@ fn a_skipped_step_leaves_the_next_balance_alone_however_it_is_cut() {
 
 /// One decision of each optimizer for the effective batch, of which no cut makes another one.
 #[test]
-fn the_same_steps_are_skipped_however_the_batch_is_cut() {
+fn the_same_steps_are_skipped_for_every_batch_split() {
     let folder = with_discriminator();
     let init = format!("precision.scaler.init={}", 2_f64.powi(40));
     let decisions = |micro: usize| {
@@ -282,7 +282,7 @@ fn values_near_the_end_of_f16_are_said_at_the_start() {
     }
 }
 
-/// What a step takes for each further picture, of a model that has no attention and next to no weights.
+/// What a step takes for each further image, of a model that has no attention and next to no weights.
 #[test]
 fn half_precision_takes_two_fifths_off_the_activations() {
     let folder = tempfile::tempdir().unwrap();
@@ -298,9 +298,9 @@ fn half_precision_takes_two_fifths_off_the_activations() {
         let row = rows.iter().find(|row| row["precision"] == precision && row["micro"] == micro);
         row.unwrap()["peak_memory"].as_f64().unwrap()
     };
-    let of_a_picture = |precision| (peak(precision, 4) - peak(precision, 2)) / 2.0;
+    let per_image = |precision| (peak(precision, 4) - peak(precision, 2)) / 2.0;
     for precision in ["bf16", "fp16"] {
-        let share = of_a_picture(precision) / of_a_picture("fp32");
+        let share = per_image(precision) / per_image("fp32");
         println!("{precision}: {:.1} % less", 100.0 * (1.0 - share));
         assert!(share <= 0.6, "{precision}: {share}");
     }

@@ -44,22 +44,22 @@ fn a_run_resumes_by_its_folder_alone() {
     assert!(resumed.stderr.contains("step 2 of 3"), "{}", resumed.stderr);
 }
 
-/// Other pictures would be split into training and validation in another way.
+/// Other images would be split into training and validation in another way.
 #[test]
-fn a_run_is_not_resumed_on_other_pictures() {
+fn a_run_is_not_resumed_on_other_images() {
     let folder = small();
-    let pictures = folder.path().join("pictures");
-    fs::create_dir(&pictures).unwrap();
-    let save = |name: &str| image::RgbImage::new(20, 20).save(pictures.join(name)).unwrap();
+    let images = folder.path().join("images");
+    fs::create_dir(&images).unwrap();
+    let save = |name: &str| image::RgbImage::new(20, 20).save(images.join(name)).unwrap();
     (0..8).for_each(|index| save(&format!("{index}.png")));
-    let arguments = ["--config", "small.toml", "--set", "data.source=folder", "--set", "data.path=pictures"];
+    let arguments = ["--config", "small.toml", "--set", "data.source=folder", "--set", "data.path=images"];
     run(folder.path(), &[&arguments[..], &["--set", "run.steps=2"]].concat()).success();
     save("new.png");
     let refused = run(folder.path(), &[&arguments[..], &["--resume"]].concat()).error(2);
     assert!(refused.contains("pictures: 8 named") && refused.contains("-> 9 named"), "{refused}");
-    // The same pictures elsewhere are the same pictures.
-    fs::remove_file(pictures.join("new.png")).unwrap();
-    fs::rename(&pictures, folder.path().join("moved")).unwrap();
+    // The same images elsewhere are the same images.
+    fs::remove_file(images.join("new.png")).unwrap();
+    fs::rename(&images, folder.path().join("moved")).unwrap();
     run(folder.path(), &[&arguments[..5], &["data.path=moved", "--resume"]].concat()).success();
 }
 
@@ -91,7 +91,7 @@ fn seal(checkpoint: &Path) {
 
 /// `memory.recompute` was once called `memory.checkpoint`: the two files that a run writes are still read with the old name.
 #[test]
-fn a_run_with_the_old_name_of_a_key_goes_on() {
+fn a_run_with_the_old_name_of_a_key_is_resumed() {
     let folder = small();
     let start = |run_dir| {
         let arguments = ["--config", "small.toml", "--run-dir", run_dir, "--set", "memory.recompute=blocks"];

@@ -103,7 +103,7 @@ fn json_output_is_one_object() {
 
 /// Same seed, other micro-batch, other number of threads: the same run but for rounding.
 #[test]
-fn the_cut_and_the_workers_do_not_change_the_run() {
+fn the_batch_split_and_the_workers_do_not_change_the_run() {
     let folder = small();
     let losses = |name: &str, sets: &[&str]| -> Vec<f64> {
         let mut arguments = vec!["--config", "small.toml", "--run-dir", name];

@@ -41,7 +41,7 @@ fn has_text(path: &Path) -> bool {
 }
 
 #[test]
-fn an_interrupted_run_saves_and_says_how_to_go_on() {
+fn an_interrupted_run_saves_and_says_how_to_resume() {
     for name in ["-INT", "-TERM"] {
         let folder = small();
         let mut child = start(folder.path(), &ENDLESS);
@@ -127,7 +127,7 @@ fn the_first_validation_is_stopped_and_made_up_for() {
     let stopped = ended(child);
     assert_eq!(stopped.code, 130, "{}", stopped.stderr);
     assert!(run_dir.join("checkpoints/step-000000").is_dir() && !has_text(&run_dir.join("validation.jsonl")));
-    // Which pictures are looked at is part of the run; for the test fewer will do.
+    // Which images are looked at is part of the run; for the test fewer will do.
     let fewer = ["--resume", "runs/small", "--set", "validation.images=4", "--allow", "validation.images", "--json"];
     let resumed = run(folder.path(), &fewer).success();
     let result: serde_json::Value = serde_json::from_str(&resumed.stdout).unwrap();
@@ -194,7 +194,7 @@ fn a_run_that_cannot_start_leaves_no_folder() {
     start(&["losses.perceptual.weight=1", "losses.perceptual.backbone=nowhere.pth"], 1);
     // Found out by the first validation and by the first step.
     fs::create_dir(folder.path().join("broken")).unwrap();
-    (0..20).for_each(|index| fs::write(folder.path().join(format!("broken/{index}.png")), "no picture").unwrap());
+    (0..20).for_each(|index| fs::write(folder.path().join(format!("broken/{index}.png")), "no image").unwrap());
     let broken = ["data.source=folder", "data.path=broken"];
     start(&broken, 1);
     start(&[&broken[..], &["data.validation=0"]].concat(), 1);

@@ -43,7 +43,7 @@ fn rows(finished: &Finished) -> Vec<Value> {
 }
 
 #[test]
-fn every_cut_has_its_row_and_the_same_gradient() {
+fn every_batch_split_has_its_row_and_the_same_gradient() {
     let folder = folder();
     let summary = folder.path().join("job-summary.md");
     fs::write(&summary, "before\n").unwrap();
@@ -97,7 +97,7 @@ fn every_cut_has_its_row_and_the_same_gradient() {
         assert_eq!(most, row["peak_memory"].as_u64(), "{row}");
         assert!((row["loss"].as_f64().unwrap() - rows[0]["loss"].as_f64().unwrap()).abs() < 1e-5, "{row}");
     }
-    // More pictures at a time take more memory, and recomputing takes less of it.
+    // More images at a time take more memory, and recomputing takes less of it.
     let peak = |index: usize| rows[index]["peak_memory"].as_u64().unwrap();
     assert!(peak(0) > peak(2) && peak(1) > peak(2) && peak(3) < peak(0), "{rows:?}");
 
@@ -119,7 +119,7 @@ fn every_cut_has_its_row_and_the_same_gradient() {
 fn half_precision_is_measured_against_f32() {
     let folder = small();
     let arguments = ["--micro", "3", "--precision", "fp32,bf16,fp16", "--json", "--set", "precision.scaler.init=1e12"];
-    // Pictures that are large enough for what half precision spares to be more than its copies of the weights.
+    // Images that are large enough for what half precision spares to be more than its copies of the weights.
     let arguments = [&arguments[..], &["--set", "precision.scaler.backoff_factor=0.01", "--resolution", "64"]].concat();
     let finished = sweep(folder.path(), &arguments).success();
     let rows = rows(&finished);
@@ -143,7 +143,7 @@ fn half_precision_is_measured_against_f32() {
 
 /// Settings that depend on the micro-batch by their nature are told from those that do not.
 #[test]
-fn a_gradient_that_depends_on_the_cut_fails_the_bar() {
+fn a_gradient_that_depends_on_the_batch_split_fails_the_bar() {
     let folder = folder();
     for setting in ["losses.adversarial.adaptive=micro-batch", "discriminator.norm=batch"] {
         let arguments = ["--micro", "1,3", "--max-deviation", "1e-5", "--set", setting, "--output", "out"];
@@ -183,7 +183,7 @@ fn a_wrong_engine_fails_the_bar() {
 
 /// The promise, as a user holds a configuration to it.
 #[test]
-fn with_every_loss_on_every_cut_has_the_same_gradient() {
+fn with_every_loss_on_every_batch_split_has_the_same_gradient() {
     let folder = all();
     let arguments = ["sweep", "--config", "all.toml", "--steps", "2", "--micro", "1,2,3,4", "--json"];
     let arguments = [&arguments[..], &["--recompute", "none,blocks", "--max-deviation", "1e-5"]].concat();
