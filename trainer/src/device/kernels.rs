@@ -1,7 +1,7 @@
-//! How kernels for GPUs are made, and where they are kept between runs.
+//! Compiles and tunes kernels for GPUs, and keeps them between runs.
 //!
-//! The first step on a GPU compiles some hundred kernels and tries several for each product and convolution, which takes minutes.
-//! CubeCL would keep the findings in a folder of the project that it was built in, and not the kernels.
+//! The first step on a GPU compiles about a hundred kernels and tries several for each product and convolution, which
+//! takes minutes. CubeCL would keep tuning results in a folder of the project that it was built in, and no kernels.
 
 use std::fs::File;
 use std::path::{Path, PathBuf};
@@ -14,17 +14,17 @@ use cubecl::config::compilation::CompilationLogLevel;
 use cubecl::config::{CubeClRuntimeConfig, RuntimeConfig};
 use cubecl::records::RecordLevel;
 
-/// What this process has of the folder.
+/// This process's file in the cache folder.
 static KEPT: OnceLock<Kept> = OnceLock::new();
 
 struct Kept {
-    /// The file, if there was none when the program began.
+    /// The file, if it did not exist when the program began.
     new: Option<PathBuf>,
     /// Held until the process ends.
     _lock: Option<File>,
 }
 
-/// Counts the kernels that CubeCL compiles, of which it says nothing but in a log.
+/// Counts the kernels that CubeCL compiles, which CubeCL reports only in a log.
 struct Watch {
     compiled: AtomicU64,
     show: RwLock<Option<Show>>,
@@ -34,7 +34,7 @@ type Show = Box<dyn Fn(u64) + Send + Sync>;
 
 static WATCH: Watch = Watch { compiled: AtomicU64::new(0), show: RwLock::new(None) };
 
-/// The name that CubeCL logs them by.
+/// The target of CubeCL's log records about compilation.
 const COMPILATION: &str = "cubecl::compilation";
 
 impl log::Log for Watch {
@@ -54,17 +54,17 @@ impl log::Log for Watch {
     fn flush(&self) {}
 }
 
-/// Has `show` called with the number of kernels that this process has compiled, whenever that grows.
+/// Calls `show` with the number of kernels that this process has compiled, whenever it grows.
 pub fn watch(show: impl Fn(u64) + Send + Sync + 'static) {
     *WATCH.show.write().unwrap_or_else(PoisonError::into_inner) = Some(Box::new(show));
 }
 
-/// Processes that keep kernels at the same time; any further one keeps none.
+/// Maximum number of processes that keep kernels at the same time; a further one keeps none.
 const SLOTS: usize = 8;
 
-/// Has all of it kept in the user's cache folder, `vqgan-trainer/kernels`, in a file for each `gpu`: what is fast on one is not on
-/// another. A `cubecl.toml` in or above the working folder and the libraries' own environment variables go before.
-/// Only the first call counts, which has to come before anything else asks for a GPU.
+/// Keeps kernels and tuning results in the user's cache folder, `vqgan-trainer/kernels`, in one file per `gpu`, because
+/// what is fast on one GPU is not on another. A `cubecl.toml` in or above the working folder and the libraries' own
+/// environment variables take precedence. Only the first call has an effect; it must precede any other use of a GPU.
 pub fn configure(gpu: &str) {
     KEPT.get_or_init(|| {
         let mut config = CubeClRuntimeConfig::from_current_dir();
@@ -72,7 +72,7 @@ pub fn configure(gpu: &str) {
         if let (CacheConfig::Target, Some(cache)) = (&config.environment.path, dirs::cache_dir()) {
             let folder = cache.join("vqgan-trainer/kernels");
             config.environment.records.level = RecordLevel::Off;
-            match slot(&folder, gpu) {
+            match reserve_file(&folder, gpu) {
                 Some((name, held)) => {
                     lock = Some(held);
                     config.environment.name = name;
@@ -81,8 +81,8 @@ pub fn configure(gpu: &str) {
                 }
                 None => config.autotune.disable_cache = true,
             }
-            // Each size is tuned by itself: a kernel that was chosen for a size cannot always be launched for one near it, and
-            // that ends the run.
+            // Tunes each size separately: a kernel that was chosen for one size cannot always be launched for a similar
+            // one, which ends the run.
             config.autotune.level = AutotuneLevel::Full;
         }
         let logger = &mut config.compilation.logger;
@@ -91,15 +91,15 @@ pub fn configure(gpu: &str) {
             (logger.level, logger.log) = (CompilationLogLevel::Basic, Some(Default::default()));
         }
         CubeClRuntimeConfig::try_set(config.override_from_env());
-        // Reading it puts it in force.
+        // Reading the configuration activates it.
         CubeClRuntimeConfig::get();
         Kept { new: Some(cubecl::environment::path()).filter(|path| !path.exists()), _lock: lock }
     });
 }
 
-/// A name for the file of kernels that no other process goes by at present, with the lock that says so. A run has failed while
-/// another process had its file open: "reader slot released by non-owner".
-fn slot(folder: &Path, gpu: &str) -> Option<(String, File)> {
+/// Returns the name of a kernel file that no other process uses now, and the lock that reserves it. A run has failed
+/// while another process had its file open: "reader slot released by non-owner".
+fn reserve_file(folder: &Path, gpu: &str) -> Option<(String, File)> {
     std::fs::create_dir_all(folder).ok()?;
     let plain: String = gpu.chars().map(|c| if c.is_ascii_alphanumeric() { c } else { '_' }).collect();
     (1..=SLOTS).find_map(|number| {
@@ -110,7 +110,7 @@ fn slot(folder: &Path, gpu: &str) -> Option<(String, File)> {
     })
 }
 
-/// Where kernels will be kept, if none were when the program began.
+/// Where kernels will be kept, if there were none when the program began.
 pub fn new_file() -> Option<PathBuf> {
     KEPT.get().and_then(|kept| kept.new.clone())
 }
@@ -138,10 +138,10 @@ mod tests {
     #[test]
     fn no_two_processes_have_the_same_file() {
         let folder = tempfile::tempdir().unwrap();
-        let (first, lock) = slot(folder.path(), "NVIDIA H200").unwrap();
-        let (second, _other) = slot(folder.path(), "NVIDIA H200").unwrap();
+        let (first, lock) = reserve_file(folder.path(), "NVIDIA H200").unwrap();
+        let (second, _other) = reserve_file(folder.path(), "NVIDIA H200").unwrap();
         assert_eq!((first.as_str(), second.as_str()), ("NVIDIA_H200", "NVIDIA_H200-2"));
         drop(lock);
-        assert_eq!(slot(folder.path(), "NVIDIA H200").unwrap().0, "NVIDIA_H200");
+        assert_eq!(reserve_file(folder.path(), "NVIDIA H200").unwrap().0, "NVIDIA_H200");
     }
 }

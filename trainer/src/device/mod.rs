@@ -1,4 +1,4 @@
-//! Which device a run computes on, and how what it says when it fails is understood.
+//! Chooses the device that a run computes on, and interprets its failures.
 
 #[cfg(any(feature = "cuda", feature = "wgpu"))]
 pub mod kernels;
@@ -12,7 +12,7 @@ use serde::Serialize;
 
 use crate::precision::Compute;
 
-/// What `[run] device` or `--device` asks for.
+/// The value of `[run] device` or `--device`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Choice {
     /// CUDA, then wgpu, then the CPU, among those built in and present.
@@ -27,22 +27,22 @@ pub enum Choice {
     WgpuCpu,
 }
 
-/// Why a device cannot be had.
+/// Why a device cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum DeviceError {
-    /// Not a device's name.
+    /// The text is not the name of a device.
     #[error("is \"{0}\", must be auto, cpu, cuda:N, wgpu:N or wgpu:cpu")]
     Unknown(String),
-    /// A backend that this program was built without.
+    /// The program was built without the backend.
     #[error("this program was built without {name}; build it with `cargo build --release --features {name}`")]
     NotBuiltIn {
         /// The feature's name.
         name: &'static str,
     },
-    /// A backend that is built in and finds no such device, or not what the device needs.
+    /// The backend is built in, but does not find the device or something that the device needs.
     #[error("device {choice} cannot be used: {reason}")]
     Absent {
-        /// What was asked for.
+        /// The device that was asked for.
         choice: Choice,
         /// What was found instead.
         reason: String,
@@ -78,38 +78,38 @@ impl fmt::Display for Choice {
     }
 }
 
-/// A device with the words that say which it is.
+/// A device and its description.
 #[derive(Debug, Clone)]
 pub struct Selected {
     /// The device, without autodiff.
     pub device: Device,
-    /// What was taken; never `auto`.
+    /// The device that was chosen; never `auto`.
     pub choice: Choice,
-    /// For the user: the device, and for `auto` what was passed over.
+    /// For the user: the device, and for `auto` why others were not used.
     pub description: String,
 }
 
-/// The memory that a device computes in, in bytes.
+/// The memory of a device, in bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 pub struct DeviceMemory {
-    /// What nobody uses at present.
+    /// Memory that no process uses now.
     pub free: u64,
-    /// All of it.
+    /// All memory.
     pub total: u64,
 }
 
-/// Asks the driver for what this process has of a GPU's memory, in bytes: what the allocator has reserved, and CUDA's own. `None`
-/// where the driver does not say.
+/// Asks the driver how much GPU memory this process uses, in bytes: the allocator's reservation and CUDA's own. `None`
+/// if the driver does not know.
 pub type ProcessMemory = Box<dyn Fn() -> Option<u64>>;
 
-/// Memory of a device that nobody else can have as long as this lives.
+/// Device memory that is occupied until this is dropped.
 #[derive(Debug)]
 pub struct Ballast {
     _held: cuda::Held,
 }
 
 impl Selected {
-    /// Free and total memory, where somebody knows: of the GPU on CUDA, of the machine or of the container on the CPU.
+    /// Returns free and total memory, if known: of the GPU with CUDA, of the machine or the container on the CPU.
     pub fn memory(&self) -> Option<DeviceMemory> {
         match self.choice {
             Choice::Cuda(index) => cuda::memory(index),
@@ -118,7 +118,7 @@ impl Selected {
         }
     }
 
-    /// To be asked what this process has of the device's memory, where somebody knows.
+    /// Returns a function that asks how much of the device's memory this process uses, if that can be known.
     pub fn process_memory(&self) -> Option<ProcessMemory> {
         match self.choice {
             Choice::Cuda(index) => cuda::process_memory(index),
@@ -126,7 +126,7 @@ impl Selected {
         }
     }
 
-    /// What to say before the first step on a GPU that nothing is compiled for yet.
+    /// Returns a message for before the first step on a GPU that has no compiled kernels yet.
     pub fn first_use(&self) -> Option<String> {
         #[cfg(any(feature = "cuda", feature = "wgpu"))]
         if !matches!(self.choice, Choice::Auto | Choice::Cpu) {
@@ -140,8 +140,8 @@ impl Selected {
         None
     }
 
-    /// Occupies the device's memory but for `leave` bytes, until the returned value is dropped; `None` where that cannot be had, or
-    /// what the device says.
+    /// Occupies all but `leave` bytes of the device's memory until the returned value is dropped. `None` if the device
+    /// does not support it; the error is the device's.
     pub fn ballast(&self, leave: u64) -> Option<Result<Ballast, String>> {
         match self.choice {
             Choice::Cuda(index) => cuda::ballast(index, leave).map(|held| held.map(|held| Ballast { _held: held })),
@@ -149,7 +149,7 @@ impl Selected {
         }
     }
 
-    /// Whether the device computes in a precision.
+    /// Whether the device can compute in a precision.
     pub fn supports(&self, compute: Compute) -> bool {
         self.device.supports_dtype(compute.dtype())
     }
@@ -171,7 +171,7 @@ impl Choice {
 }
 
 impl Choice {
-    /// Every device to look for: the first of each kind, which says why it cannot be had, and all further ones that are there.
+    /// Returns every device to look for: the first of each kind, even if it cannot be used, and all others that exist.
     pub fn all() -> Vec<Self> {
         let further = |device: fn(usize) -> Self| {
             std::iter::once(device(0)).chain((1..).map(device).take_while(|choice| choice.open().is_ok()))
@@ -247,13 +247,13 @@ mod cuda {
 
     use super::{Choice, DeviceError, DeviceMemory, ProcessMemory, Selected, describe};
 
-    /// What the driver says, which counts all processes.
+    /// Returns what the driver reports, which counts all processes.
     pub fn memory(index: usize) -> Option<DeviceMemory> {
         let (free, total) = cudarc::driver::CudaContext::new(index).ok()?.mem_get_info().ok()?;
         Some(DeviceMemory { free: free as u64, total: total as u64 })
     }
 
-    /// By NVML, which counts GPUs in another order than CUDA does, and tells processes apart.
+    /// Asks NVML, which tells processes apart. It numbers GPUs in another order than CUDA does, hence the UUID.
     pub fn process_memory(index: usize) -> Option<ProcessMemory> {
         let uuid = cudarc::driver::CudaContext::new(index).ok()?.uuid().ok()?;
         let uuid = uuid_text(uuid.bytes.map(|byte| byte as u8));
@@ -271,7 +271,7 @@ mod cuda {
         format!("GPU-{}-{}-{}-{}-{}", hex(0..4), hex(4..6), hex(6..8), hex(8..10), hex(10..16))
     }
 
-    /// Nothing where the driver has other numbers for processes than a container, unless one of those is this one's.
+    /// `None` in a container with process ids of its own, unless one of the driver's ids equals this one by chance.
     fn memory_of(process: u32, processes: &[ProcessInfo]) -> Option<u64> {
         let own = processes.iter().filter(|info| info.pid == process);
         own.fold(None, |sum, info| match info.used_gpu_memory {
@@ -280,14 +280,14 @@ mod cuda {
         })
     }
 
-    /// In pieces, of which the last ones are small: one of all that is free is often not to be had.
+    /// Many pieces, the last ones small: one allocation of all free memory often fails.
     pub type Held = Vec<cudarc::driver::CudaSlice<u8>>;
 
     pub fn ballast(index: usize, leave: u64) -> Option<Result<Held, String>> {
-        Some(held(index, leave).map_err(|error| error.to_string()))
+        Some(allocate_ballast(index, leave).map_err(|error| error.to_string()))
     }
 
-    fn held(index: usize, leave: u64) -> Result<Held, cudarc::driver::DriverError> {
+    fn allocate_ballast(index: usize, leave: u64) -> Result<Held, cudarc::driver::DriverError> {
         const PIECE: usize = 1 << 30;
         const SMALLEST: usize = 1 << 21;
         let context = cudarc::driver::CudaContext::new(index)?;
@@ -302,7 +302,7 @@ mod cuda {
         }
     }
 
-    /// Enumerating asks for the driver first: opening a device without one would panic.
+    /// Enumerates devices first, which asks for the driver: opening a device without a driver would panic.
     pub fn open(index: usize) -> Result<Selected, DeviceError> {
         let choice = Choice::Cuda(index);
         let found = Device::enumerate(DeviceType::Cuda).into_vec();
@@ -314,7 +314,7 @@ mod cuda {
             let name = cudarc::driver::CudaContext::new(index).and_then(|context| context.name());
             crate::device::kernels::configure(&name.unwrap_or_else(|_| "cuda".to_owned()));
         }
-        // The device by its runtime's own type: an index of another runtime cannot be meant by mistake.
+        // The runtime's own device type, so that an index cannot refer to another runtime's device by mistake.
         let device = (index < found.len()).then(|| Device::new(burn_cuda::CudaDevice::new(index)));
         let device = device.ok_or(DeviceError::Absent { choice, reason })?;
         if cubecl::cuda::install::cuda_path().is_none() {
@@ -365,7 +365,7 @@ mod wgpu {
 
     use super::{Choice, DeviceError, Selected, describe};
 
-    /// A GPU that is one in name only, such as llvmpipe, is taken when it is asked for by `wgpu:cpu` and never otherwise.
+    /// Uses a CPU that wgpu lists as a GPU, such as llvmpipe, only if it is asked for by `wgpu:cpu`.
     pub fn open(choice: Choice) -> Result<Selected, DeviceError> {
         crate::device::kernels::configure("wgpu");
         let software = Device::wgpu(DeviceKind::Cpu);
@@ -389,7 +389,7 @@ fn describe(choice: Choice, device: &Device) -> String {
     }
 }
 
-/// The CPU, or what the environment says: some tests hold on a GPU as well.
+/// The CPU, or the device that the environment names: some tests also run on a GPU.
 #[cfg(test)]
 pub(crate) fn tested() -> Device {
     let choice = std::env::var("TRAINER_TEST_DEVICE").unwrap_or_else(|_| "cpu".to_owned());

@@ -1,17 +1,17 @@
-//! What panics said. Those of libraries and of worker threads come back as errors, and the panic that a user's thread sees is
-//! often a mere consequence of one elsewhere.
+//! Records the messages of panics. Panics in libraries and worker threads are returned as errors, because the panic
+//! that the caller's thread sees is often only a consequence of another one.
 
 use std::any::Any;
 use std::panic::{self, AssertUnwindSafe};
 use std::sync::{Mutex, PoisonError};
 
-/// The first lines of those since [`forget`], the oldest first.
+/// The messages since [`forget`], oldest first.
 static SEEN: Mutex<Vec<String>> = Mutex::new(Vec::new());
 
-/// More say nothing new.
+/// Maximum number of messages; more add nothing new.
 const MOST: usize = 16;
 
-/// Notes each panic from now on, and keeps it off the screen unless a backtrace was asked for.
+/// Records each panic from now on, and hides it from the screen unless a backtrace was asked for.
 pub fn record() {
     let show = std::env::var_os("RUST_BACKTRACE").is_some_and(|value| value != "0");
     let default = panic::take_hook();
@@ -29,11 +29,11 @@ fn note(text: &str) {
     if seen.len() == MOST {
         seen.pop();
     }
-    // The whole of it: causes are said in later lines.
+    // Keeps the whole text: later lines can name the cause.
     seen.push(text.to_owned());
 }
 
-/// The first line of the newest.
+/// Returns the first line of the newest message.
 pub fn last() -> String {
     let seen = SEEN.lock().unwrap_or_else(PoisonError::into_inner);
     seen.last().and_then(|text| text.lines().next()).unwrap_or_default().to_owned()
@@ -43,37 +43,37 @@ fn forget() {
     SEEN.lock().unwrap_or_else(PoisonError::into_inner).clear();
 }
 
-/// Runs `work`. A panic for want of memory, of this thread or behind this one's, is returned as the line that says so; any other
-/// goes on.
+/// Runs `work`. A lack of memory that panicked this thread, or another one that made it panic, is returned as an error;
+/// any other panic resumes.
 ///
 /// # Errors
-/// That line.
+/// The line that reports the lack of memory.
 pub fn catch_out_of_memory<T>(work: impl FnOnce() -> T) -> Result<T, String> {
     forget();
     panic::catch_unwind(AssertUnwindSafe(work))
-        .or_else(|payload| want_of_memory(&*payload).map_or_else(|| panic::resume_unwind(payload), Err))
+        .or_else(|payload| find_out_of_memory(&*payload).map_or_else(|| panic::resume_unwind(payload), Err))
 }
 
-/// Runs `work`. A panic is returned as the line that speaks of too little memory, if there is one, and else as its first line.
+/// Runs `work`. Returns a panic as an error.
 ///
 /// # Errors
-/// That line.
+/// The line that reports a lack of memory, if there is one, otherwise the first line of the panic.
 pub fn catch<T>(work: impl FnOnce() -> T) -> Result<T, String> {
     forget();
     panic::catch_unwind(AssertUnwindSafe(work)).map_err(|payload| {
         let first =
             || text(&*payload).and_then(|text| text.lines().next()).unwrap_or("a panic without a text").to_owned();
-        want_of_memory(&*payload).unwrap_or_else(first)
+        find_out_of_memory(&*payload).unwrap_or_else(first)
     })
 }
 
-/// What says so of the panics since [`forget`], the newest of which has `payload`.
-fn want_of_memory(payload: &(dyn Any + Send)) -> Option<String> {
+/// Returns the line that reports a lack of memory, from the panics since [`forget`] or from `payload`.
+fn find_out_of_memory(payload: &(dyn Any + Send)) -> Option<String> {
     let seen = SEEN.lock().unwrap_or_else(PoisonError::into_inner).clone();
     seen.iter().map(String::as_str).chain(text(payload)).find_map(out_of_memory).map(str::to_owned)
 }
 
-/// The line of an error's text that says that there is too little memory, in the words of Rust's allocator, the system,
+/// Returns the line of an error's text that reports a lack of memory, in the words of Rust's allocator, the system,
 /// CubeCL, CUDA or wgpu.
 pub fn out_of_memory(text: &str) -> Option<&str> {
     const WORDS: [&str; 10] = [
@@ -104,7 +104,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_panic_for_want_of_memory_is_told_from_others() {
+    fn an_out_of_memory_panic_is_distinguished_from_others() {
         let caught =
             catch_out_of_memory::<()>(|| panic!("it failed\nout of device memory allocating 12 bytes\n0: main"));
         assert_eq!(caught.unwrap_err(), "out of device memory allocating 12 bytes");
@@ -116,7 +116,7 @@ mod tests {
     }
 
     #[test]
-    fn want_of_memory_is_told_from_other_errors_in_all_their_words() {
+    fn out_of_memory_errors_are_recognised_in_all_wordings() {
         for line in [
             "memory allocation of 274877906944 bytes failed",
             "out of device memory allocating 1048576 bytes",

@@ -1,8 +1,8 @@
 //! A chain of blocks that runs forward once and backward once.
 //!
-//! With recomputation it keeps no more than each block's input: the backward pass runs a block again, this time with a
-//! graph, and frees that graph before it goes on to the block before (Chen et al. 2016, arXiv 1604.06174). A residual block,
-//! the largest of them, is recomputed in two parts, so that only one of them has a graph at a time.
+//! With recomputation it keeps only the input of each block. The backward pass runs a block again with a graph, and
+//! frees that graph before it turns to the previous block (Chen et al. 2016, arXiv 1604.06174). A residual block, the
+//! largest kind, is recomputed in two parts, so that only one of them has a graph at a time.
 
 use burn::tensor::Tensor;
 use serde::{Deserialize, Serialize};
@@ -13,24 +13,24 @@ use crate::models::vqgan::forward;
 use crate::optim::GradientSum;
 use crate::precision::Probe;
 
-/// What a backward pass computes again.
+/// What the backward pass recomputes.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize, Serialize, strum::Display)]
 #[serde(rename_all = "lowercase")]
 #[strum(serialize_all = "lowercase")]
 pub enum Recompute {
-    /// Nothing, since the whole graph is kept: the fastest.
+    /// Nothing: it keeps the whole graph, which is fastest.
     #[default]
     None,
-    /// The inside of each block, of which only the input is kept: the least memory. The same gradient up to the order of its sums.
+    /// The inside of each block; keeps only its input, the least memory. The same gradient up to the order of its sums.
     Blocks,
 }
 
 impl Recompute {
-    /// All of them, from the fastest.
+    /// All modes, fastest first.
     pub const ALL: [Self; 2] = [Self::None, Self::Blocks];
 }
 
-/// The part of a chain that gradients go through; blocks before it have run and left nothing behind.
+/// The part of a chain that gradients go through. Blocks before it run without keeping anything.
 pub(super) struct Chain<'a> {
     links: Vec<Link<'a>>,
     kept: Kept,
@@ -47,7 +47,7 @@ struct Link<'a> {
 
 enum Kept {
     Graph(Box<Graph>),
-    /// `None` where an input is computed again from the one before.
+    /// `None` where an input is recomputed from the previous one.
     Inputs(Vec<Option<Tensor<4>>>),
 }
 
@@ -57,9 +57,9 @@ struct Graph {
 }
 
 impl<'a> Chain<'a> {
-    /// Runs `input`, which is without autodiff as the output is, through all blocks. `tracked` are the blocks on the
-    /// autodiff device and `plain` the same blocks without it. `upstream` says whether something before the chain needs
-    /// the gradient at its input. `probe` sees what comes out of each block, and needs recomputation for it.
+    /// Runs `input` through all blocks; input and output are without autodiff. `tracked` are the blocks on the autodiff
+    /// device and `plain` the same blocks without it. `upstream` says whether something before the chain needs the
+    /// gradient at its input. `probe` checks the output of each block, which requires recomputation.
     pub(super) fn forward(
         tracked: &[Block<'a>],
         plain: &[Block<'a>],
@@ -106,16 +106,16 @@ impl<'a> Chain<'a> {
         !self.links.is_empty()
     }
 
-    /// Lets go of the largest of the blocks' inputs, for a chain whose backward pass is far off. They are computed again when
-    /// it comes, from the chain's first input.
-    pub(super) fn let_go_of_largest(&mut self) {
+    /// Drops the largest of the blocks' inputs, for a chain whose backward pass comes much later. That pass recomputes
+    /// them from the chain's first input.
+    pub(super) fn drop_largest_inputs(&mut self) {
         let Kept::Inputs(inputs) = &mut self.kept else { return };
         let size = |input: &Option<Tensor<4>>| input.as_ref().map_or(0, |input| input.shape().num_elements());
         let largest = inputs.iter().map(size).max().unwrap_or(0);
         inputs.iter_mut().skip(1).filter(|input| size(input) == largest).for_each(|input| *input = None);
     }
 
-    /// Computes again what [`let_go_of_largest`](Self::let_go_of_largest) dropped up to block `index`, and takes its input.
+    /// Recomputes the inputs that were dropped up to block `index`, and takes that block's input.
     fn take_input(links: &[Link], inputs: &mut [Option<Tensor<4>>], index: usize) -> Option<Tensor<4>> {
         let known = inputs[..=index].iter().rposition(Option::is_some)?;
         for at in known..index {
@@ -124,8 +124,8 @@ impl<'a> Chain<'a> {
         inputs[index].take()
     }
 
-    /// Takes the gradient at the output, adds the parameters' gradients to `sum`, and returns the gradient at the input if
-    /// something upstream needs it.
+    /// Takes the gradient at the output, adds the parameters' gradients to `sum`, and returns the gradient at the input
+    /// if something upstream needs it.
     pub(super) fn backward(self, at_output: Tensor<4>, sum: &mut GradientSum) -> Option<Tensor<4>> {
         match self.kept {
             Kept::Graph(graph) => {
@@ -154,7 +154,7 @@ impl<'a> Chain<'a> {
 }
 
 impl Link<'_> {
-    /// Runs the block again from its input, with a graph, and goes back through it. Returns the gradient at the input if
+    /// Runs the block again from its input, with a graph, then its backward pass. Returns the gradient at the input if
     /// `upstream` asks for it.
     fn backward(
         &self,
@@ -176,7 +176,7 @@ impl Link<'_> {
         self.take(through_first(input.clone()), input, sum)
     }
 
-    /// One stretch of the block with a graph of its own.
+    /// Recomputes one part of the block with a graph of its own, then runs its backward pass.
     fn part(
         &self,
         run: impl FnOnce(Tensor<4>) -> Tensor<4>,
@@ -189,7 +189,7 @@ impl Link<'_> {
         self.take(surrogate(run(input.clone()), at_output), input, sum)
     }
 
-    /// Goes back from `scalar`, where that has a graph.
+    /// Runs the backward pass from `scalar`, if it has a graph, and returns the gradient at `input`.
     fn take(&self, scalar: Tensor<1>, input: Tensor<4>, sum: &mut GradientSum) -> Option<Tensor<4>> {
         if !scalar.is_tracked() {
             return None;

@@ -1,4 +1,4 @@
-//! The first pass over an effective batch: what couples its samples, without a graph through the model.
+//! The first pass over an effective batch: computes what couples its samples, without a graph through the model.
 
 use burn::tensor::Tensor;
 
@@ -8,7 +8,7 @@ use crate::losses::{Forward, Gradients, LossStep, Metrics, Needs};
 use crate::models::vqgan::forward;
 
 impl Pass<'_> {
-    /// Shows the effective batch once to the losses that couple samples, no further through the networks than they need.
+    /// Shows the effective batch once to the losses that couple samples, and runs only the networks that they need.
     pub(super) fn observe<B: MicroBatch, E>(
         &self,
         losses: &mut [Box<dyn LossStep + '_>],
@@ -33,7 +33,7 @@ impl Pass<'_> {
             let quantized = quantizer.forward_in_training(latents, sampling(losses, &batch));
             let last_input = forward(decoder, quantized.latent.clone().cast(dtype));
             let reconstruction = last.map_or_else(|| last_input.clone(), |last| last.forward(last_input.clone()));
-            let images = self.as_seen(&batch, first, original, reconstruction.cast(self.context.dtype));
+            let images = self.make_images(&batch, first, original, reconstruction.cast(self.context.dtype));
             let forward = Forward { images, last_input: &last_input, quantized: &quantized };
             observe_images(losses, &forward).map_err(StepFailure::Loss)?;
             first += batch.samples();
@@ -42,8 +42,7 @@ impl Pass<'_> {
     }
 }
 
-/// Shows a micro-batch's reconstructions to the losses that need them, with the gradient of the losses before where they need
-/// that.
+/// Shows a micro-batch's reconstructions, and the gradient of the previous losses, to the losses that need them.
 fn observe_images(losses: &mut [Box<dyn LossStep + '_>], forward: &Forward) -> Result<(), LossError> {
     let last = losses.iter().rposition(|loss| loss.needs() == Needs::ImageGradient);
     let mut gradients = Gradients::zero(&forward.images);

@@ -1,8 +1,8 @@
-//! The gradient of one effective batch, in the memory of one micro-batch. It knows models and the list of losses, and nothing about
-//! any of them.
+//! Computes the gradient of one effective batch in the memory of one micro-batch. Depends on models and the list of
+//! losses, but on no single loss.
 //!
-//! The gradient does not depend on how the batch is split: every sample counts by `1 / effective`, never by its micro-batch, and
-//! what couples samples goes through a first pass that keeps statistics and no graph (Gao et al. 2021, arXiv 2101.06983).
+//! The gradient does not depend on the batch split: every sample has the weight `1 / effective` in any micro-batch.
+//! What couples samples goes through a first pass that keeps statistics, no graph (Gao et al. 2021, arXiv 2101.06983).
 
 mod chain;
 mod first_pass;
@@ -35,10 +35,10 @@ pub trait MicroBatch {
     /// The images on `device`, `[samples, 3, H, W]` in -1..1, without autodiff; `dtype` is f32 at least.
     fn images(&self, device: &Device, dtype: DType) -> Tensor<4>;
 
-    /// Each sample's position in the training stream: the key of all its randomness.
+    /// Each sample's position in the training stream: the key of all its random numbers.
     fn draws(&self) -> &[u64];
 
-    /// What each sample shows, where that is known.
+    /// Each sample's caption, if it has one.
     fn captions(&self) -> &[Option<String>];
 }
 
@@ -49,21 +49,21 @@ pub struct StepSettings<'a> {
     pub step: u64,
     /// Number of samples in the effective batch.
     pub effective: usize,
-    /// What the backward pass through the model computes again.
+    /// What the backward pass through the model recomputes.
     pub recompute: Recompute,
-    /// The type that copies of the networks compute in; `None` for the networks themselves.
+    /// The type of the networks' copies that compute; `None` to compute with the networks themselves.
     pub compute: Option<DType>,
-    /// What the losses are multiplied with before the backward passes.
+    /// Factors of the losses before the backward passes.
     pub loss_scales: LossScales,
-    /// Looks for the first value that is not finite, which makes a step slow.
+    /// Finds the first value that is not finite, which makes a step slow.
     pub probe: Option<&'a Probe>,
-    /// Lets micro-batches of so many samples count alike in all losses but the codebook's, which is wrong where the last one is
-    /// smaller: to see that a sweep finds it.
+    /// Gives all micro-batches of this size the same weight in all losses but the codebook's. This is wrong where the
+    /// last one is smaller; it is for testing that a sweep finds the error.
     pub weigh_by_micro_batch: Option<usize>,
 }
 
 impl Default for StepSettings<'_> {
-    /// The first step, of one sample, in the networks' own type.
+    /// The first step, with one sample, in the networks' own type.
     fn default() -> Self {
         Self {
             step: 0,
@@ -77,16 +77,15 @@ impl Default for StepSettings<'_> {
     }
 }
 
-/// What one effective batch says about the networks.
+/// The gradients and metrics of one effective batch.
 pub struct EffectiveBatch {
     /// Gradient of the generator's weighted losses, mean over the samples, times its loss scale; in f32 at least.
     pub generator: GradientsParams,
-    /// Gradient of the discriminator's loss, mean over the samples, times its loss scale; empty in a step in which it does not
-    /// learn.
+    /// Gradient of the discriminator's loss, mean over the samples, times its loss scale; empty if it is not trained.
     pub discriminator: GradientsParams,
-    /// What the discriminator's norms saw, in order.
+    /// The statistics of the discriminator's norms, in order.
     pub statistics: Vec<BatchStatistics>,
-    /// What the gradients are multiplied with.
+    /// The factors of the gradients.
     pub loss_scales: LossScales,
     metrics: Metrics,
 }
@@ -94,19 +93,19 @@ pub struct EffectiveBatch {
 /// Why a step has no gradient.
 #[derive(Debug, thiserror::Error)]
 pub enum StepFailure<E> {
-    /// A micro-batch could not be had.
+    /// A micro-batch could not be loaded.
     #[error("{0}")]
     Batch(E),
-    /// A loss cannot do with a sample.
+    /// A loss cannot be computed for a sample.
     #[error(transparent)]
     Loss(LossError),
 }
 
-/// Computes the gradients of `losses` over an effective batch. Each of the two passes gets the same samples one micro-batch
-/// at a time, and only one micro-batch is in memory at any time.
+/// Computes the gradients of `losses` over an effective batch. Both passes get the same samples, one micro-batch at a
+/// time, and only one micro-batch is in memory at any time.
 ///
-/// A pass's micro-batches add up to the effective batch; `first_pass` is not touched unless a loss couples samples in this
-/// step ([`Losses::couple_samples`]).
+/// The micro-batches of a pass add up to the effective batch. `first_pass` is used only if a loss couples samples in
+/// this step ([`Losses::couple_samples`]).
 ///
 /// # Errors
 /// The first error of the micro-batches or of a loss.
@@ -118,7 +117,7 @@ pub fn effective_batch_gradient<B: MicroBatch, E>(
     second_pass: impl Iterator<Item = Result<B, E>>,
     observe: impl Fn(Event),
 ) -> Result<EffectiveBatch, StepFailure<E>> {
-    // Once per step, and not per micro-batch.
+    // Once per step, not per micro-batch.
     let copy = settings.compute.map(|dtype| compute_copy(model, dtype));
     let model = copy.as_ref().unwrap_or(model);
     let plain = model.valid();
@@ -139,12 +138,11 @@ pub fn effective_batch_gradient<B: MicroBatch, E>(
         let (original, sampling) = (pass.images(&batch), sampling(&losses, &batch));
         let (through_model, reconstruction) = pass.forward(original.clone(), sampling);
         let forward = Forward {
-            images: pass.as_seen(&batch, first, original, reconstruction),
+            images: pass.make_images(&batch, first, original, reconstruction),
             last_input: through_model.last_input(),
             quantized: through_model.quantized(),
         };
-        // Each loss network has a graph of its own, which is gone before the next one runs: the memory is that of the largest
-        // and not of their sum.
+        // Each loss network's graph is freed before the next one runs: memory for the largest, not for their sum.
         let mut gradients = Gradients::zero(&forward.images);
         for loss in &mut losses {
             loss.add_gradient(&forward, &mut gradients, &mut metrics).map_err(StepFailure::Loss)?;
@@ -170,7 +168,7 @@ fn step_context<'a>(plain: &'a VqGan, settings: StepSettings<'a>, observe: &'a d
     StepContext { step, effective, model: plain, compute, loss_scales, probe, device, dtype, observe }
 }
 
-/// What stays the same throughout one effective batch.
+/// The settings shared by all micro-batches of one effective batch.
 struct Pass<'a> {
     model: &'a VqGan,
     settings: StepSettings<'a>,
@@ -187,7 +185,7 @@ impl<'a> Pass<'a> {
         Reconstruct::forward(self.model, self.context.model, images, sampling, recompute, probe)
     }
 
-    fn as_seen<'b>(
+    fn make_images<'b>(
         &self,
         batch: &'b impl MicroBatch,
         first: usize,
@@ -212,17 +210,17 @@ impl<'a> Pass<'a> {
     }
 }
 
-/// How the codes of `batch` are drawn, the same in both passes.
+/// How to draw the codes of `batch`, the same in both passes.
 fn sampling(losses: &[Box<dyn LossStep + '_>], batch: &impl MicroBatch) -> Option<Sampling> {
     losses.iter().find_map(|loss| loss.sampling(batch.draws()))
 }
 
 impl EffectiveBatch {
-    /// Waits for the device and reads all metrics in one transfer, with the global norms of the generator's gradient and, in
-    /// a step in which it learns, of the discriminator's, `[1]` each, out of which it takes the loss scales.
+    /// Waits for the device and reads all metrics in one transfer. `generator` and `discriminator`, `[1]` each, are the
+    /// global norms of the gradients, the second only in a step that trains it; this divides them by the loss scales.
     ///
     /// # Errors
-    /// What the device says, if it failed anywhere in the step.
+    /// The device's error, if it failed anywhere in the step.
     pub fn read(&self, generator: Tensor<1>, discriminator: Option<Tensor<1>>) -> Result<StepMetrics, String> {
         let mut metrics = self.metrics.read(generator, discriminator)?;
         metrics.grad_norm /= self.loss_scales.generator;

@@ -1,4 +1,4 @@
-//! One micro-batch's forward pass through the model to the reconstruction, and the backward pass from the gradient at it.
+//! The forward pass of a micro-batch to the reconstruction, and the backward pass from the gradient at the image.
 
 use burn::tensor::Tensor;
 
@@ -15,7 +15,7 @@ use crate::precision::Probe;
 pub(super) struct Reconstruct<'a> {
     model: &'a VqGan,
     encoder: Chain<'a>,
-    /// The encoder's output, at which the quantizer's graph begins.
+    /// The encoder's output, where the quantizer's graph begins.
     latent: Tensor<4>,
     quantized: Quantized,
     decoder: Chain<'a>,
@@ -24,8 +24,8 @@ pub(super) struct Reconstruct<'a> {
 }
 
 impl<'a> Reconstruct<'a> {
-    /// Runs `images`, `[n, 3, H, W]`, through the model; images and reconstruction are in f32 at least and without autodiff.
-    /// `plain` is the same model as `model`, without autodiff; `sampling` is for a Gumbel quantizer.
+    /// Runs `images`, `[n, 3, H, W]`, through the model. Images and reconstruction are in f32 at least and without
+    /// autodiff. `plain` is the same model as `model`, without autodiff; `sampling` is for a Gumbel quantizer.
     pub(super) fn forward(
         model: &'a VqGan,
         plain: &'a VqGan,
@@ -39,8 +39,8 @@ impl<'a> Reconstruct<'a> {
             Chain::forward(tracked, plain, input.cast(dtype), upstream, recompute, probe)
         };
         let (mut encoder, latent) = chain(&model.encoder_blocks(), &plain.encoder_blocks(), images, false);
-        // Its backward pass comes last, after all losses and the decoder's.
-        encoder.let_go_of_largest();
+        // Its backward pass comes last, after those of all losses and of the decoder.
+        encoder.drop_largest_inputs();
         let latent = latent.autodiff();
         let latent = if encoder.has_gradient() { latent.require_grad() } else { latent };
         let quantized = model.quantize_in_training(latent.clone(), sampling);
@@ -62,17 +62,17 @@ impl<'a> Reconstruct<'a> {
         (Self { model, encoder, latent, quantized, decoder, last_input, last_layer }, reconstruction)
     }
 
-    /// The codes, with a graph that reaches back to the latents and the codebook.
+    /// The codes, with a graph back to the latents and the codebook.
     pub(super) fn quantized(&self) -> &Quantized {
         &self.quantized
     }
 
-    /// What the last layer makes the reconstruction of, `[n, C, H, W]`.
+    /// The input of the last layer, `[n, C, H, W]`.
     pub(super) fn last_input(&self) -> &Tensor<4> {
         &self.last_input
     }
 
-    /// Adds the parameters' gradients, given those at the reconstruction and at [`quantized`](Self::quantized), in f32 at least.
+    /// Adds the parameters' gradients, given those at reconstruction and [`quantized`](Self::quantized), f32 at least.
     pub(super) fn backward(self, gradients: Gradients, sum: &mut GradientSum, probe: Option<&Probe>) {
         let Self { model, encoder, latent, quantized, decoder, last_input, last_layer } = self;
         let at_image = gradients.at_image.cast(last_input.dtype());

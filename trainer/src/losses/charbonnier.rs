@@ -1,5 +1,5 @@
-//! The Charbonnier penalty of pixels (Charbonnier et al. 1994; Lai et al. 2017, arXiv 1704.03915, section 3.3): an L1 that is smooth
-//! where the images are nearly equal.
+//! The Charbonnier penalty of pixels (Charbonnier et al. 1994; Lai et al. 2017, arXiv 1704.03915, section 3.3): an L1
+//! loss that is smooth where the images are nearly equal.
 
 use burn::tensor::Tensor;
 

@@ -1,4 +1,4 @@
-//! Fetching what a loss needs, and why a loss cannot be had.
+//! Fetches the files that a loss needs; errors of loading a loss.
 
 use std::path::PathBuf;
 
@@ -10,21 +10,21 @@ use crate::models::weights::ModelError;
 use crate::problem::Problem;
 use crate::show::download::DownloadBar;
 
-/// Why a loss cannot be had.
+/// Why a loss cannot be loaded.
 #[derive(Debug, thiserror::Error)]
 pub enum LossError {
     /// Its network cannot be fetched.
     #[error("`{key}`: {source}")]
     Hub {
-        /// Where the network is asked for.
+        /// The key that names the network.
         key: &'static str,
-        /// Why not.
+        /// The cause.
         source: HubError,
     },
-    /// There is no such file.
+    /// The file does not exist.
     #[error("`{key}`: there is no {}", path.display())]
     NoFile {
-        /// Where the network is asked for.
+        /// The key that names the network.
         key: &'static str,
         /// The file.
         path: PathBuf,
@@ -32,35 +32,35 @@ pub enum LossError {
     /// Its network's weights cannot be read.
     #[error("`{key}`: {source}")]
     Weights {
-        /// Where the network is asked for.
+        /// The key that names the network.
         key: &'static str,
-        /// Why not.
+        /// The cause.
         source: WeightsError,
     },
-    /// Its network's weights do not make the network.
+    /// Its network's weights do not match the network.
     #[error("`{key}`: {source}")]
     Model {
-        /// Where the network is asked for.
+        /// The key that names the network.
         key: &'static str,
-        /// Why not.
+        /// The cause.
         source: ModelError,
     },
-    /// A discriminator that was saved.
+    /// A saved discriminator cannot be restored.
     #[error(transparent)]
     Saved(#[from] ModelError),
-    /// The tokenizer of a CLIP.
+    /// The tokenizer of a CLIP cannot be used.
     #[error("`clip.tokenizer`: {0}")]
     Tokenizer(#[from] TokenizerError),
-    /// No tokenizer where one is needed.
+    /// There is no tokenizer, but one is needed.
     #[error("`clip.tokenizer` is not set, and beside {} there is none: name a tokenizer.json, such as hf://openai/clip-vit-base-patch32/tokenizer.json", .0.display())]
     NoTokenizer(PathBuf),
-    /// A loss's own settings.
+    /// The loss's own settings are wrong.
     #[error("`{}` {}", .0.key, .0.message)]
     Setting(Problem),
 }
 
 impl LossError {
-    /// Whether the configuration alone is to blame.
+    /// Whether only the configuration is wrong.
     pub fn is_wrong_usage(&self) -> bool {
         match self {
             Self::Hub { source, .. } => source.is_wrong_usage(),
@@ -70,7 +70,7 @@ impl LossError {
     }
 }
 
-/// Fetches what `spec` names, if it is not on this machine already.
+/// Fetches the files that `spec` names, unless they are on this machine already.
 pub(crate) fn fetch(key: &'static str, spec: &str, files: FileChoice) -> Result<Fetched, LossError> {
     let hub = |source| LossError::Hub { key, source };
     let location = Location::parse(spec).map_err(hub)?;

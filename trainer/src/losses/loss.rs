@@ -1,4 +1,4 @@
-//! What a loss is to the engine and to the configuration.
+//! The interfaces of a loss to the engine and to the configuration.
 
 use burn::tensor::{DType, Device, Tensor};
 use checkpoints::Quantizer as QuantizerSettings;
@@ -17,8 +17,8 @@ use crate::precision::{PrecisionConfig, Probe};
 
 /// A loss of a run, with its networks.
 ///
-/// A step goes through it in this order: [`begin`](Self::begin), if a loss couples samples the first pass with what
-/// [`LossStep::needs`] asks for and [`LossStep::couple`], then for each micro-batch of the second pass [`LossStep::add_gradient`], and [`LossStep::finish`].
+/// A step calls, in this order: [`begin`](Self::begin); if a loss couples samples, a first pass as [`LossStep::needs`]
+/// asks, and [`LossStep::couple`]; per micro-batch [`LossStep::add_gradient`]; and [`LossStep::finish`].
 pub trait Loss: Sized {
     /// The tables `[losses.*]` that configure it.
     type Tables<'a>;
@@ -26,35 +26,34 @@ pub trait Loss: Sized {
     /// Its metrics: the key in `metrics.jsonl`, and the `group/name` under which TensorBoard and the report show it.
     const METRICS: &'static [(&'static str, &'static str)];
 
-    /// Fetches and reads its networks; `None` where it is off.
+    /// Fetches and reads its networks; `None` if it is off.
     ///
     /// # Errors
     /// If a network cannot be fetched or read, or a setting does not fit it.
     fn load(tables: Self::Tables<'_>, context: &mut LoadContext<'_>) -> Result<Option<Self>, LossError>;
 
-    /// Whether it couples the samples of an effective batch in an optimizer step, counted from 0, so that the step needs a
-    /// first pass.
+    /// Whether it couples the samples of the effective batch in a step, counted from 0. Such a step needs a first pass.
     fn couples_samples(&self, _step: u64) -> bool {
         false
     }
 
-    /// Begins an optimizer step; `None` if the loss does not count in it.
+    /// Begins an optimizer step; `None` if the loss takes no part in it.
     fn begin<'a>(&'a self, context: &'a StepContext<'a>) -> Option<Box<dyn LossStep + 'a>>;
 
-    /// One that needs no files, by which what it computes is checked in every batch split and on every device.
+    /// Returns an instance that needs no files, for checking the loss in every batch split and on every device.
     fn example() -> Option<Self> {
         None
     }
 
-    /// Itself, if it is a function of an original and its reconstruction alone.
+    /// Returns itself if it is a function of an original and its reconstruction alone.
     fn as_image_loss(&self) -> Option<&dyn ImageLoss> {
         None
     }
 }
 
-/// A loss in one optimizer step. All that it keeps is of this step: one that is taken again begins anew.
+/// A loss in one optimizer step. All its state belongs to this step; a step that is repeated begins again.
 pub trait LossStep {
-    /// What it has to see of the whole effective batch before it can give a gradient.
+    /// What it needs from the whole effective batch before it can compute a gradient.
     fn needs(&self) -> Needs {
         Needs::Nothing
     }
@@ -62,11 +61,11 @@ pub trait LossStep {
     /// Sees a micro-batch's latents in the first pass, `[n, D, h, w]`, before quantization and without autodiff.
     fn observe_latents(&mut self, _quantizer: &Quantizer, _latents: &Tensor<4>) {}
 
-    /// Sees a micro-batch's reconstructions in the first pass. `at_image` is the gradient at them that the losses before this
-    /// one leave, `[n, 3, H, W]`, if it [needs](Self::needs) that.
+    /// Sees a micro-batch's reconstructions in the first pass. `at_image` is the gradient at them of the losses before
+    /// this one, `[n, 3, H, W]`, if it [needs](Self::needs) that.
     ///
     /// # Errors
-    /// If what it needs of a sample cannot be had.
+    /// If something that it needs for a sample is missing.
     fn observe_images(&mut self, _forward: &Forward, _at_image: Option<&Tensor<4>>) -> Result<(), LossError> {
         Ok(())
     }
@@ -74,7 +73,7 @@ pub trait LossStep {
     /// Ends the first pass: computes what couples the samples.
     fn couple(&mut self) {}
 
-    /// How the codes of the samples at `draws` of the training stream are drawn, if the loss has them drawn.
+    /// Returns how to draw the codes of the samples at `draws` of the training stream, if this loss decides that.
     fn sampling(&self, _draws: &[u64]) -> Option<Sampling> {
         None
     }
@@ -82,28 +81,28 @@ pub trait LossStep {
     /// Adds the gradient of a micro-batch in the second pass, and its part of the metrics.
     ///
     /// # Errors
-    /// If what it needs of a sample cannot be had.
+    /// If something that it needs for a sample is missing.
     fn add_gradient(&mut self, forward: &Forward, to: &mut Gradients, metrics: &mut Metrics) -> Result<(), LossError>;
 
     /// Ends the step: adds the metrics that belong to the effective batch as a whole.
     fn finish(&mut self, _metrics: &mut Metrics) {}
 
-    /// What its discriminator has to learn from the effective batch, if it has one that learns in this step.
+    /// Returns the gradient for its discriminator from the effective batch, if it has one that is trained in this step.
     fn take_discriminator_gradient(&mut self) -> Option<DiscriminatorGradient> {
         None
     }
 }
 
-/// What the first pass has to compute for a loss, from the least to the most.
+/// What the first pass has to compute for a loss, least first.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Needs {
-    /// Nothing: its samples are not coupled.
+    /// Nothing: the loss does not couple samples.
     Nothing,
     /// The latents.
     Latents,
     /// The reconstructions.
     Images,
-    /// The reconstructions, and the gradient at them of the losses that stand before it.
+    /// The reconstructions, and the gradient at them of the losses before this one.
     ImageGradient,
 }
 
@@ -130,7 +129,7 @@ pub trait LossKeys {
 /// What a loss looks at.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Sees {
-    /// The reconstruction beside its original: the adaptive weight compares the adversarial gradient with that of these losses.
+    /// The reconstruction and its original: these losses' gradient determines the adaptive weight.
     Images,
     /// The reconstruction, through a discriminator.
     Discriminator,
@@ -140,24 +139,24 @@ pub enum Sees {
     Latents,
 }
 
-/// When and how strongly a loss counts.
+/// The weight of a loss over the optimizer steps.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Weight {
-    /// The weight once it is fully on.
+    /// The weight after the ramp.
     pub value: f64,
-    /// First optimizer step at which it counts.
+    /// First optimizer step at which the weight applies.
     pub start: u64,
-    /// Number of optimizer steps over which it grows from nothing to `value`.
+    /// Number of optimizer steps over which it grows from 0 to `value`.
     pub ramp: u64,
 }
 
 impl Weight {
-    /// A weight that counts from the first step.
+    /// Returns a weight that is the same from the first step.
     pub fn constant(value: f64) -> Self {
         Self { value, start: 0, ramp: 0 }
     }
 
-    /// The weight at an optimizer step, counted from 0.
+    /// Returns the weight at an optimizer step, counted from 0.
     pub fn at(&self, step: u64) -> f64 {
         match step.checked_sub(self.start) {
             None => 0.0,
@@ -167,7 +166,7 @@ impl Weight {
     }
 }
 
-/// What a loss may know of the rest of the configuration.
+/// The rest of the configuration, as far as a loss may use it.
 pub struct Surroundings<'a> {
     /// `run.seed`
     pub seed: u64,
@@ -187,7 +186,7 @@ pub struct Surroundings<'a> {
     pub discriminator: &'a DiscriminatorConfig,
     /// `[clip]`
     pub clip: &'a ClipConfig,
-    /// The losses that are on, what they look at and when they count.
+    /// The losses that are on, what they look at and their weights.
     pub losses: Vec<(Sees, Weight)>,
 }
 
@@ -198,21 +197,21 @@ impl Surroundings<'_> {
     }
 }
 
-/// What the networks of losses are read with.
+/// What a loss needs to read its networks.
 pub struct LoadContext<'a> {
     /// The rest of the configuration.
     pub around: Surroundings<'a>,
-    /// What the checkpoint says of the model's quantizer.
+    /// The quantizer's settings from the checkpoint.
     pub quantizer: &'a QuantizerSettings,
-    /// Where the networks go, an autodiff device.
+    /// The autodiff device for the networks.
     pub device: &'a Device,
-    /// The type of networks that are not trained: the one that they compute in.
+    /// The type that networks that are not trained are stored in and compute in.
     pub frozen: DType,
-    /// The discriminator that a checkpoint of the run has.
+    /// The discriminator in the run's checkpoint, if there is one.
     pub discriminator: Option<SavedDiscriminator>,
 }
 
-/// What a loss may know of the optimizer step.
+/// The optimizer step, as far as a loss may use it.
 pub struct StepContext<'a> {
     /// The optimizer step, counted from 0.
     pub step: u64,
@@ -220,46 +219,46 @@ pub struct StepContext<'a> {
     pub effective: usize,
     /// The model without autodiff, in the type that it computes in.
     pub model: &'a VqGan,
-    /// The type that copies of networks compute in; `None` for the networks themselves.
+    /// The type of the networks' copies that compute; `None` to compute with the networks themselves.
     pub compute: Option<DType>,
-    /// What the losses are multiplied with before the backward passes.
+    /// Factors of the losses before the backward passes.
     pub loss_scales: LossScales,
-    /// Looks for values that are not finite.
+    /// Finds values that are not finite.
     pub probe: Option<&'a Probe>,
     /// The device, without autodiff.
     pub device: Device,
     /// The type of images and losses: f32 at least.
     pub dtype: DType,
-    /// Hears of each phase.
+    /// Called at each phase.
     pub observe: &'a dyn Fn(Event),
 }
 
 impl StepContext<'_> {
-    /// `value`, `[1]`, in the type of losses.
+    /// Returns `value` as `[1]`, in the type of losses.
     pub fn scalar(&self, value: f64) -> Tensor<1> {
         Tensor::full([1], value, (&self.device, self.dtype))
     }
 
-    /// Says that a phase begins.
+    /// Reports that a phase begins.
     pub fn enter(&self, phase: Phase) {
         (self.observe)(Event::Phase(phase));
     }
 
-    /// The gradient at `image` of the scalar that `loss` makes of it, looked at for values that are not finite under `name`.
+    /// Returns the gradient at `image` of the scalar `loss(image)`; the probe checks it under `name`.
     pub fn gradient_at(&self, name: &str, image: &Tensor<4>, loss: impl FnOnce(Tensor<4>) -> Tensor<1>) -> Tensor<4> {
         let at_image = gradient_at(image, loss);
         self.probe_gradient(name, &at_image);
         at_image
     }
 
-    /// Looks at a loss's gradient at the image.
+    /// Checks a loss's gradient at the image, if there is a probe.
     pub fn probe_gradient(&self, name: &str, at_image: &Tensor<4>) {
         if let Some(probe) = self.probe {
             probe.loss(name, at_image);
         }
     }
 
-    /// Looks at a loss's value, `[1]`.
+    /// Checks a loss's value, `[1]`, if there is a probe.
     pub fn probe_value(&self, name: &str, value: &Tensor<1>) {
         if let Some(probe) = self.probe {
             probe.forward(|| name.to_owned(), value);
@@ -272,9 +271,9 @@ impl StepContext<'_> {
 pub struct Images<'a> {
     /// The optimizer step, counted from 0.
     pub step: u64,
-    /// What a sample counts in the mean over the effective batch.
+    /// Weight of a sample in the mean over the effective batch.
     pub per_sample: f64,
-    /// What a gradient at the reconstruction is multiplied with.
+    /// Factor of the gradients at the reconstruction.
     pub loss_scale: f64,
     /// The originals, `[n, 3, H, W]` in -1..1, in f32 at least and without autodiff.
     pub original: Tensor<4>,
@@ -282,9 +281,9 @@ pub struct Images<'a> {
     pub reconstruction: Tensor<4>,
     /// Index of the first sample in the effective batch.
     pub first: usize,
-    /// Each sample's position in the training stream: the key of its randomness.
+    /// Each sample's position in the training stream: the key of its random numbers.
     pub draws: &'a [u64],
-    /// What each sample shows, where that is known.
+    /// Each sample's caption, if it has one.
     pub captions: &'a [Option<String>],
 }
 
@@ -295,22 +294,21 @@ pub struct Forward<'a> {
     pub images: Images<'a>,
     /// The input of the model's last layer, `[n, C, H, W]`, without autodiff.
     pub last_input: &'a Tensor<4>,
-    /// The codes; in the second pass with a graph that reaches back to the latents and the codebook.
+    /// The codes; in the second pass with a graph back to the latents and the codebook.
     pub quantized: &'a Quantized,
 }
 
-/// What the backward pass of a micro-batch through the model begins with.
+/// What a micro-batch's backward pass through the model starts from.
 #[derive(Debug)]
 pub struct Gradients {
-    /// The gradient at the reconstruction of the weighted losses, times the loss scale, `[n, 3, H, W]`.
+    /// Gradient of the weighted losses at the reconstruction, times the loss scale, `[n, 3, H, W]`.
     pub at_image: Tensor<4>,
-    /// A scalar whose graph leads to latents and codes, and whose gradient there is that of the weighted losses, times the
-    /// loss scale.
+    /// A scalar whose gradient at latents and codes is that of the weighted losses, times the loss scale.
     pub at_codes: Option<Tensor<1>>,
 }
 
 impl Gradients {
-    /// No gradient yet.
+    /// Returns zero gradients.
     pub fn zero(images: &Images) -> Self {
         Self { at_image: images.reconstruction.zeros_like(), at_codes: None }
     }
@@ -321,7 +319,7 @@ impl Gradients {
     }
 }
 
-/// The gradient at `image` of the scalar that `loss` makes of it; the loss's graph is gone on return.
+/// Returns the gradient at `image` of the scalar `loss(image)`, and frees the loss's graph.
 pub fn gradient_at(image: &Tensor<4>, loss: impl FnOnce(Tensor<4>) -> Tensor<1>) -> Tensor<4> {
     let leaf = image.clone().autodiff().require_grad();
     let mut gradients = loss(leaf.clone()).backward();
@@ -331,9 +329,9 @@ pub fn gradient_at(image: &Tensor<4>, loss: impl FnOnce(Tensor<4>) -> Tensor<1>)
 /// The loss scale of each optimizer.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct LossScales {
-    /// Of the generator's losses.
+    /// Scale of the generator's losses.
     pub generator: f64,
-    /// Of the discriminator's loss.
+    /// Scale of the discriminator's loss.
     pub discriminator: f64,
 }
 
@@ -343,18 +341,18 @@ impl Default for LossScales {
     }
 }
 
-/// A loss that is a function of an original and its reconstruction, sample by sample.
+/// A loss that compares an original with its reconstruction, sample by sample.
 pub trait ImageLoss: Send {
     /// Its key in the configuration and in metrics.
     fn name(&self) -> &'static str;
 
-    /// Value for each sample, `[N]`, of `reconstruction` given `original`, both `[N, 3, H, W]` in -1..1.
+    /// Returns the value for each sample, `[N]`, of `reconstruction` given `original`, both `[N, 3, H, W]` in -1..1.
     ///
-    /// No sample's value may depend on another sample: the batch is split anywhere.
+    /// No sample's value may depend on another sample, because the batch can be split anywhere.
     fn per_sample(&self, original: Tensor<4>, reconstruction: Tensor<4>) -> Tensor<1>;
 }
 
-/// How an [`ImageLoss`] is had from its table; [`Weighted`] makes a [`Loss`] of it.
+/// Loads an [`ImageLoss`] from its table; [`Weighted`] makes it a [`Loss`].
 pub trait LoadImageLoss: ImageLoss + Sized {
     /// Its table `[losses.*]`.
     type Table: LossKeys;
@@ -362,7 +360,7 @@ pub trait LoadImageLoss: ImageLoss + Sized {
     /// Its one metric, as in [`Loss::METRICS`].
     const METRIC: (&'static str, &'static str);
 
-    /// Fetches and reads its networks, if it has any; it is on.
+    /// Fetches and reads its networks, if it has any. Called only if the loss is on.
     ///
     /// # Errors
     /// As for [`Loss::load`].
@@ -375,7 +373,7 @@ pub trait LoadImageLoss: ImageLoss + Sized {
 /// An [`ImageLoss`] with its weight.
 #[derive(Debug)]
 pub struct Weighted<L> {
-    /// When and how strongly it counts.
+    /// Its weight in each step.
     pub weight: Weight,
     /// The loss.
     pub loss: L,

@@ -4,7 +4,7 @@ use burn::tensor::{Tensor, Transaction};
 
 use crate::models::quantizer::{Quantized, count_codes};
 
-/// Sums over the micro-batches by name, in the order in which the names came up.
+/// Sums over the micro-batches by name, in the order in which names first appear.
 #[derive(Default)]
 pub struct Metrics {
     values: Vec<(&'static str, Tensor<1>)>,
@@ -40,7 +40,7 @@ impl Metrics {
         add(&mut self.total, value);
     }
 
-    /// Reads `adaptive_weight`, `[1]`, with the metrics, for the next step.
+    /// Keeps `adaptive_weight`, `[1]`, to be read with the metrics for the next step.
     pub fn carry(&mut self, adaptive_weight: Tensor<1>) {
         self.carried = Some(adaptive_weight);
     }
@@ -50,11 +50,11 @@ impl Metrics {
         add(&mut self.code_counts, count_codes(quantized.codes.clone(), codes));
     }
 
-    /// Waits for the device and reads all metrics in one transfer, with the global norms of the generator's gradient and, in a
-    /// step in which it learns, of the discriminator's, `[1]` each.
+    /// Waits for the device and reads all metrics in one transfer, with the global norms of the generator's gradient
+    /// and, in a step that trains it, of the discriminator's, `[1]` each.
     ///
     /// # Errors
-    /// What the device says, if it failed anywhere in the step.
+    /// The device's error, if it failed anywhere in the step.
     pub fn read(&self, generator: Tensor<1>, discriminator: Option<Tensor<1>>) -> Result<StepMetrics, String> {
         let optional = |value: &Option<Tensor<1>>| value.clone().unwrap_or_else(|| generator.zeros_like());
         let has_discriminator = discriminator.is_some();
@@ -82,22 +82,22 @@ impl Metrics {
 /// The metrics of an optimizer step, read back from the device.
 #[derive(Debug, Clone)]
 pub struct StepMetrics {
-    /// Mean over the samples of each loss, unweighted, and of what else is worth knowing about the step.
+    /// Unweighted mean over the samples of each loss, and of other values of the step.
     pub values: Vec<(&'static str, f64)>,
     /// The weighted sum of the losses.
     pub total: f64,
     /// Global norm of the generator's gradient, before clipping.
     pub grad_norm: f64,
-    /// Global norm of the discriminator's gradient, in a step in which it learns.
+    /// Global norm of the discriminator's gradient, in a step that trains it.
     pub discriminator_grad_norm: Option<f64>,
-    /// The adversarial loss's adaptive weight in the next step, where that is this step's.
+    /// The adaptive weight of the adversarial loss for the next step, if that uses this step's.
     pub next_adaptive_weight: Option<f64>,
     /// How often each code was chosen.
     pub code_counts: Vec<f32>,
 }
 
 impl StepMetrics {
-    /// The value of that name, if there is one in this step.
+    /// Returns the value of that name, if this step has it.
     pub fn get(&self, name: &str) -> Option<f64> {
         self.values.iter().find(|(other, _)| *other == name).map(|(_, value)| *value)
     }

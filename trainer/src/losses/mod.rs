@@ -1,7 +1,7 @@
-//! What a model is trained for: a file or a folder for each loss, with everything about it. They know models, optimizers and
-//! precision; the engine knows of them no more than [`Loss`] and [`LossStep`] say.
+//! The losses: a file or a folder for each, with everything about it. They depend on models, optimizers and precision;
+//! the engine uses them only through [`Loss`] and [`LossStep`].
 //!
-//! `trainer/docs/adding-a-loss.md` shows how one is added.
+//! `trainer/docs/adding-a-loss.md` shows how to add one.
 
 pub mod adversarial;
 mod charbonnier;
@@ -40,7 +40,7 @@ pub use self::phase::{Event, Phase};
 pub use self::pixel::{PixelConfig, PixelLoss, PixelNorm};
 pub use self::table::LossTable;
 
-/// Makes the list of losses: what a step asks for its gradient in this order, with the tables that configure each.
+/// Makes the list of losses, in the order in which a step asks them for gradients, with the tables that configure each.
 macro_rules! losses {
     ($($loss:ident: $Loss:ty { $($table:ident: $Table:ty),+ }),+ $(,)?) => {
         /// `[losses.*]`: a loss that is not named keeps its default.
@@ -72,7 +72,7 @@ macro_rules! losses {
         }
 
         impl Losses {
-            /// The losses of `config`.
+            /// Loads the losses of `config`.
             ///
             /// # Errors
             /// If a network cannot be fetched or read, or a setting does not fit it.
@@ -80,22 +80,22 @@ macro_rules! losses {
                 Ok(Self { $($loss: <$Loss as Loss>::load(($(&config.$table,)+), &mut context)?,)+ })
             }
 
-            /// The losses that need no files, as [`Loss::example`] has them.
+            /// Returns the losses that need no files; see [`Loss::example`].
             pub fn examples() -> Self {
                 Self { $($loss: <$Loss as Loss>::example(),)+ }
             }
 
-            /// Whether a loss couples samples in an optimizer step, counted from 0, so that it needs two passes.
+            /// Whether a loss couples samples in an optimizer step, counted from 0. Such a step needs two passes.
             pub fn couple_samples(&self, step: u64) -> bool {
                 [$(self.$loss.as_ref().is_some_and(|loss| loss.couples_samples(step))),+].contains(&true)
             }
 
-            /// Begins an optimizer step with the losses that count in it, in the order in which they add their gradients.
+            /// Begins an optimizer step with the losses that take part in it, in the order of their gradients.
             pub fn begin<'a>(&'a self, context: &'a StepContext<'a>) -> Vec<Box<dyn LossStep + 'a>> {
                 [$(self.$loss.as_ref().and_then(|loss| loss.begin(context))),+].into_iter().flatten().collect()
             }
 
-            /// The losses that are functions of an original and its reconstruction alone.
+            /// Returns the losses that are functions of an original and its reconstruction alone.
             pub fn image_losses(&self) -> Vec<&dyn ImageLoss> {
                 [$(self.$loss.as_ref().and_then(Loss::as_image_loss)),+].into_iter().flatten().collect()
             }
@@ -103,7 +103,7 @@ macro_rules! losses {
     };
 }
 
-// The order is part of the contract: the adversarial loss scales itself to the gradient of the losses before it.
+// The order is part of the contract: the adversarial loss scales itself by the gradient of the losses before it.
 losses! {
     pixel: Weighted<PixelLoss> { pixel: PixelConfig },
     charbonnier: Weighted<charbonnier::Charbonnier> { charbonnier: charbonnier::CharbonnierConfig },
@@ -124,14 +124,14 @@ impl Losses {
         self.adversarial.as_ref().map(|loss| &loss.discriminator)
     }
 
-    /// The discriminator, to let it take its step.
+    /// The discriminator, to take its step.
     pub fn discriminator_mut(&mut self) -> Option<&mut Discriminator> {
         self.adversarial.as_mut().map(|loss| &mut loss.discriminator)
     }
 }
 
 impl LossesConfig {
-    /// Has every loss count in full from the first step, at its weight.
+    /// Gives every loss its full weight from the first step.
     pub fn all_from_the_first_step(&mut self) {
         for table in self.tables_mut() {
             table.set_weight(Weight::constant(table.weight().value));
@@ -144,7 +144,7 @@ impl LossesConfig {
         off.for_each(|table| table.set_weight(Weight::constant(weight)));
     }
 
-    /// The tables of losses that are on.
+    /// Returns the tables of the losses that are on.
     pub fn on(&self) -> impl Iterator<Item = &dyn LossTable> {
         self.tables().into_iter().filter(|table| table.is_on())
     }

@@ -19,18 +19,18 @@ loss_table! {
     perceptual: PerceptualConfig, weight = 0.0,
     /// The network whose features are compared.
     network: LpipsNetwork = LpipsNetwork::Vgg16,
-    /// That network's ImageNet weights, by torchvision's names: `hf://owner/name[@revision][/file]` or a local path.
-    /// Where nothing is said, `hf://timm/vgg16.tv_in1k` for `vgg16`; `alexnet` has no default.
+    /// That network's ImageNet weights, with torchvision's names: `hf://owner/name[@revision][/file]` or a local path.
+    /// The default is `hf://timm/vgg16.tv_in1k` for `vgg16`; `alexnet` has none.
     #[serde(skip_serializing_if = "Option::is_none")]
     backbone: Option<String> = None,
-    /// LPIPS's weights of the features' channels, likewise. Where nothing is said, `LPIPS_v0.1_vgg-a78928a0.pth` or
+    /// LPIPS's weights of the features' channels, likewise. The default is `LPIPS_v0.1_vgg-a78928a0.pth` or
     /// `LPIPS_v0.1_alex-df73285e.pth` of `hf://chaofengc/IQA-PyTorch-Weights`, which are the authors' files.
     #[serde(skip_serializing_if = "Option::is_none")]
     linear: Option<String> = None,
 }
 
 impl PerceptualConfig {
-    /// Where the network's weights are; nothing if that is left open and there is no default.
+    /// Returns where the network's weights are; `None` if they are not set and have no default.
     pub fn backbone_location(&self) -> Option<&str> {
         self.backbone.as_deref().or(match self.network {
             LpipsNetwork::Vgg16 => Some("hf://timm/vgg16.tv_in1k"),
@@ -38,7 +38,7 @@ impl PerceptualConfig {
         })
     }
 
-    /// Where LPIPS's own weights are.
+    /// Returns where LPIPS's own weights are.
     pub fn linear_location(&self) -> &str {
         self.linear.as_deref().unwrap_or(match self.network {
             LpipsNetwork::Vgg16 => "hf://chaofengc/IQA-PyTorch-Weights/LPIPS_v0.1_vgg-a78928a0.pth",
@@ -80,7 +80,7 @@ fn lpips_weights(loss: &PerceptualConfig) -> Result<StateDict, LossError> {
     let backbone = loss.backbone_location().ok_or_else(|| LossError::Setting(unnamed()))?;
     let backbone = fetch(BACKBONE, backbone, FileChoice::Any)?;
     let mut weights = load_lpips_backbone(loss.network, backbone.clone()).map_err(wrong(BACKBONE))?;
-    // A whole LPIPS given as the backbone has its linear layers with it: nothing else has to be fetched.
+    // A whole LPIPS as the backbone contains its linear layers: nothing else has to be fetched.
     if loss.backbone.is_some() && loss.linear.is_none() {
         match load_lpips_linear(loss.network, backbone) {
             Err(WeightsError::Unsupported { .. }) => {}
@@ -100,7 +100,7 @@ fn lpips_weights(loss: &PerceptualConfig) -> Result<StateDict, LossError> {
 pub struct PerceptualLoss(Lpips);
 
 impl PerceptualLoss {
-    /// With a network that was read frozen, on the device of the images.
+    /// Uses a network that was read frozen, on the device of the images.
     pub fn new(network: Lpips) -> Self {
         Self(network)
     }
@@ -112,7 +112,7 @@ impl ImageLoss for PerceptualLoss {
     }
 
     fn per_sample(&self, original: Tensor<4>, reconstruction: Tensor<4>) -> Tensor<1> {
-        // What the original's features are computed from is not tracked, so neither are they.
+        // The original is detached, so its features are not tracked.
         self.0.distance(self.0.features(original.detach()), reconstruction)
     }
 }
@@ -142,12 +142,12 @@ mod tests {
 
     use super::*;
     use crate::models::lpips::tests::read;
-    use crate::models::tests::picture;
+    use crate::models::tests::test_images;
 
     #[test]
     fn only_the_reconstruction_has_a_gradient() {
         let loss = PerceptualLoss::new(read(LpipsNetwork::AlexNet, DType::F32));
-        let image = picture(2, 32, 32).cast(DType::F32);
+        let image = test_images(2, 32, 32).cast(DType::F32);
         let original = image.clone().autodiff().require_grad();
         let reconstruction = (image * 0.7).autodiff().require_grad();
         let value = loss.per_sample(original.clone(), reconstruction.clone());
@@ -157,7 +157,7 @@ mod tests {
         assert!(reconstruction.grad_remove(&mut gradients).is_some());
     }
 
-    /// A whole AlexNet LPIPS, its linear layers of `linear`.
+    /// Returns a whole AlexNet LPIPS whose linear layers have the value `linear`.
     fn whole(linear: f32) -> StateDict {
         let network = LpipsNetwork::AlexNet;
         let mut weights = StateDict::new();
@@ -179,7 +179,7 @@ mod tests {
         weights
     }
 
-    /// What `[losses.perceptual]` with these files gives; without the name of their folder.
+    /// Returns what `[losses.perceptual]` loads from these files; errors do not name their folder.
     fn lpips(network: LpipsNetwork, backbone: &StateDict, linear: Option<&StateDict>) -> Result<StateDict, String> {
         let folder = tempfile::tempdir().unwrap();
         let place = |name: &str, weights: &StateDict| {
@@ -201,7 +201,7 @@ mod tests {
     fn a_whole_lpips_as_the_backbone_needs_no_other_file() {
         let alexnet = LpipsNetwork::AlexNet;
         assert!(lpips(alexnet, &whole(7.0), None) == Ok(whole(7.0)));
-        // A file that is named is the one that is read.
+        // If a file is set, it is the one that is read.
         assert!(lpips(alexnet, &whole(7.0), Some(&whole(3.0))) == Ok(whole(3.0)));
         assert!(lpips(alexnet, &without_linear(whole(7.0)), Some(&whole(3.0))) == Ok(whole(3.0)));
     }

@@ -1,17 +1,17 @@
-//! The parts of an optimizer step, as a step tells them while it is computed.
+//! The phases of an optimizer step, which it reports while it is computed.
 
 use std::fmt;
 
-/// A part of an optimizer step whose memory is measured by itself.
+/// A part of an optimizer step whose memory is measured separately.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Phase {
-    /// Before anything is computed: weights, optimizer state, average, networks of the losses.
+    /// Before any computation: weights, optimizer state, average, networks of the losses.
     Weights,
     /// The first pass, which keeps no graph, with the losses that run in it.
     FirstPass,
     /// The forward pass of a micro-batch through the model.
     Forward,
-    /// One loss with its gradient at the image; all losses of CLIP count as one.
+    /// One loss with its gradient at the image; all CLIP losses count as one.
     Loss(&'static str),
     /// The backward pass through the codebook and the model.
     Backward,
@@ -32,11 +32,11 @@ impl fmt::Display for Phase {
     }
 }
 
-/// What is said of a step while it is computed.
+/// What a step reports while it is computed.
 #[derive(Debug, Clone, Copy)]
 pub enum Event {
     /// Another part of the step begins.
     Phase(Phase),
-    /// So many more samples are done.
+    /// This many more samples are done.
     Samples(usize),
 }

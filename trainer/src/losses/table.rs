@@ -4,25 +4,25 @@ pub use super::loss::LossKeys;
 use super::loss::{Sees, Surroundings};
 use crate::problem::Problem;
 
-/// A table `[losses.*]`: what a loss can be told.
+/// A table `[losses.*]`: the settings of a loss.
 pub trait LossTable: LossKeys {
     /// What the loss looks at.
     fn sees(&self) -> Sees;
 
-    /// Whether the loss compares with each image's own caption, if it is on.
+    /// Whether the loss, if on, compares with each image's own caption.
     fn needs_captions(&self) -> bool {
         false
     }
 
-    /// Checks the table's values, and if the loss is on, whether they fit the rest of the configuration.
+    /// Checks the table's values and, if the loss is on, whether they fit the rest of the configuration.
     ///
     /// # Errors
     /// The first problem.
     fn check(&self, around: &Surroundings) -> Result<(), Problem>;
 }
 
-/// Defines a table `[losses.NAME]`: a strict TOML table with `weight`, `start` and `ramp`, and the keys that are listed, each
-/// with its type and default.
+/// Defines a table `[losses.NAME]`: a strict TOML table with `weight`, `start` and `ramp`, and the listed keys with
+/// their types and defaults.
 macro_rules! loss_table {
     (
         $(#[$doc:meta])*
@@ -33,9 +33,9 @@ macro_rules! loss_table {
         #[derive(Debug, Clone, PartialEq, serde::Deserialize, serde::Serialize)]
         #[serde(deny_unknown_fields, default)]
         pub struct $Table {
-            /// Weight; 0 switches it off.
+            /// Weight; 0 disables the loss.
             pub weight: f64,
-            /// First optimizer step that counts.
+            /// First optimizer step at which the weight applies.
             pub start: u64,
             /// Optimizer steps over which the weight grows.
             pub ramp: u64,

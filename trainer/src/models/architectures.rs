@@ -15,8 +15,8 @@ pub const NAMES: [&str; 9] = [
     "amused",
 ];
 
-/// A built-in architecture: `tiny` for a CPU, the others as published with taming-transformers (arXiv 2012.09841),
-/// latent-diffusion (arXiv 2112.10752), LlamaGen (arXiv 2406.06525) and aMUSEd (arXiv 2401.01808).
+/// Returns a built-in architecture: `tiny` is for a CPU, the others are as published with taming-transformers (arXiv
+/// 2012.09841), latent-diffusion (arXiv 2112.10752), LlamaGen (arXiv 2406.06525) and aMUSEd (arXiv 2401.01808).
 pub fn by_name(name: &str) -> Option<Architecture> {
     let taming = |channels: &[usize], attention_levels: &[usize], latent: usize, codes: usize| Architecture {
         family: Family::Taming,
@@ -45,7 +45,7 @@ pub fn by_name(name: &str) -> Option<Architecture> {
     const F16: [usize; 5] = [128, 128, 256, 256, 512];
     Some(match name {
         "tiny" => Architecture {
-            // diffusers' names, which allow any number of groups; short normalised codes, which learn from nothing readily.
+            // diffusers' names allow any number of groups. Short normalised codes learn easily from random weights.
             family: Family::Diffusers,
             base_channels: 16,
             channels: vec![16, 32, 64],

@@ -13,7 +13,7 @@ use burn::tensor::{DType, Tensor};
 use super::group_norm::GroupNorm;
 use super::weights::{ModelError, WeightReader};
 
-/// Half precision takes statistics in f32, wider types in themselves.
+/// The type that statistics are computed in: f32 for half precision, otherwise `dtype` itself.
 pub(crate) fn statistics_dtype(dtype: DType) -> DType {
     match dtype {
         DType::F16 | DType::BF16 => DType::F32,
@@ -21,8 +21,8 @@ pub(crate) fn statistics_dtype(dtype: DType) -> DType {
     }
 }
 
-/// Softmax over the last dimension. With and without autodiff it is the same operations, so that a recomputed block rounds as
-/// the block did that ran: Burn's own softmax is a fused kernel only where nothing is differentiated.
+/// Softmax over the last dimension. It uses the same operations with and without autodiff, so that a recomputed block
+/// rounds exactly as in its first run. Burn's own softmax is a fused kernel only without autodiff.
 pub(crate) fn softmax<const D: usize>(scores: Tensor<D>) -> Tensor<D> {
     let largest = scores.clone().detach().max_dim(D - 1);
     let weights = (scores - largest).exp();
@@ -51,7 +51,7 @@ fn conv(from: &WeightReader, kernel: usize, stride: usize, padding: PaddingConfi
     })
 }
 
-/// Two normalised 3x3 convolutions around a shortcut, which is a 1x1 convolution where the channels change.
+/// Two normalised 3x3 convolutions and a shortcut around them, which is a 1x1 convolution where the channels change.
 #[derive(Module, Debug)]
 pub struct ResnetBlock {
     norm1: GroupNorm,
@@ -79,17 +79,17 @@ impl ResnetBlock {
         self.shortcut(x) + h
     }
 
-    /// What comes before the second normalisation, `[N, C, H, W]` to `[N, C', H, W]`.
+    /// Runs the part before the second normalisation, `[N, C, H, W]` to `[N, C', H, W]`.
     pub fn first_half(&self, x: Tensor<4>) -> Tensor<4> {
         self.conv1.forward(self.norm1.forward_silu(x))
     }
 
-    /// From there to what is added to the shortcut, `[N, C', H, W]` to the same.
+    /// Runs the rest, whose output is added to the shortcut, `[N, C', H, W]` to the same.
     pub fn second_half(&self, h: Tensor<4>) -> Tensor<4> {
         self.conv2.forward(self.norm2.forward_silu(h))
     }
 
-    /// The way around both, `[N, C, H, W]` to `[N, C', H, W]`.
+    /// Runs the shortcut, `[N, C, H, W]` to `[N, C', H, W]`.
     pub fn shortcut(&self, x: Tensor<4>) -> Tensor<4> {
         match &self.nin_shortcut {
             Some(shortcut) => shortcut.forward(x),
@@ -133,7 +133,7 @@ impl AttnBlock {
     }
 }
 
-/// Halves the size by a 3x3 convolution of stride 2, padded on the right and at the bottom only.
+/// Halves the size with a 3x3 convolution of stride 2, padded on the right and at the bottom only.
 #[derive(Module, Debug)]
 pub struct Downsample {
     conv: Conv2d,
@@ -168,7 +168,7 @@ impl Upsample {
     }
 }
 
-/// One link of an encoder's or decoder's chain: a chain is run forward, or backward and recomputed, link by link.
+/// One block of an encoder's or decoder's chain. A chain runs block by block, forward or backward with recomputation.
 #[derive(Debug, Clone, Copy)]
 pub enum Block<'a> {
     /// A plain convolution.
@@ -177,9 +177,9 @@ pub enum Block<'a> {
     Resnet(&'a ResnetBlock),
     /// Attention over all positions.
     Attn(&'a AttnBlock),
-    /// To half the size.
+    /// Halves the size.
     Downsample(&'a Downsample),
-    /// To twice the size.
+    /// Doubles the size.
     Upsample(&'a Upsample),
     /// Normalisation and SiLU.
     NormSilu(&'a GroupNorm),
@@ -198,7 +198,7 @@ impl Block<'_> {
         }
     }
 
-    /// Shows `visitor` its parameters.
+    /// Calls `visitor` with the block's parameters.
     pub fn visit<V: ModuleVisitor>(&self, visitor: &mut V) {
         match self {
             Self::Conv(conv) => conv.visit(visitor),
@@ -210,13 +210,13 @@ impl Block<'_> {
         }
     }
 
-    /// Whether any of its parameters is trained: on an autodiff device and not frozen.
+    /// Whether any of its parameters is trained: it is on an autodiff device and not frozen.
     pub fn is_trained(&self) -> bool {
         any_trained(|visitor| self.visit(visitor))
     }
 }
 
-/// Sees whether a parameter is trained.
+/// Records whether a visited parameter is trained.
 pub(crate) struct AnyTrained(bool);
 
 impl ModuleVisitor for AnyTrained {
@@ -225,7 +225,7 @@ impl ModuleVisitor for AnyTrained {
     }
 }
 
-/// Whether any of the parameters that `visit` shows is trained: on an autodiff device and not frozen.
+/// Whether any of the parameters that `visit` visits is trained: it is on an autodiff device and not frozen.
 pub(crate) fn any_trained(visit: impl FnOnce(&mut AnyTrained)) -> bool {
     let mut any = AnyTrained(false);
     visit(&mut any);

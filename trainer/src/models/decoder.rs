@@ -1,4 +1,4 @@
-//! From quantized latents to images: a middle with attention, then residual levels, each twice the size of the one before.
+//! Maps quantized latents to images: a middle with attention, then residual levels, each of twice the size.
 
 use burn::module::Module;
 use burn::nn::conv::Conv2d;
@@ -14,7 +14,7 @@ use super::weights::{ModelError, WeightReader};
 pub struct Decoder {
     conv_in: Conv2d,
     mid: Middle,
-    /// Finest level first, as in the names; the forward pass goes through it backwards.
+    /// Finest level first, as in the names; the forward pass runs them in reverse.
     up: Vec<UpLevel>,
     norm_out: GroupNorm,
     conv_out: Conv2d,
@@ -45,7 +45,7 @@ impl Decoder {
         })
     }
 
-    /// All of it, in the order of the forward pass; the last one is the last layer.
+    /// Returns all blocks in the order of the forward pass; the last one is the last layer.
     pub(super) fn blocks(&self) -> Vec<Block<'_>> {
         let mut blocks = vec![Block::Conv(&self.conv_in)];
         blocks.extend(self.mid.blocks());
@@ -57,7 +57,7 @@ impl Decoder {
         blocks
     }
 
-    /// The convolution that makes the image.
+    /// The convolution that outputs the image.
     pub(super) fn last_layer(&self) -> &Conv2d {
         &self.conv_out
     }

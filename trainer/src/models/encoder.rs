@@ -1,4 +1,4 @@
-//! From images to latents: residual levels, each half the size of the one before, then a middle with attention.
+//! Maps images to latents: residual levels, each of half the size, then a middle with attention.
 
 use burn::module::Module;
 use burn::nn::conv::Conv2d;
@@ -44,7 +44,7 @@ impl Encoder {
         })
     }
 
-    /// All of it, in the order of the forward pass.
+    /// Returns all blocks in the order of the forward pass.
     pub(super) fn blocks(&self) -> Vec<Block<'_>> {
         let mut blocks = vec![Block::Conv(&self.conv_in)];
         for level in &self.down {
@@ -57,7 +57,7 @@ impl Encoder {
     }
 }
 
-/// The coarsest stretch, the same in encoder and decoder: block, attention where the family has it, block.
+/// The lowest resolution, the same in encoder and decoder: block, attention if the family has it, block.
 #[derive(Module, Debug)]
 pub(super) struct Middle {
     block_1: ResnetBlock,
@@ -97,7 +97,7 @@ pub(super) fn read_level(
     Ok(((0..blocks).map(block).collect::<Result<_, _>>()?, (0..attended).map(attn).collect::<Result<_, _>>()?))
 }
 
-/// The blocks of one level, each followed by its attention where there is one.
+/// Returns the blocks of one level, each followed by its attention if it has one.
 pub(super) fn level_blocks<'a>(block: &'a [ResnetBlock], attn: &'a [AttnBlock]) -> impl Iterator<Item = Block<'a>> {
     let with_attn = |(j, block)| [Some(Block::Resnet(block)), attn.get(j).map(Block::Attn)];
     block.iter().enumerate().flat_map(with_attn).flatten()

@@ -1,4 +1,4 @@
-//! Random weights for a model that starts from nothing, as PyTorch's layers draw them.
+//! Random weights for a model that is trained from scratch, as PyTorch's layers draw them.
 
 use checkpoints::{Architecture, HostTensor, QuantizerKind};
 use rand::rngs::ChaCha8Rng;
@@ -6,11 +6,11 @@ use rand::{RngExt, SeedableRng};
 
 use super::weights::{StateDict, param_id};
 
-/// Weights of `architecture`, a pure function of `seed`: the same on every device and in every version of Burn.
+/// Draws weights of `architecture` as a pure function of `seed`: the same on every device and in every version of Burn.
 ///
-/// Convolutions and their biases are uniform within `1/sqrt(fan in)` (PyTorch's default), norms are the identity, codes
-/// are uniform within `1/codes` (taming's default), of unit length in random directions where the codebook is normalised, and of
-/// variance 1 where the quantizer is Gumbel's.
+/// Convolutions and their biases are uniform within `1/sqrt(fan in)` (PyTorch's default), and norms are the identity.
+/// Codes are uniform within `1/codes` (taming's default). In a normalised codebook they are random directions of unit
+/// length instead, and in a Gumbel quantizer they have variance 1.
 pub fn random_weights(architecture: &Architecture, seed: u64) -> StateDict {
     let parameters = architecture.parameters();
     let fan_in = |name: &str| {

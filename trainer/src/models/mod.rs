@@ -1,4 +1,4 @@
-//! The networks, and operations on images. They know nothing of training.
+//! The networks, and operations on images. They do not depend on the training code.
 
 pub mod architectures;
 pub mod blocks;

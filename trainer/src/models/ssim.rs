@@ -1,26 +1,26 @@
-//! Structural similarity (Wang et al. 2004): how alike two images are in luminance, contrast and structure.
+//! Structural similarity (Wang et al. 2004): how similar two images are in luminance, contrast and structure.
 
 use burn::tensor::module::conv2d;
 use burn::tensor::ops::ConvOptions;
 use burn::tensor::{DType, Device, Tensor, TensorData};
 
-/// Side of the window that statistics are taken over, in pixels. Smaller images have no SSIM.
+/// Side of the window that statistics are computed over, in pixels. Smaller images have no SSIM.
 pub const WINDOW: usize = 11;
 
 /// Standard deviation of the window's Gaussian, in pixels.
 const SIGMA: f64 = 1.5;
 
-/// SSIM of each pair, `[N]`, 1 for equal images; both are `[N, C, H, W]` in -1..1, and `None` where they are smaller than the
-/// window.
+/// Returns the SSIM of each pair, `[N]`, 1 for equal images. Both are `[N, C, H, W]` in -1..1; `None` if they are
+/// smaller than the window.
 ///
-/// The mean over all windows that lie in the image, and over the channels, with the constants of the paper: what
-/// scikit-image computes of values in 0..1 with `gaussian_weights=True, sigma=1.5, use_sample_covariance=False`.
+/// It is the mean over all windows inside the image and over the channels, with the constants of the paper. It equals
+/// scikit-image's for values in 0..1 with `gaussian_weights=True, sigma=1.5, use_sample_covariance=False`.
 pub fn ssim(a: &Tensor<4>, b: &Tensor<4>) -> Option<Tensor<1>> {
     let [n, c, h, w] = a.dims();
     if h.min(w) < WINDOW {
         return None;
     }
-    // In 0..1: luminance is compared by ratios, which mean nothing where black is -1.
+    // Converts to 0..1: luminance is compared by ratios, for which black has to be 0.
     let plane = |t: &Tensor<4>| (t.clone().cast(DType::F32).reshape([n * c, 1, h, w]) + 1.0) * 0.5;
     let (a, b) = (plane(a), plane(b));
     let kernel = gaussian(&a.device());
@@ -40,7 +40,7 @@ pub fn ssim(a: &Tensor<4>, b: &Tensor<4>) -> Option<Tensor<1>> {
     Some(alike.reshape([n, c * rows * columns]).mean_dim(1).reshape([n]))
 }
 
-/// `[1, 1, 1, WINDOW]`, of the sum 1.
+/// `[1, 1, 1, WINDOW]`, with sum 1.
 fn gaussian(device: &Device) -> Tensor<4> {
     let centre = (WINDOW / 2) as f64;
     let weight = |index: usize| (-((index as f64 - centre) / SIGMA).powi(2) / 2.0).exp();
@@ -53,7 +53,7 @@ fn gaussian(device: &Device) -> Tensor<4> {
 mod tests {
     use super::*;
 
-    /// Two images of waves, and others that are nearly these, `[2, 3, 16, 19]`.
+    /// Two images of waves, and slightly different ones, `[2, 3, 16, 19]`.
     fn waves() -> [Tensor<4>; 2] {
         let shape = [2, 3, 16, 19];
         let (mut a, mut b) = (Vec::new(), Vec::new());
@@ -70,7 +70,7 @@ mod tests {
         ssim(a, b).unwrap().try_into_vec_as::<f32>().unwrap()
     }
 
-    /// The numbers are those of scipy's `gaussian_filter` in f64.
+    /// The expected values are from scipy's `gaussian_filter` in f64.
     #[test]
     fn it_is_that_of_scipy() {
         let [a, b] = waves();

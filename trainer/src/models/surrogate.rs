@@ -1,8 +1,8 @@
-//! Backward passes that begin in the middle of a graph.
+//! Backward passes that start in the middle of a graph.
 
 use burn::tensor::Tensor;
 
-/// A scalar whose gradient at `output` is `gradient`, which is without autodiff.
+/// Returns a scalar whose gradient at `output` is `gradient`, which is without autodiff.
 pub(crate) fn surrogate<const D: usize>(output: Tensor<D>, gradient: Tensor<D>) -> Tensor<1> {
     (output * gradient.autodiff()).sum()
 }

@@ -5,7 +5,7 @@ use checkpoints::Architecture;
 
 use super::architectures::by_name;
 
-/// Small enough for many forward passes in a test, with every kind of block in it.
+/// Contains every kind of block, but is small enough for many forward passes in a test.
 pub(crate) fn tiny_architecture() -> Architecture {
     let tiny = by_name("tiny").unwrap();
     Architecture {
@@ -21,8 +21,8 @@ pub(crate) fn tiny_architecture() -> Architecture {
     }
 }
 
-/// Holds the gradient of the sum of `value` at `at` (f64, without autodiff) against central differences at some `indices`,
-/// with an error of at most `tolerance` of the largest element.
+/// Compares the gradient of the sum of `value` at `at` (f64, without autodiff) with central differences at some
+/// `indices`. The error may be at most `tolerance` of the largest element.
 pub(crate) fn check_gradient(
     value: impl Fn(Tensor<4>) -> Tensor<1>,
     at: &Tensor<4>,
@@ -50,8 +50,8 @@ pub(crate) fn check_gradient(
     }
 }
 
-/// A fixed picture of noise over waves in -1..1, `[samples, 3, height, width]` in f64, without autodiff.
-pub(crate) fn picture(samples: usize, height: usize, width: usize) -> Tensor<4> {
+/// Fixed images of noise over waves in -1..1, `[samples, 3, height, width]` in f64, without autodiff.
+pub(crate) fn test_images(samples: usize, height: usize, width: usize) -> Tensor<4> {
     let value = |i: usize| 0.6 * (i as f64 * 0.37).sin() + 0.3 * (i as f64 * 12.9898).sin();
     let values: Vec<f64> = (0..samples * 3 * height * width).map(value).collect();
     Tensor::from_data(TensorData::new(values, [samples, 3, height, width]), (&Device::flex(), DType::F64))

@@ -1,5 +1,5 @@
-//! The VQGAN (Esser, Rombach, Ommer 2021, arXiv 2012.09841) in the variants that checkpoints exist of: taming-transformers
-//! and latent-diffusion, LlamaGen (arXiv 2406.06525), diffusers' `VQModel`.
+//! The VQGAN (Esser, Rombach, Ommer 2021, arXiv 2012.09841) in the variants that checkpoints exist for:
+//! taming-transformers and latent-diffusion, LlamaGen (arXiv 2406.06525), diffusers' `VQModel`.
 
 use burn::module::Module;
 use burn::nn::conv::Conv2d;
@@ -14,7 +14,7 @@ use super::quantizer::{Quantized, Quantizer};
 use super::statistics_dtype;
 use super::weights::{ModelError, StateDict, WeightReader};
 
-/// Encoder, codebook and decoder. The fields' names are those of the checkpoints.
+/// Encoder, codebook and decoder. The fields have the names used in checkpoints.
 #[derive(Module, Debug)]
 pub struct VqGan {
     encoder: Encoder,
@@ -45,53 +45,53 @@ impl VqGan {
         })
     }
 
-    /// Images `[N, 3, H, W]` in -1..1, in f32 at least, to latents `[N, code dim, H/f, W/f]`, before quantization.
+    /// Maps images `[N, 3, H, W]` in -1..1, in f32 at least, to latents `[N, code dim, H/f, W/f]`, before quantization.
     pub fn encode(&self, images: Tensor<4>) -> Tensor<4> {
         forward(&self.encoder_blocks(), images.cast(self.place().1))
     }
 
-    /// What [`encode`](Self::encode) does, link by link.
+    /// The blocks that [`encode`](Self::encode) runs, in order.
     pub fn encoder_blocks(&self) -> Vec<Block<'_>> {
         let mut blocks = self.encoder.blocks();
         blocks.push(Block::Conv(&self.quant_conv));
         blocks
     }
 
-    /// Latents to codes, with what the codebook loss needs.
+    /// Maps latents to codes, with the terms of the codebook loss.
     pub fn quantize(&self, latent: Tensor<4>) -> Quantized {
         self.quantize.forward(latent)
     }
 
-    /// The same in training, where a Gumbel quantizer draws its codes by `sampling`.
+    /// Like [`quantize`](Self::quantize), but a Gumbel quantizer draws its codes by `sampling`.
     pub fn quantize_in_training(&self, latent: Tensor<4>, sampling: Option<Sampling>) -> Quantized {
         self.quantize.forward_in_training(latent, sampling)
     }
 
-    /// Quantized latents `[N, code dim, H/f, W/f]` to images `[N, 3, H, W]`, about -1..1 but not clamped, in f32 at least.
+    /// Maps quantized latents `[N, code dim, H/f, W/f]` to images `[N, 3, H, W]`, about -1..1, unclamped, f32 at least.
     pub fn decode(&self, quantized: Tensor<4>) -> Tensor<4> {
         let dtype = self.place().1;
         forward(&self.decoder_blocks(), quantized.cast(dtype)).cast(statistics_dtype(dtype))
     }
 
-    /// What [`decode`](Self::decode) does, link by link; the last link is the last layer.
+    /// The blocks that [`decode`](Self::decode) runs, in order; the last one is the last layer.
     pub fn decoder_blocks(&self) -> Vec<Block<'_>> {
         let mut blocks = vec![Block::Conv(&self.post_quant_conv)];
         blocks.extend(self.decoder.blocks());
         blocks
     }
 
-    /// The convolution that makes the image, at which adaptive weights are taken.
+    /// The convolution that outputs the image; the adaptive weight uses the gradients at its weights.
     pub fn last_layer(&self) -> &Conv2d {
         self.decoder.last_layer()
     }
 
-    /// The whole way: images `[N, 3, H, W]` in -1..1 to their reconstructions and codes.
+    /// Runs the whole model: images `[N, 3, H, W]` in -1..1 to their reconstructions and codes.
     pub fn reconstruct(&self, images: Tensor<4>) -> (Tensor<4>, Quantized) {
         let quantized = self.quantize(self.encode(images));
         (self.decode(quantized.latent.clone()), quantized)
     }
 
-    /// The device that the parameters are on, and the type that it computes in.
+    /// The device of the parameters, and the type that the model computes in.
     pub fn place(&self) -> (Device, DType) {
         let weight = self.quant_conv.weight.val();
         (weight.device(), weight.dtype())
@@ -103,7 +103,7 @@ impl VqGan {
     }
 }
 
-/// Through all `blocks`, one after the other.
+/// Runs `x` through all `blocks`, one after the other.
 pub fn forward(blocks: &[Block], x: Tensor<4>) -> Tensor<4> {
     blocks.iter().fold(x, |h, block| block.forward(h))
 }

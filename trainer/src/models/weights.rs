@@ -1,7 +1,7 @@
-//! From named host tensors to Burn parameters and back.
+//! Converts named host tensors to Burn parameters and back.
 //!
-//! Names are taming's (`encoder.down.0.block.0.norm1.weight`), which are also the paths of the modules' fields, so the
-//! same name stands in a configuration's globs, in a checkpoint and in an error.
+//! Names are taming's (`encoder.down.0.block.0.norm1.weight`), which are also the paths of the modules' fields. So a
+//! configuration's globs, checkpoints and errors use the same name.
 
 use std::collections::BTreeMap;
 
@@ -20,33 +20,33 @@ pub enum ModelError {
     /// The architecture asks for a tensor that the state dict does not have.
     #[error("the weights lack `{0}`")]
     Missing(String),
-    /// A tensor has another number of dimensions than its place needs.
+    /// A tensor has the wrong number of dimensions.
     #[error("`{name}` has shape {shape:?}, which is not of {rank} dimensions")]
     Rank {
         /// The parameter's name.
         name: String,
-        /// What was found.
+        /// The shape that was found.
         shape: Vec<usize>,
-        /// What is needed.
+        /// The number of dimensions that is needed.
         rank: usize,
     },
-    /// A tensor belongs to a parameter of another shape.
+    /// A tensor has the wrong shape.
     #[error("`{name}` has shape {shapes}")]
     Shape {
         /// The tensor's name.
         name: String,
-        /// What was found, and what is needed.
+        /// The shape that was found, and the one that is needed.
         shapes: String,
     },
-    /// The discriminator makes no logit of images as small as these.
+    /// The images are too small for the discriminator to give a logit.
     #[error("the discriminator needs images of at least {smallest} pixels, but data.resolution is {resolution}")]
     ImagesTooSmall {
-        /// The least height and width, in pixels.
+        /// The smallest height and width, in pixels.
         smallest: usize,
-        /// That of the run's pictures.
+        /// The run's `data.resolution`.
         resolution: u32,
     },
-    /// The device could not hand a tensor back.
+    /// The device could not return a tensor.
     #[error("the device failed while a weight was read back: {0}")]
     Device(String),
 }
@@ -61,12 +61,12 @@ pub struct WeightReader<'a> {
 }
 
 impl<'a> WeightReader<'a> {
-    /// A reader at the root. Parameters become tensors of `dtype` on `device`; on an autodiff device they are tracked.
+    /// Creates a reader at the root. Parameters become tensors of `dtype` on `device`, tracked on an autodiff device.
     pub fn new(state: &'a StateDict, device: &'a Device, dtype: DType) -> Self {
         Self { state, device, dtype, tracked: device.is_autodiff(), path: String::new() }
     }
 
-    /// A reader for a network that is never trained: on an autodiff device gradients go through it and not to it.
+    /// Creates a reader for a network that is never trained: on an autodiff device gradients pass through it only.
     pub fn frozen(state: &'a StateDict, device: &'a Device, dtype: DType) -> Self {
         Self { tracked: false, ..Self::new(state, device, dtype) }
     }
@@ -76,7 +76,7 @@ impl<'a> WeightReader<'a> {
         Self { path: self.join(name), ..*self }
     }
 
-    /// The same reader for what computes in f32 at least, whatever the others do.
+    /// The same reader for a part that computes in f32 at least, whatever the others do.
     pub fn wide(&self) -> Self {
         Self { dtype: statistics_dtype(self.dtype), path: self.path.clone(), ..*self }
     }
@@ -93,7 +93,7 @@ impl<'a> WeightReader<'a> {
     /// The parameter `name` below this path.
     ///
     /// # Errors
-    /// If it is missing or not of `D` dimensions.
+    /// If it is missing or does not have `D` dimensions.
     pub fn param<const D: usize>(&self, name: &str) -> Result<Param<Tensor<D>>, ModelError> {
         let name = self.join(name);
         let host = self.state.get(&name).ok_or_else(|| ModelError::Missing(name.clone()))?;
@@ -120,19 +120,19 @@ impl<'a> WeightReader<'a> {
     }
 }
 
-/// The same name has the same id in every process, which lets saved optimizer state find its parameter again.
+/// Gives a name the same id in every process, so that saved optimizer state finds its parameter again.
 ///
 /// The few hundred names of a model do not collide in 64 bits.
 pub fn param_id(name: &str) -> ParamId {
     ParamId::from(fnv1a(name.bytes()))
 }
 
-/// 64-bit FNV-1a, which unlike the standard library's hash is the same in every version.
+/// 64-bit FNV-1a. Unlike the standard library's hash it is the same in every version.
 pub fn fnv1a(bytes: impl Iterator<Item = u8>) -> u64 {
     bytes.fold(0xcbf2_9ce4_8422_2325, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3))
 }
 
-/// Reads a tensor back to the host as f32, with no copy beside the one that it takes.
+/// Reads a tensor back to the host as f32, with a single copy.
 ///
 /// # Errors
 /// If the device fails.
@@ -169,18 +169,18 @@ pub fn state_dict<M: Module>(module: &M) -> Result<StateDict, ModelError> {
     }
 }
 
-/// Sees each float parameter of a module once; see [`visit_parameters`].
+/// Visits each float parameter of a module once; see [`visit_parameters`].
 pub trait ParameterVisitor {
     /// `value` is without autodiff.
     fn parameter<const D: usize>(&mut self, name: &str, id: ParamId, value: Tensor<D>);
 }
 
-/// Whether a module stands within one of several kinds, which are no part of its name.
+/// Whether a module is inside an enum, whose variants are not part of a parameter's name.
 pub(crate) fn is_enum(container: &str) -> bool {
     container.starts_with("Enum:")
 }
 
-/// Shows `visitor` every float parameter of `module` in the module's order.
+/// Calls `visitor` with every float parameter of `module`, in the module's order.
 pub fn visit_parameters<M: Module, V: ParameterVisitor>(module: &M, visitor: &mut V) {
     struct Walk<'a, V> {
         path: Vec<String>,

@@ -1,4 +1,4 @@
-//! `[optimizer]` and `[schedule]`, and what of them differs for the discriminator.
+//! `[optimizer]` and `[schedule]`, and the keys that the discriminator can override.
 
 use serde::{Deserialize, Serialize};
 
@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 pub struct OptimizerConfig {
     /// The algorithm.
     pub name: OptimizerName,
-    /// Highest learning rate of the schedule.
+    /// The highest learning rate of the schedule.
     pub learning_rate: f64,
     /// Decay of the running mean and of the running square.
     pub betas: [f64; 2],
@@ -49,10 +49,10 @@ pub enum OptimizerName {
 pub struct ScheduleConfig {
     /// The shape after the warm-up.
     pub kind: ScheduleKind,
-    /// Steps over which the learning rate grows from nothing.
+    /// Steps over which the learning rate grows from 0.
     pub warmup: u64,
-    /// Learning rate of the last step, as a share of the highest; `constant` does not use it. Where it is not set, the rate
-    /// reaches 0 one step after the last one, so that no step is without effect.
+    /// Learning rate of the last step, as a share of the highest; `constant` does not use it. Without it the rate
+    /// reaches 0 one step after the last step, so that every step has an effect.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub last: Option<f64>,
 }
@@ -67,7 +67,7 @@ impl Default for ScheduleConfig {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum ScheduleKind {
-    /// Stays.
+    /// The rate stays the same.
     Constant,
     /// Half a cosine (Loshchilov and Hutter 2016, arXiv 1608.03983).
     Cosine,
@@ -100,7 +100,7 @@ pub struct PartialOptimizerConfig {
 }
 
 impl PartialOptimizerConfig {
-    /// What is set here, and the rest of `base`.
+    /// Returns the keys that are set here, and the other keys of `base`.
     pub fn over(&self, base: &OptimizerConfig) -> OptimizerConfig {
         OptimizerConfig {
             name: self.name.unwrap_or(base.name),
@@ -123,13 +123,13 @@ pub struct PartialScheduleConfig {
     /// Steps over which the learning rate grows from nothing.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub warmup: Option<u64>,
-    /// Learning rate at the end, as a share of the highest; `constant` does not use it.
+    /// Learning rate of the last step, as a share of the highest; `constant` does not use it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub last: Option<f64>,
 }
 
 impl PartialScheduleConfig {
-    /// What is set here, and the rest of `base`.
+    /// Returns the keys that are set here, and the other keys of `base`.
     pub fn over(&self, base: &ScheduleConfig) -> ScheduleConfig {
         ScheduleConfig {
             kind: self.kind.unwrap_or(base.kind),

@@ -1,4 +1,4 @@
-//! A running average of the weights (Polyak and Juditsky 1992), which validates better than the weights themselves.
+//! A moving average of the weights (Polyak and Juditsky 1992), which validates better than the weights themselves.
 
 use burn::module::{Module, ModuleMapper, Param, ParamId};
 use burn::optim::GradientsParams;
@@ -14,8 +14,8 @@ pub struct Ema<M> {
 }
 
 impl<M: Module> Ema<M> {
-    /// Goes on from `average`, without autodiff: one that was saved, or the weights that a run starts from, as a copy with memory
-    /// of its own if the first update is not to ask for it.
+    /// Resumes from `average`, without autodiff: a saved average, or a copy of the weights that a run starts from. The
+    /// copy needs memory of its own, otherwise the first update allocates it.
     pub fn new(average: M, decay: f64) -> Self {
         Self { average, decay }
     }
@@ -25,11 +25,11 @@ impl<M: Module> Ema<M> {
         &self.average
     }
 
-    /// Moves the average towards `model`'s weights after optimizer step `step`, counted from 0. Early steps keep less than
-    /// `decay`, so that the start does not linger: at most `(1 + step) / (10 + step)`, as in TensorFlow's moving average.
+    /// Moves the average towards `model`'s weights after optimizer step `step`, counted from 0. Early steps keep less
+    /// than `decay`, so that the start fades: at most `(1 + step) / (10 + step)`, as in TensorFlow's moving average.
     #[must_use]
     pub fn updated(self, model: &M, step: u64) -> Self {
-        /// A container of tensors of any rank by parameter, which is what `GradientsParams` is.
+        /// Tensors of any rank by parameter, for which `GradientsParams` serves as the container.
         struct Collect(GradientsParams);
         impl ParameterVisitor for Collect {
             fn parameter<const D: usize>(&mut self, _name: &str, id: ParamId, value: Tensor<D>) {
@@ -40,7 +40,7 @@ impl<M: Module> Ema<M> {
         impl ModuleMapper for Blend {
             fn map_float<const D: usize>(&mut self, param: Param<Tensor<D>>) -> Param<Tensor<D>> {
                 let (id, old, mapper) = param.consume();
-                // By the difference, so that a parameter that is frozen stays as it is to the last bit.
+                // Adds the difference, so that a frozen parameter keeps its value to the last bit.
                 let blended = match self.0.remove::<D>(id) {
                     Some(new) => old.clone() + (new - old) * (1.0 - self.1),
                     None => old,

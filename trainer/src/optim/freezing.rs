@@ -1,4 +1,4 @@
-//! Which parameters learn: globs over their names, as in `model.train`.
+//! Which parameters are trained: globs over their names, as in `model.train`.
 
 use std::collections::BTreeSet;
 
@@ -9,21 +9,21 @@ use globset::{GlobBuilder, GlobMatcher};
 use crate::models::weights::is_enum;
 use crate::problem::nearest;
 
-/// Why patterns do not say what learns.
+/// Why patterns do not select the trained parameters.
 #[derive(Debug, Clone, PartialEq, thiserror::Error)]
 pub enum FreezingError {
-    /// It is not a glob.
+    /// The pattern is not a glob.
     #[error("the pattern \"{pattern}\" cannot be read: {reason}")]
     Malformed {
-        /// What was written.
+        /// The pattern.
         pattern: String,
         /// What is wrong with it.
         reason: String,
     },
-    /// No parameter and no module has such a name.
+    /// No parameter and no module matches the pattern.
     #[error("the pattern \"{pattern}\" matches nothing{}", did_you_mean(nearest.as_deref()))]
     Unmatched {
-        /// What was written.
+        /// The pattern.
         pattern: String,
         /// The module or parameter whose name is nearest, if one is near enough.
         nearest: Option<String>,
@@ -34,16 +34,16 @@ fn did_you_mean(nearest: Option<&str>) -> String {
     nearest.map(|name| format!(", did you mean \"{name}\"?")).unwrap_or_default()
 }
 
-/// Says of a parameter's name whether it learns.
+/// Tells by a parameter's name whether it is trained.
 #[derive(Debug, Clone)]
 pub struct Trainable(Vec<GlobMatcher>);
 
 impl Trainable {
-    /// What one of `patterns` matches learns, and everything below a module that one of them matches. `*` and `?` also
-    /// stand for dots, `[01]` and `{q,k}` for one of those within. `names` are those of all the model's parameters.
+    /// Selects the parameters that one of `patterns` matches, and everything below a matched module. `*` and `?` also
+    /// match dots, `[01]` and `{q,k}` match one of their alternatives. `names` are all parameters of the model.
     ///
     /// # Errors
-    /// If a pattern is no glob or matches none of `names`.
+    /// If a pattern is not a glob or matches none of `names`.
     pub fn new(patterns: &[String], names: &[&str]) -> Result<Self, FreezingError> {
         let globs: Vec<GlobMatcher> = patterns.iter().map(|pattern| glob(pattern)).collect::<Result<_, _>>()?;
         let unmatched = globs.iter().find(|glob| !names.iter().any(|name| matches(glob, name)));
@@ -56,16 +56,16 @@ impl Trainable {
         }
     }
 
-    /// Whether the parameter `name` learns.
+    /// Whether the parameter `name` is trained.
     pub fn is_trained(&self, name: &str) -> bool {
         self.0.iter().any(|glob| matches(glob, name))
     }
 }
 
-/// Whether `pattern` can be read.
+/// Checks that `pattern` is a glob.
 ///
 /// # Errors
-/// If it cannot.
+/// If it is not.
 pub fn check_pattern(pattern: &str) -> Result<(), FreezingError> {
     glob(pattern).map(drop)
 }
@@ -86,7 +86,7 @@ fn matches(glob: &GlobMatcher, name: &str) -> bool {
     paths(name).any(|path| glob.is_match(path))
 }
 
-/// The modules around a parameter, outermost first, and the parameter itself.
+/// Returns the modules around a parameter, outermost first, and the parameter itself.
 fn paths(name: &str) -> impl Iterator<Item = &str> {
     name.match_indices('.').map(|(at, _)| &name[..at]).chain([name])
 }
@@ -97,8 +97,8 @@ fn nearest_path(pattern: &str, names: &[&str]) -> Option<String> {
     nearest(pattern.trim_end_matches(['*', '.']), &all).map(str::to_owned)
 }
 
-/// Takes the gradient off every parameter of `model` that is not `trained`. Its id and its value stay, which is not
-/// copied.
+/// Disables the gradient of every parameter of `model` that is not `trained`. The parameter keeps its id and its value,
+/// which is not copied.
 #[must_use]
 pub fn freeze<M: Module>(model: M, trained: &Trainable) -> M {
     struct Freeze<'a> {
@@ -147,7 +147,7 @@ mod tests {
         Trainable::new(&patterns, &names)
     }
 
-    /// How many parameters learn, and whether all that do have names that begin with `prefix`.
+    /// Returns how many parameters are trained, and whether all their names begin with `prefix`.
     fn trained(patterns: &[&str], prefix: &str) -> (usize, bool) {
         let trainable = trainable(patterns).unwrap();
         let names: Vec<String> = tiny_architecture().parameters().into_iter().map(|(name, _)| name).collect();
@@ -161,7 +161,7 @@ mod tests {
         let of_decoder =
             tiny_architecture().parameters().iter().filter(|(name, _)| name.starts_with("decoder.")).count();
         assert_eq!(trained(&["*"], ""), (all, true));
-        // Not `post_quant_conv`, nor `quant_conv` by `quantize`.
+        // Neither `post_quant_conv` nor, by `quantize`, `quant_conv`.
         assert_eq!(trained(&["decoder"], "decoder."), (of_decoder, true));
         assert_eq!(trained(&["decoder.*"], "decoder."), (of_decoder, true));
         assert_eq!(trained(&["quantize"], "quantize.embedding.weight"), (1, true));
@@ -198,7 +198,7 @@ mod tests {
         }
     }
 
-    /// By name: the id, and whether there is a gradient.
+    /// Returns, by name, the id and whether there is a gradient.
     fn gradients(model: &VqGan, gradients: &Gradients) -> BTreeMap<String, (ParamId, bool)> {
         struct Look<'a>(Vec<String>, &'a Gradients, BTreeMap<String, (ParamId, bool)>);
         impl ModuleVisitor for Look<'_> {

@@ -9,17 +9,17 @@ use burn::tensor::{DType, Gradients, Tensor};
 use crate::models::statistics_dtype;
 use crate::models::weights::{ParameterVisitor, visit_parameters};
 
-/// Gradients that add up over backward passes, each of which may cover a part of a model only; in f32 at least.
+/// Sums gradients over backward passes, each of which may cover only a part of a model; in f32 at least.
 #[derive(Default)]
 pub struct GradientSum(GradientsParams);
 
 impl GradientSum {
-    /// Takes the gradients of the parameters that `visit` shows out of `gradients`.
+    /// Moves the gradients of the parameters that `visit` visits out of `gradients` and adds them.
     pub fn add(&mut self, gradients: &mut Gradients, visit: impl FnOnce(&mut Taking)) {
         visit(&mut Taking { sum: &mut self.0, gradients });
     }
 
-    /// Takes the gradients of `module`'s parameters out of `gradients`.
+    /// Moves the gradients of `module`'s parameters out of `gradients` and adds them.
     pub fn add_module<M: Module>(&mut self, gradients: &mut Gradients, module: &M) {
         self.add(gradients, |taking| module.visit(taking));
     }
@@ -29,20 +29,20 @@ impl GradientSum {
         &self.0
     }
 
-    /// The sums by parameter of `module`, and infinity where f16 cannot hold the sum of a parameter that is in f16: a single
-    /// pass over the whole batch would have given that. So whether a step overflows does not depend on how many passes it
-    /// takes, in which the sum comes about in smaller parts.
+    /// Returns the sums by parameter of `module`. A sum that f16 cannot hold becomes infinite if its parameter is in
+    /// f16, because a single pass over the whole batch would have given infinity. So whether a step overflows does not
+    /// depend on the number of passes, whose partial sums are smaller.
     pub fn into_gradients<M: Module>(mut self, module: &M) -> GradientsParams {
-        module.visit(&mut Holding(&mut self.0));
+        module.visit(&mut OverflowAsHeld(&mut self.0));
         self.0
     }
 }
 
-/// What f16 rounds to infinity.
+/// From this value on f16 rounds to infinity.
 const BEYOND_F16: f64 = 65_520.0;
 
-/// `sum`, and infinity where `narrow` is f16 and cannot hold it.
-pub fn as_held<const D: usize>(sum: Tensor<D>, narrow: DType) -> Tensor<D> {
+/// Returns `sum`, or infinity where `narrow` is f16 and cannot hold it.
+pub fn overflow_as<const D: usize>(sum: Tensor<D>, narrow: DType) -> Tensor<D> {
     if narrow != DType::F16 {
         return sum;
     }
@@ -50,20 +50,20 @@ pub fn as_held<const D: usize>(sum: Tensor<D>, narrow: DType) -> Tensor<D> {
     sum.mask_fill(beyond, f64::INFINITY)
 }
 
-struct Holding<'a>(&'a mut GradientsParams);
+struct OverflowAsHeld<'a>(&'a mut GradientsParams);
 
-impl ModuleVisitor for Holding<'_> {
+impl ModuleVisitor for OverflowAsHeld<'_> {
     fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
         if param.val().dtype() != DType::F16 {
             return;
         }
         if let Some(sum) = self.0.remove::<D>(param.id) {
-            self.0.register(param.id, as_held(sum, DType::F16));
+            self.0.register(param.id, overflow_as(sum, DType::F16));
         }
     }
 }
 
-/// Sees the parameters whose gradients [`GradientSum::add`] takes.
+/// Visits the parameters whose gradients [`GradientSum::add`] takes.
 pub struct Taking<'a> {
     sum: &'a mut GradientsParams,
     gradients: &'a mut Gradients,
@@ -82,8 +82,8 @@ impl ModuleVisitor for Taking<'_> {
     }
 }
 
-/// The sum of two gradients of `model`, either of which may lack some of its parameters.
-pub fn added<M: Module>(model: &M, a: GradientsParams, b: GradientsParams) -> GradientsParams {
+/// Adds two gradients of `model`, either of which may lack some of its parameters.
+pub fn add_gradients<M: Module>(model: &M, a: GradientsParams, b: GradientsParams) -> GradientsParams {
     struct Add(GradientsParams, GradientsParams);
     impl ParameterVisitor for Add {
         fn parameter<const D: usize>(&mut self, _name: &str, id: ParamId, _value: Tensor<D>) {
@@ -100,7 +100,7 @@ pub fn added<M: Module>(model: &M, a: GradientsParams, b: GradientsParams) -> Gr
     add.0
 }
 
-/// Euclidean norm of all gradients together, `[1]`, on the device; `None` if there is no gradient.
+/// Returns the Euclidean norm of all gradients together, `[1]`, on the device; `None` if there is no gradient.
 pub fn global_norm<M: Module>(model: &M, gradients: &GradientsParams) -> Option<Tensor<1>> {
     struct SumOfSquares<'a>(&'a GradientsParams, Option<Tensor<1>>);
     impl ParameterVisitor for SumOfSquares<'_> {
@@ -119,11 +119,11 @@ pub fn global_norm<M: Module>(model: &M, gradients: &GradientsParams) -> Option<
     sum.1.map(Tensor::sqrt)
 }
 
-/// Euclidean norm of each parameter's gradient, by the blocks that the parameters are in (`encoder.down.0`), read from the
-/// device in one transfer.
+/// Returns the Euclidean norm of each parameter's gradient, grouped by the parameters' blocks (`encoder.down.0`). Reads
+/// them from the device in one transfer.
 ///
 /// # Errors
-/// What the device says, if it failed.
+/// The device's error, if it failed.
 pub fn norms_by_block<M: Module>(model: &M, gradients: &GradientsParams) -> Result<BTreeMap<String, Vec<f64>>, String> {
     struct Squares<'a>(&'a GradientsParams, Vec<String>, Vec<Tensor<1>>);
     impl ParameterVisitor for Squares<'_> {
@@ -147,7 +147,7 @@ pub fn norms_by_block<M: Module>(model: &M, gradients: &GradientsParams) -> Resu
     Ok(norms)
 }
 
-/// The first two parts of a parameter's name, and a number that follows them.
+/// Returns the first two parts of a parameter's name, and a number that follows them.
 fn block(name: &str) -> &str {
     let mut ends = name.match_indices('.').map(|(end, _)| end).chain([name.len()]).skip(1);
     let Some(end) = ends.next() else { return name };
@@ -157,9 +157,8 @@ fn block(name: &str) -> &str {
     }
 }
 
-/// Takes the loss scale out of all gradients, and then scales them so that their global norm, known to be `norm` without
-/// the loss scale, is at most `limit` (Pascanu et al. 2013, arXiv 1211.5063; PyTorch's `clip_grad_norm_`); a limit of 0 is
-/// none.
+/// Divides all gradients by the loss scale, then scales them so that their global norm is at most `limit` (Pascanu et
+/// al. 2013, arXiv 1211.5063; PyTorch's `clip_grad_norm_`). `norm` excludes the loss scale; a limit of 0 does not clip.
 pub fn unscale_and_clip<M: Module>(
     model: &M,
     gradients: GradientsParams,
@@ -185,8 +184,8 @@ pub fn unscale_and_clip<M: Module>(
     scale.1
 }
 
-/// `||a - b|| / ||b||` over all gradients together, in f64 on the host: the measure of the exactness contract. Infinite if a
-/// parameter has a gradient on one side only.
+/// Returns `||a - b|| / ||b||` over all gradients together, in f64 on the host: the measure of the exactness contract.
+/// It is infinite if a parameter has a gradient on one side only.
 pub fn relative_deviation<M: Module>(model: &M, a: &GradientsParams, b: &GradientsParams) -> f64 {
     struct Compare<'a> {
         a: &'a GradientsParams,
@@ -201,7 +200,7 @@ pub fn relative_deviation<M: Module>(model: &M, a: &GradientsParams, b: &Gradien
             };
             let (a, b) = match (read(self.a), read(self.b)) {
                 (Some(a), Some(b)) => (a, b),
-                // Frozen, or a running statistic.
+                // A frozen parameter or a running statistic.
                 (None, None) => return,
                 _ => {
                     self.difference = f64::INFINITY;
@@ -239,7 +238,7 @@ mod tests {
         }
     }
 
-    /// Two passes with 40,000 each are finite in f16, and one with their sum is not.
+    /// Two passes with 40,000 each are finite in f16, but one with their sum is not.
     #[test]
     fn a_sum_that_f16_cannot_hold_overflows_in_however_many_passes() {
         let device = Device::flex().autodiff();
@@ -267,7 +266,7 @@ mod tests {
         let input = Tensor::<2>::from_floats([[3.0, 0.0, 4.0]], &device);
         let gradients = GradientsParams::from_grads(layer.forward(input).sum().backward(), &layer);
         let norms = norms_by_block(&layer, &gradients).unwrap();
-        // The input twice, and a one for each of two outputs.
+        // The input twice, and 1 for each of the two outputs.
         let expected = [("bias", 2f64.sqrt()), ("weight", 50f64.sqrt())];
         for ((block, norms), (name, norm)) in norms.iter().zip(expected) {
             assert_eq!(block, name);

@@ -1,5 +1,5 @@
-//! What turns gradients into new weights: sums, norms and clipping, optimizers and schedules, the loss scale, the average of the
-//! weights, and which parameters are trained. It knows models and precision, and nothing above them.
+//! Turns gradients into new weights: sums, norms and clipping, optimizers and schedules, the loss scale, the average of
+//! the weights, and which parameters are trained. Depends on models and precision only.
 
 mod config;
 mod ema;
@@ -14,7 +14,9 @@ pub use config::{
 };
 pub use ema::Ema;
 pub use freezing::{FreezingError, Trainable, check_pattern, freeze};
-pub use gradients::{GradientSum, added, as_held, global_norm, norms_by_block, relative_deviation, unscale_and_clip};
+pub use gradients::{
+    GradientSum, add_gradients, global_norm, norms_by_block, overflow_as, relative_deviation, unscale_and_clip,
+};
 pub use optimizer::ModelOptimizer;
 pub(crate) use optimizer::{MOMENT_1, MOMENT_2, TIME};
 pub use scaler::{LossScaler, ScalerState};

@@ -1,8 +1,8 @@
 //! Burn's Adam and AdamW over a whole model.
 //!
-//! The update rules are Burn's. Its `ModuleOptimizer` is not used: it reads saved state onto the default device, which in a
-//! build with CUDA is a GPU that the machine may not have, and keeps it under numbers. Here the state lies beside its
-//! parameter, and is saved under the parameter's name.
+//! The update rules are Burn's, but not its `ModuleOptimizer`. That reads saved state onto the default device, which in
+//! a build with CUDA is a GPU that the machine may not have, and identifies it by numbers. Here the state is on its
+//! parameter's device, and is saved under the parameter's name.
 
 use std::collections::HashMap;
 
@@ -33,8 +33,8 @@ enum Rule {
     AdamW(AdamW),
 }
 
-/// By parameter; `GradientsParams` is Burn's container of tensors of any rank. Moments of a parameter that has taken no step,
-/// whose time is 0, do no more than keep the memory that its first step needs.
+/// State by parameter; `GradientsParams` is Burn's container of tensors of any rank. Moments at time 0 belong to a
+/// parameter that has taken no step: they only reserve the memory for it.
 #[derive(Default)]
 struct State {
     moment_1: GradientsParams,
@@ -77,7 +77,7 @@ impl Rule {
 }
 
 impl ModelOptimizer {
-    /// The optimizer of `config`, without state.
+    /// Creates the optimizer of `config`, without state.
     pub fn new(config: &OptimizerConfig) -> Self {
         let [beta_1, beta_2] = config.betas.map(|beta| beta as f32);
         let (epsilon, decay) = (config.epsilon as f32, config.weight_decay as f32);
@@ -95,8 +95,8 @@ impl ModelOptimizer {
         Self { rule, state: State::default() }
     }
 
-    /// Takes the memory for the moments of `model`'s trained parameters that have none yet, so that it is known to be there
-    /// before the first step moves anything.
+    /// Allocates the moments of `model`'s trained parameters that have none yet. So a lack of memory shows before the
+    /// first step changes anything.
     pub fn allocate<M: Module>(&mut self, model: &M) {
         struct Allocate<'a>(&'a mut State);
         impl ModuleVisitor for Allocate<'_> {
@@ -112,7 +112,7 @@ impl ModelOptimizer {
         model.visit(&mut Allocate(&mut self.state));
     }
 
-    /// One step of every parameter that has a gradient; the others stay as they are.
+    /// Updates every parameter that has a gradient; the others stay unchanged.
     #[must_use]
     pub fn step<M: Module>(&mut self, learning_rate: f64, model: M, gradients: GradientsParams) -> M {
         struct Step<'a>(&'a mut ModelOptimizer, f64, GradientsParams);
@@ -122,7 +122,7 @@ impl ModelOptimizer {
                 let Some(gradient) = self.2.remove::<D>(id) else {
                     return Param::from_mapped_value(id, value, mapper);
                 };
-                // Freed before the rule makes the first ones in their place.
+                // Frees the reserved moments before the rule creates the first ones.
                 let momentum = self.0.state.take(id).filter(|momentum| momentum.time > 0);
                 let (value, momentum) = self.0.rule.step(self.1, value.without_autodiff(), gradient, momentum);
                 if let Some(momentum) = momentum {
@@ -134,7 +134,7 @@ impl ModelOptimizer {
         model.map(&mut Step(self, learning_rate, gradients))
     }
 
-    /// The state on the host: `<parameter>.moment_1`, `<parameter>.moment_2` and `<parameter>.time`, its number of steps.
+    /// Returns the state on the host: `<parameter>.moment_1`, `<parameter>.moment_2`, `<parameter>.time` (its steps).
     ///
     /// # Errors
     /// If the device fails.
@@ -162,10 +162,10 @@ impl ModelOptimizer {
         }
     }
 
-    /// Takes up a state that [`state_dict`](Self::state_dict) wrote, onto the device of `model`'s parameters.
+    /// Loads a state that [`state_dict`](Self::state_dict) wrote, onto the device of `model`'s parameters.
     ///
     /// # Errors
-    /// If a moment lacks its partner or has not its parameter's shape.
+    /// If one of two moments is missing or does not have its parameter's shape.
     pub fn load_state_dict<M: Module>(&mut self, model: &M, state: &StateDict) -> Result<(), ModelError> {
         struct Load<'a>(&'a mut State, &'a StateDict, Option<ModelError>);
         impl Load<'_> {

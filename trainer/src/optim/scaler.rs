@@ -1,14 +1,15 @@
-//! Dynamic loss scaling (Micikevicius et al. 2018, arXiv 1710.03740, section 3.2), by the rule of PyTorch's `GradScaler`.
+//! Dynamic loss scaling (Micikevicius et al. 2018, arXiv 1710.03740, section 3.2) by the rule of PyTorch's
+//! `GradScaler`.
 
 use serde::{Deserialize, Serialize};
 
 use crate::precision::{PrecisionConfig, ScalerConfig};
 
-/// NVIDIA Apex's bound: a model whose gradients vanish would otherwise double its scale for ever.
+/// NVIDIA Apex's bound: without it a model whose gradients vanish doubles its scale forever.
 const LARGEST: f64 = (1_u64 << 24) as f64;
 
-/// What one optimizer's losses are multiplied with before the backward pass, so that gradients do not vanish in half
-/// precision. One decision per optimizer step, however many micro-batches it has.
+/// The factor of one optimizer's losses before the backward pass, so that gradients do not vanish in half precision. It
+/// decides once per optimizer step, however many micro-batches there are.
 #[derive(Debug, Clone, PartialEq)]
 pub struct LossScaler {
     /// `None` for a fixed scale.
@@ -16,21 +17,21 @@ pub struct LossScaler {
     state: ScalerState,
 }
 
-/// What a scaler carries over from step to step.
+/// The state of a scaler between steps.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub struct ScalerState {
     /// The scale of the next step.
     pub scale: f64,
-    /// Steps taken since the scale last changed.
+    /// Steps taken since the last change of the scale.
     pub since_change: u64,
-    /// Steps skipped in all.
+    /// Number of skipped steps.
     pub skipped: u64,
-    /// Steps skipped since the newest one that was taken.
+    /// Steps skipped since the last one that was taken.
     pub in_a_row: u64,
 }
 
 impl LossScaler {
-    /// Before the first step.
+    /// The scaler before the first step.
     pub fn new(config: &PrecisionConfig) -> Self {
         let rule = config.scaling();
         let scale = match &rule {
@@ -40,7 +41,7 @@ impl LossScaler {
         Self { rule: rule.ok(), state: ScalerState { scale, since_change: 0, skipped: 0, in_a_row: 0 } }
     }
 
-    /// As it was saved; a fixed scale is that of the configuration.
+    /// Restores a saved scaler; a fixed scale comes from the configuration.
     pub fn resumed(config: &PrecisionConfig, state: ScalerState) -> Self {
         let fresh = Self::new(config);
         let scale = if fresh.rule.is_some() { state.scale } else { fresh.state.scale };
@@ -52,22 +53,22 @@ impl LossScaler {
         self.state.scale
     }
 
-    /// What has to be saved.
+    /// The state to be saved.
     pub fn state(&self) -> ScalerState {
         self.state
     }
 
-    /// Whether it has a rule by which its scale moves.
+    /// Whether the scale changes.
     pub fn is_dynamic(&self) -> bool {
         self.rule.is_some()
     }
 
-    /// The steps that an optimizer has taken of `steps` steps: what its schedule goes by.
+    /// Returns how many of `steps` steps the optimizer has taken, which its schedule counts.
     pub fn taken(&self, steps: u64) -> u64 {
         steps.saturating_sub(self.state.skipped)
     }
 
-    /// After a step whose gradient was finite, and was taken, or was not, and was skipped.
+    /// Updates the scale: a step with a finite gradient was taken, any other was skipped.
     pub fn update(&mut self, finite: bool) {
         let state = &mut self.state;
         match finite {
@@ -136,7 +137,7 @@ mod tests {
         assert_eq!((scaler.scale(), scaler.state().in_a_row), (2.0, 10));
         (0..40).for_each(|_| scaler.update(true));
         assert_eq!((scaler.scale(), scaler.state().in_a_row), (LARGEST, 0));
-        // One that starts above the bound is not brought down by a step that went well.
+        // A scale that starts above the bound does not shrink after a finite step.
         let mut scaler = LossScaler::new(&config(ScalerConfig { init: LARGEST * 4.0, ..rule }));
         scaler.update(true);
         assert_eq!(scaler.scale(), LARGEST * 4.0);

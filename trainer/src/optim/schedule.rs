@@ -1,21 +1,21 @@
-//! The learning rate as a function of the optimizer step, and of nothing else: a resumed run needs no state for it.
+//! The learning rate as a function of the optimizer step alone: a resumed run needs no state for it.
 
 use super::config::{OptimizerConfig, ScheduleConfig, ScheduleKind};
 
-/// A schedule over a run of known length.
+/// A schedule for a run of known length.
 #[derive(Debug, Clone)]
 pub struct LrSchedule {
     highest: f64,
     kind: ScheduleKind,
     warmup: u64,
-    /// Share of the highest rate in the last step; `None` is 0 in the step after it.
+    /// Share of the highest rate in the last step; `None` reaches 0 in the step after it.
     last: Option<f64>,
     first: u64,
     steps: u64,
 }
 
 impl LrSchedule {
-    /// Over `steps` optimizer steps.
+    /// Creates the schedule for `steps` optimizer steps.
     pub fn new(schedule: &ScheduleConfig, optimizer: &OptimizerConfig, steps: u64) -> Self {
         Self {
             highest: optimizer.learning_rate,
@@ -27,15 +27,15 @@ impl LrSchedule {
         }
     }
 
-    /// The same for a network that learns from the optimizer step `first` on: the warm-up is then, and the last step of the
-    /// run has the last rate.
+    /// The same schedule for a network that is trained from optimizer step `first` on: it warms up from there, and the
+    /// last step of the run has the last rate.
     #[must_use]
     pub fn starting_at(self, first: u64) -> Self {
         Self { first, ..self }
     }
 
-    /// Learning rate of an optimizer step, counted from 0. The warm-up is linear and ends at the highest rate; the last step
-    /// of a run has the last rate, or without one the rate that comes before 0.
+    /// Returns the learning rate of an optimizer step, counted from 0. The warm-up is linear and ends at the highest
+    /// rate. The last step of a run has the last rate, or without one the rate just before 0.
     pub fn at(&self, step: u64) -> f64 {
         let since = step.saturating_sub(self.first);
         if since < self.warmup {
@@ -80,7 +80,7 @@ mod tests {
             assert!((late.at(8) - 0.6).abs() < 1e-12, "{kind:?}");
             assert!((late.at(10) - 0.2).abs() < 1e-12, "{kind:?}");
         }
-        // A start behind the end, and a warm-up that goes on beyond it.
+        // A start after the end, and a warm-up that lasts longer than the run.
         assert_eq!(schedule(ScheduleKind::Linear, 0, 0.2).starting_at(99).at(99), 1.0);
         assert_eq!(schedule(ScheduleKind::Linear, 3, 0.2).starting_at(9).at(10), 0.5);
     }

@@ -7,15 +7,15 @@ use serde::{Deserialize, Deserializer, Serialize};
 #[derive(Debug, Clone, PartialEq, Deserialize, Serialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct PrecisionConfig {
-    /// What the model and the discriminator compute in; their weights and all that adds up are f32.
+    /// What the model and the discriminator compute in; their weights and all sums are in f32.
     pub compute: Compute,
-    /// What LPIPS and CLIP are held in and compute in; `compute` where nothing is said.
+    /// The type of LPIPS and CLIP; the default is `compute`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub frozen: Option<Compute>,
-    /// `"dynamic"`, or a number; dynamic in fp16 and 1 otherwise where nothing is said.
+    /// `"dynamic"`, or a number; the default is dynamic in fp16 and 1 otherwise.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub loss_scale: Option<LossScaleConfig>,
-    /// Optimizer steps in a row that may be skipped because something is not finite; one more ends the run.
+    /// Optimizer steps in a row that may be skipped because of values that are not finite; one more ends the run.
     pub max_skips: u64,
     /// `[precision.scaler]`
     pub scaler: ScalerConfig,
@@ -23,7 +23,7 @@ pub struct PrecisionConfig {
 
 impl Default for PrecisionConfig {
     fn default() -> Self {
-        // From 65,536 it is 16 halvings to 1.
+        // A scale of 65,536 reaches 1 after 16 halvings.
         Self { compute: Compute::Fp32, frozen: None, loss_scale: None, max_skips: 20, scaler: ScalerConfig::default() }
     }
 }
@@ -34,10 +34,10 @@ impl PrecisionConfig {
         self.frozen.unwrap_or(self.compute)
     }
 
-    /// The rule of a dynamic loss scale, or the fixed scale.
+    /// Returns the rule of a dynamic loss scale.
     ///
     /// # Errors
-    /// The fixed scale.
+    /// A fixed scale, as its value.
     pub fn scaling(&self) -> Result<ScalerConfig, f64> {
         match self.loss_scale {
             Some(LossScaleConfig::Fixed(scale)) => Err(scale),
@@ -63,7 +63,7 @@ pub enum Compute {
 }
 
 impl Compute {
-    /// All of them, from the widest.
+    /// All precisions, widest first.
     pub const ALL: [Self; 3] = [Self::Fp32, Self::Bf16, Self::Fp16];
 
     /// Its name in a configuration.
@@ -71,7 +71,7 @@ impl Compute {
         self.into()
     }
 
-    /// The tensors' type.
+    /// The type of tensors.
     pub fn dtype(self) -> DType {
         match self {
             Self::Fp32 => DType::F32,
@@ -85,10 +85,10 @@ impl Compute {
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
 #[serde(untagged)]
 pub enum LossScaleConfig {
-    /// By `[precision.scaler]`.
+    /// Changes by `[precision.scaler]`.
     #[serde(serialize_with = "dynamic")]
     Dynamic,
-    /// The same in every step; 1 scales nothing.
+    /// The same in every step; 1 does not scale.
     Fixed(f64),
 }
 
@@ -131,19 +131,19 @@ impl<'de> Deserialize<'de> for LossScaleConfig {
     }
 }
 
-/// `[precision.scaler]`: how a dynamic loss scale moves. The defaults are those of PyTorch's `GradScaler`.
+/// `[precision.scaler]`: how a dynamic loss scale changes. The defaults are those of PyTorch's `GradScaler`.
 #[derive(Debug, Clone, PartialEq, Deserialize, Serialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct ScalerConfig {
     /// The scale of the first step.
     pub init: f64,
-    /// What it is multiplied with after `growth_interval` steps without an overflow.
+    /// Factor of the scale after `growth_interval` steps without an overflow.
     pub growth_factor: f64,
-    /// What it is multiplied with after an overflow.
+    /// Factor of the scale after an overflow.
     pub backoff_factor: f64,
-    /// Steps in a row without an overflow before it grows.
+    /// Steps in a row without an overflow before the scale grows.
     pub growth_interval: u64,
-    /// It never gets smaller.
+    /// The smallest scale.
     pub min: f64,
 }
 

@@ -3,18 +3,18 @@
 use burn::module::{Module, ModuleMapper, Param};
 use burn::tensor::{DType, Tensor};
 
-/// Whose parameters stay as they are: norms, which compute in f32, and the codebook.
+/// Modules whose parameters are not converted: norms, which compute in f32, and the codebook.
 const KEPT: [&str; 4] = ["Struct:GroupNorm", "Struct:LayerNorm", "Struct:BatchNorm", "Enum:Quantizer"];
 
-/// `model` with parameters of `dtype`, which have the ids of the model's own and learn where those do; without autodiff if
-/// the model is. What computes in f32 in half precision too shares its memory with the model.
+/// Returns `model` with parameters of `dtype`. They have the ids of the model's own and are trained where those are;
+/// without autodiff if the model is. Parameters that stay in f32 share their memory with the model.
 pub fn compute_copy<M: Module>(model: &M, dtype: DType) -> M {
     model.clone().map(&mut Cast { dtype, kept: 0 })
 }
 
 struct Cast {
     dtype: DType,
-    /// Levels below the outermost module of [`KEPT`]; 0 outside of one.
+    /// Depth below the outermost module of [`KEPT`]; 0 outside of one.
     kept: usize,
 }
 
@@ -35,7 +35,7 @@ impl ModuleMapper for Cast {
             return Param::from_mapped_value(id, value, mapper);
         }
         let (tracked, learns) = (value.is_autodiff(), value.is_require_grad());
-        // Cut off from the master: a graph through the cast would keep it, and end there instead of here.
+        // Detached from the master: otherwise the graph would contain the cast, and end at the master instead of here.
         let cast = value.without_autodiff().cast(self.dtype);
         let cast = if tracked { cast.autodiff() } else { cast };
         Param::from_mapped_value(id, if learns { cast.require_grad() } else { cast }, mapper)

@@ -1,4 +1,4 @@
-//! Finds the first value of a step that is not finite.
+//! Finds the first value in a step that is not finite.
 
 use std::cell::RefCell;
 use std::collections::HashMap;
@@ -12,25 +12,25 @@ use crate::models::VqGan;
 use crate::models::blocks::Block;
 use crate::models::weights::{ParameterVisitor, visit_parameters};
 
-/// Looks at values on their way through a step, waiting for the device each time: for finding a fault, not for training.
+/// Checks values during a step and waits for the device each time: for finding a fault, not for training.
 pub struct Probe {
     names: HashMap<ParamId, String>,
-    /// The loss with the largest gradient at an image so far, and that gradient's largest value.
+    /// The loss with the largest gradient at an image so far, and the largest value of that gradient.
     largest: RefCell<Option<(String, f32)>>,
     found: RefCell<Option<Found>>,
 }
 
-/// Where the first value was that is not finite.
+/// Where the first value that is not finite appeared.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Found {
     direction: Direction,
     place: String,
     dtype: DType,
-    /// The loss that most of the gradient came from, if it was whole at the image.
+    /// The loss with the largest gradient at the image, if all these gradients were finite.
     loss: Option<String>,
 }
 
-/// Of the pass through the networks.
+/// The direction of the pass through the networks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Direction {
     Forward,
@@ -53,7 +53,7 @@ impl fmt::Display for Found {
 }
 
 impl Probe {
-    /// For steps of `model`, whose blocks it knows by name.
+    /// Creates a probe for steps of `model`, whose blocks it names.
     pub fn new(model: &VqGan) -> Self {
         struct Names(HashMap<ParamId, String>);
         impl ParameterVisitor for Names {
@@ -66,13 +66,13 @@ impl Probe {
         Self { names: names.0, largest: RefCell::new(None), found: RefCell::new(None) }
     }
 
-    /// What was found first, if anything was.
+    /// Returns what was found first, if anything.
     pub fn take(&self) -> Option<Found> {
         self.largest.borrow_mut().take();
         self.found.borrow_mut().take()
     }
 
-    /// Looks at the gradient of `loss` at the images.
+    /// Checks the gradient of `loss` at the images.
     pub fn loss(&self, loss: &str, at_image: &Tensor<4>) {
         self.look(Direction::Backward, || loss.to_owned(), at_image, None);
         let size = largest(at_image);
@@ -81,18 +81,18 @@ impl Probe {
         }
     }
 
-    /// Looks at what comes out of `place`.
+    /// Checks the output of `place`.
     pub fn forward<const D: usize>(&self, place: impl FnOnce() -> String, value: &Tensor<D>) {
         self.look(Direction::Forward, place, value, None);
     }
 
-    /// Looks at the gradient that comes out of `place`, on its way from the images.
+    /// Checks the gradient that `place` passes on in the backward pass.
     pub fn backward<const D: usize>(&self, place: impl FnOnce() -> String, gradient: &Tensor<D>) {
         let loss = self.largest.borrow().as_ref().map(|(loss, _)| loss.clone());
         self.look(Direction::Backward, place, gradient, loss);
     }
 
-    /// Looks at the gradients of `block`'s parameters.
+    /// Checks the gradients of `block`'s parameters.
     pub fn parameters(&self, block: &Block, gradients: &GradientsParams) {
         struct Look<'a>(&'a Probe, &'a GradientsParams);
         impl ModuleVisitor for Look<'_> {
@@ -106,7 +106,7 @@ impl Probe {
         block.visit(&mut Look(self, gradients));
     }
 
-    /// Looks at the gradients of a whole module, which goes by `place`.
+    /// Checks the gradients of a whole module, which is reported as `place`.
     pub fn module<M: Module>(&self, place: &str, module: &M, gradients: &GradientsParams) {
         struct Look<'a>(&'a Probe, &'a str, &'a GradientsParams);
         impl ParameterVisitor for Look<'_> {
@@ -119,7 +119,7 @@ impl Probe {
         visit_parameters(module, &mut Look(self, place, gradients));
     }
 
-    /// The name that all of the block's parameters begin with.
+    /// Returns the common prefix of the names of the block's parameters.
     pub fn name(&self, block: &Block) -> String {
         struct Common<'a>(&'a HashMap<ParamId, String>, Option<Vec<&'a str>>);
         impl ModuleVisitor for Common<'_> {
@@ -151,13 +151,13 @@ impl Probe {
     }
 }
 
-/// Whether all of `value` is finite; waits for the device. What cannot be read is none of this function's business.
+/// Whether all of `value` is finite; waits for the device. A value that cannot be read is reported elsewhere.
 pub(crate) fn is_finite<const D: usize>(value: &Tensor<D>) -> bool {
     let nan = value.clone().without_autodiff().contains_nan();
     largest(value).is_finite() && !nan.into_data().iter::<bool>().any(|nan| nan)
 }
 
-/// The largest absolute value; 0 for what cannot be read.
+/// Returns the largest absolute value, or 0 if it cannot be read.
 pub(super) fn largest<const D: usize>(value: &Tensor<D>) -> f32 {
     let largest = value.clone().without_autodiff().max_abs().cast(DType::F32);
     largest.try_into_vec_as::<f32>().map_or(0.0, |values| values.first().copied().unwrap_or(0.0))

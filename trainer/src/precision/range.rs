@@ -1,4 +1,4 @@
-//! Whether f16 is wide enough for a model.
+//! Checks whether f16 is wide enough for a model.
 
 use burn::tensor::Tensor;
 
@@ -6,24 +6,24 @@ use super::probe::{Probe, largest};
 use crate::models::VqGan;
 use crate::models::blocks::Block;
 
-/// The largest f16.
+/// The largest finite f16.
 const LARGEST_F16: f32 = 65_504.0;
 
-/// Pictures differ and weights move: what comes nearer to the largest f16 than this is likely to reach it during a run.
-const ENOUGH: f32 = LARGEST_F16 / 4.0;
+/// Images differ and weights change, so a value above this limit is likely to exceed f16's range during a run.
+const SAFE_LIMIT: f32 = LARGEST_F16 / 4.0;
 
-/// The largest absolute value that a model's blocks give.
+/// The largest absolute output of a model's blocks.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Range {
-    /// The block, by its parameters' names.
+    /// The block, by the name of its parameters.
     pub place: String,
     /// The value.
     pub largest: f32,
 }
 
 impl Range {
-    /// Sends `images`, `[N, 3, H, W]` in -1..1, through `model`, which computes in f32 and is without autodiff. Waits for the
-    /// device after each block.
+    /// Runs `images`, `[N, 3, H, W]` in -1..1, through `model`, which computes in f32 and is without autodiff. Waits
+    /// for the device after each block.
     pub fn of(model: &VqGan, images: Tensor<4>) -> Self {
         let probe = Probe::new(model);
         let mut range = Self { place: String::new(), largest: 0.0 };
@@ -41,12 +41,12 @@ impl Range {
         range
     }
 
-    /// Whether f16 holds it, and some more.
+    /// Whether f16 holds the value with a margin.
     pub fn fits_f16(&self) -> bool {
-        self.largest <= ENOUGH
+        self.largest <= SAFE_LIMIT
     }
 
-    /// What a user of fp16 needs to know where it does not: `other` is the precision to take instead.
+    /// Returns the advice for a user of fp16 whose model does not fit; `other` is the precision to use instead.
     pub fn advice(&self, other: &str) -> String {
         let Self { place, largest } = self;
         format!(
@@ -64,7 +64,7 @@ mod tests {
     use crate::models::initialize::random_weights;
     use crate::models::tests::tiny_architecture;
 
-    /// Of a model whose parameter `name` is `value` throughout.
+    /// Measures a model whose parameter `name` has `value` everywhere.
     fn range(name: &str, value: f32) -> Range {
         let architecture = tiny_architecture();
         let mut weights = random_weights(&architecture, 0);

@@ -1,4 +1,4 @@
-//! The exactness contract with every loss on at once, those that couple samples included.
+//! The exactness contract with every loss enabled, including those that couple samples.
 
 use burn::module::ParamId;
 use checkpoints::{LpipsNetwork, load_clip};
@@ -59,7 +59,7 @@ impl MicroBatch for Captioned {
     }
 }
 
-fn cut(sizes: &[usize]) -> impl Iterator<Item = Result<Captioned, String>> {
+fn batches(sizes: &[usize]) -> impl Iterator<Item = Result<Captioned, String>> {
     let firsts = sizes.iter().scan(0, |next, size| {
         let first = *next;
         *next += size;
@@ -68,8 +68,8 @@ fn cut(sizes: &[usize]) -> impl Iterator<Item = Result<Captioned, String>> {
     firsts.zip(sizes).map(|(first, size)| Ok(Captioned::new(first, *size))).collect::<Vec<_>>().into_iter()
 }
 
-/// LPIPS with weights by formula; its true ones are too large for a test. Each filter blurs one channel and is disturbed by
-/// the others: a network this deep of nothing but random filters has another gradient after each rounding.
+/// LPIPS with weights from a formula, because the real ones are too large for a test. Each filter blurs one channel and
+/// adds a little of the others: a deep network of random filters alone changes its gradient with each rounding.
 fn lpips(network: LpipsNetwork, device: &Device, dtype: DType) -> Lpips {
     let mut weights = StateDict::new();
     let mut put = |name: String, shape: &[usize], value: &dyn Fn(usize, f64) -> f64| {
@@ -161,7 +161,7 @@ pub(super) fn adversarial(discriminator: PatchGan, adaptive: Adaptive) -> Advers
 
 fn discriminator(device: &Device, dtype: DType, norm: DiscriminatorNorm) -> PatchGan {
     let config = PatchGanConfig { channels: 8, layers: 2, norm };
-    // At taming's scale the logits hardly move; larger weights make every gradient count.
+    // At taming's scale the logits hardly change; larger weights make every gradient matter.
     let weights = PatchGan::random_weights(&config, 5);
     let larger = |(name, tensor): (String, checkpoints::HostTensor)| {
         let scale = if tensor.shape.len() == 4 { 8.0 } else { 1.0 };
@@ -204,10 +204,10 @@ impl Run {
         sizes: &[usize],
         observe: impl Fn(Event),
     ) -> EffectiveBatch {
-        effective_batch_gradient(&self.vqgan, losses, settings, cut(sizes), cut(sizes), observe).unwrap()
+        effective_batch_gradient(&self.vqgan, losses, settings, batches(sizes), batches(sizes), observe).unwrap()
     }
 
-    /// Of the generator's and the discriminator's gradient.
+    /// Deviations of the generator's and the discriminator's gradient.
     fn deviation(&self, a: &EffectiveBatch, b: &EffectiveBatch) -> [f64; 2] {
         [
             relative_deviation(&self.vqgan, &a.generator, &b.generator),
@@ -216,23 +216,23 @@ impl Run {
     }
 }
 
-pub(super) const CUTS: [&[usize]; 3] = [&[3, 3], &[4, 2], &[1, 1, 1, 1, 1, 1]];
+pub(super) const SPLITS: [&[usize]; 3] = [&[3, 3], &[4, 2], &[1, 1, 1, 1, 1, 1]];
 
 #[test]
-fn no_gradient_depends_on_how_batch_and_cutouts_are_cut() {
+fn no_gradient_depends_on_the_split_of_batch_and_cutouts() {
     for (dtype, limit) in [(DType::F64, 1e-9), (DType::F32, 1e-5)] {
         let run = Run::new(dtype);
         let reference = run.gradients(Adaptive::EffectiveBatch, &[6], 0, Recompute::None);
         assert_eq!(reference.generator.len(), tiny_architecture().parameters().len());
-        for (sizes, at_once) in [(CUTS[0], 0), (CUTS[1], 3), (CUTS[2], 1), (&[6][..], 3)] {
-            let cut = run.gradients(Adaptive::EffectiveBatch, sizes, at_once, Recompute::None);
-            let [generator, discriminator] = run.deviation(&cut, &reference);
+        for (sizes, at_once) in [(SPLITS[0], 0), (SPLITS[1], 3), (SPLITS[2], 1), (&[6][..], 3)] {
+            let split = run.gradients(Adaptive::EffectiveBatch, sizes, at_once, Recompute::None);
+            let [generator, discriminator] = run.deviation(&split, &reference);
             println!("{dtype:?}, {sizes:?}, {at_once} cutouts: {generator:.1e}, discriminator {discriminator:.1e}");
             assert!(generator <= limit && discriminator <= limit, "{dtype:?} {sizes:?}: {generator} {discriminator}");
         }
-        // The same cut: recomputation changes the order of sums, which is all that f32 has room for beside another cut.
-        let kept = run.gradients(Adaptive::EffectiveBatch, CUTS[1], 3, Recompute::None);
-        let recomputed = run.gradients(Adaptive::EffectiveBatch, CUTS[1], 3, Recompute::Blocks);
+        // The same split: f32 has no room for the errors of another split and another order of sums together.
+        let kept = run.gradients(Adaptive::EffectiveBatch, SPLITS[1], 3, Recompute::None);
+        let recomputed = run.gradients(Adaptive::EffectiveBatch, SPLITS[1], 3, Recompute::Blocks);
         let [generator, discriminator] = run.deviation(&recomputed, &kept);
         println!("{dtype:?}, recomputed: {generator:.1e}, discriminator {discriminator:.1e}");
         assert!(generator <= limit && discriminator <= limit, "{dtype:?}: {generator} {discriminator}");
@@ -240,13 +240,13 @@ fn no_gradient_depends_on_how_batch_and_cutouts_are_cut() {
 }
 
 #[test]
-fn every_figure_is_the_same_for_every_cut() {
+fn every_metric_is_the_same_for_every_batch_split() {
     let run = Run::new(DType::F64);
-    let figures = |sizes: &[usize], at_once| {
+    let metrics = |sizes: &[usize], at_once| {
         let batch = run.gradients(Adaptive::EffectiveBatch, sizes, at_once, Recompute::None);
         batch.read(Tensor::zeros([1], &Device::flex()), None).unwrap()
     };
-    let (whole, pieces) = (figures(&[6], 0), figures(CUTS[1], 3));
+    let (whole, pieces) = (metrics(&[6], 0), metrics(SPLITS[1], 3));
     let names: Vec<&str> = whole.values.iter().map(|(name, _)| *name).collect();
     let of_gumbel = ["kl", "temperature"];
     for (name, _) in METRICS.iter().filter(|(name, _)| !of_gumbel.contains(name)) {
@@ -259,13 +259,13 @@ fn every_figure_is_the_same_for_every_cut() {
     assert!((whole.total - pieces.total).abs() < 1e-9);
 }
 
-/// The other ways to weight the adversarial loss: one of them is exact too, and the one that other trainers use is not.
+/// The other ways to weight the adversarial loss: one is exact too, and the one that other trainers use is not.
 #[test]
 fn an_adaptive_weight_per_micro_batch_is_seen_to_depend_on_it() {
     let run = Run::new(DType::F64);
     let deviation = |adaptive| {
         let gradients = |sizes| run.gradients(adaptive, sizes, 0, Recompute::None);
-        run.deviation(&gradients(CUTS[1]), &gradients(&[6]))[0]
+        run.deviation(&gradients(SPLITS[1]), &gradients(&[6]))[0]
     };
     assert!(deviation(Adaptive::PreviousStep) < 1e-9);
     assert!(deviation(Adaptive::Off) < 1e-9);
@@ -274,7 +274,7 @@ fn an_adaptive_weight_per_micro_batch_is_seen_to_depend_on_it() {
     assert!(per_micro_batch > 1e-4, "{per_micro_batch}");
 }
 
-/// The whole of the CLIP losses at the image, contrastive coupling included.
+/// All CLIP losses at the image, including the contrastive coupling.
 #[test]
 fn the_gradient_of_the_clip_losses_at_the_image_is_that_of_finite_differences() {
     let device = Device::flex().autodiff();
@@ -317,7 +317,7 @@ fn the_gradient_of_the_clip_losses_at_the_image_is_that_of_finite_differences() 
     }
 }
 
-/// A frozen part has no gradient, and what is trained has the gradient that it has when all is trained.
+/// A frozen part has no gradient, and a trained part has the same gradient as when everything is trained.
 #[test]
 fn freezing_changes_no_gradient_of_what_is_trained() {
     let whole = Run::new(DType::F64);
@@ -338,7 +338,7 @@ fn freezing_changes_no_gradient_of_what_is_trained() {
         let count = names.iter().filter(|name| trained.is_trained(name)).count();
         let mut run = Run::new(DType::F64);
         run.vqgan = freeze(run.vqgan, &trained);
-        for (sizes, recompute) in [(&[6][..], Recompute::None), (CUTS[1], Recompute::Blocks)] {
+        for (sizes, recompute) in [(&[6][..], Recompute::None), (SPLITS[1], Recompute::Blocks)] {
             let found = run.gradients(Adaptive::EffectiveBatch, sizes, 0, recompute);
             assert_eq!(found.generator.len(), count, "{patterns:?}");
             let deviation = deviation_of_trained(&run.vqgan, &found.generator, &reference.generator);
@@ -347,7 +347,7 @@ fn freezing_changes_no_gradient_of_what_is_trained() {
     }
 }
 
-/// As [`relative_deviation`], over the parameters that have a gradient in `a`.
+/// Like [`relative_deviation`], over the parameters that have a gradient in `a`.
 pub(super) fn deviation_of_trained(model: &VqGan, a: &GradientsParams, b: &GradientsParams) -> f64 {
     struct Keep<'a>(&'a GradientsParams, &'a GradientsParams, GradientsParams);
     impl ParameterVisitor for Keep<'_> {

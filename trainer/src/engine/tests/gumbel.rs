@@ -1,10 +1,10 @@
-//! A model with a Gumbel quantizer: what its samples draw, and the gradients, are theirs in any split of the batch.
+//! A model with a Gumbel quantizer: neither the codes drawn nor the gradients depend on the batch split.
 
 use std::sync::Arc;
 
 use checkpoints::{GumbelTraining, HostTensor, Quantizer, QuantizerKind};
 
-use super::all_losses::{CUTS, Run, all_losses, deviation_of_trained};
+use super::all_losses::{Run, SPLITS, all_losses, deviation_of_trained};
 use super::*;
 use crate::losses::{Adaptive, GumbelLoss};
 use crate::models::quantizer::gumbel::SeededNoise;
@@ -21,7 +21,7 @@ fn architecture() -> Architecture {
 
 fn run(dtype: DType) -> Run {
     let mut weights = random_weights(&architecture(), 7);
-    // Random latents are small; with larger weights some codes are likelier than others.
+    // Random latents are small; larger weights make some codes likelier than others.
     let projection = weights.get_mut("quantize.proj.weight").unwrap();
     let larger: Vec<f32> = projection.to_f32().iter().map(|value| value * 10.0).collect();
     *projection = HostTensor::from_f32(&projection.shape, &larger);
@@ -42,28 +42,29 @@ fn step(run: &Run, losses: &Losses, sizes: &[usize], recompute: Recompute) -> Ef
     run.step(losses, StepSettings { step: 4, effective: EFFECTIVE, recompute, ..StepSettings::default() }, sizes)
 }
 
-fn figures(batch: &EffectiveBatch) -> StepMetrics {
+fn metrics(batch: &EffectiveBatch) -> StepMetrics {
     batch.read(Tensor::zeros([1], &Device::flex()), None).unwrap()
 }
 
 #[test]
-fn no_gradient_or_figure_depends_on_the_split() {
+fn no_gradient_or_metric_depends_on_the_batch_split() {
     for (dtype, limit) in [(DType::F64, 1e-9), (DType::F32, 1e-5)] {
         let run = run(dtype);
         let losses = losses(&run, dtype);
         let reference = step(&run, &losses, &[EFFECTIVE], Recompute::None);
         assert_eq!(reference.generator.len(), architecture().parameters().len());
-        let whole = figures(&reference);
+        let whole = metrics(&reference);
         assert!(whole.code_counts.iter().filter(|count| **count > 0.0).count() >= 16, "{:?}", whole.code_counts);
         assert!(whole.get("kl").unwrap() > 0.01 && (whole.get("temperature").unwrap() - 0.6).abs() < 0.1);
-        for (sizes, recompute) in [(CUTS[0], Recompute::None), (CUTS[1], Recompute::Blocks), (CUTS[2], Recompute::None)]
+        for (sizes, recompute) in
+            [(SPLITS[0], Recompute::None), (SPLITS[1], Recompute::Blocks), (SPLITS[2], Recompute::None)]
         {
             let split = step(&run, &losses, sizes, recompute);
             let generator = relative_deviation(&run.vqgan, &split.generator, &reference.generator);
             let discriminator = relative_deviation(&run.discriminator, &split.discriminator, &reference.discriminator);
             println!("{dtype:?}, {sizes:?}, {recompute:?}: {generator:.1e}, discriminator {discriminator:.1e}");
             assert!(generator <= limit && discriminator <= limit, "{dtype:?} {sizes:?}: {generator} {discriminator}");
-            let found = figures(&split);
+            let found = metrics(&split);
             assert_eq!(found.code_counts, whole.code_counts);
             for (name, value) in &whole.values {
                 let found = found.get(name).unwrap();
@@ -73,8 +74,8 @@ fn no_gradient_or_figure_depends_on_the_split() {
     }
 }
 
-/// Codes and the decoder do not move a choice, so their gradient is a derivative, and that of a loss which couples samples only
-/// if both passes draw the same codes.
+/// Codes and decoder do not affect which codes are chosen, so their gradient is a derivative. For a loss that couples
+/// samples this holds only if both passes draw the same codes.
 #[test]
 fn the_gradient_of_codes_and_decoder_is_that_of_finite_differences() {
     let run = run(DType::F64);
@@ -82,9 +83,9 @@ fn the_gradient_of_codes_and_decoder_is_that_of_finite_differences() {
     let total = |vqgan: &VqGan| {
         let mut run = Run::new(DType::F64);
         run.vqgan = vqgan.clone();
-        figures(&step(&run, &losses, CUTS[1], Recompute::None)).total
+        metrics(&step(&run, &losses, SPLITS[1], Recompute::None)).total
     };
-    let batch = step(&run, &losses, CUTS[1], Recompute::None);
+    let batch = step(&run, &losses, SPLITS[1], Recompute::None);
     let read = |data: TensorData| data.try_into_vec::<f64>().unwrap();
     let embed = read(batch.generator.get::<2>(param_id("quantize.embed.weight")).unwrap().into_data());
     let last = read(batch.generator.get::<4>(param_id("decoder.conv_out.weight")).unwrap().into_data());
@@ -101,7 +102,7 @@ fn the_gradient_of_codes_and_decoder_is_that_of_finite_differences() {
     }
 }
 
-/// Where the encoder is frozen, what the decoder learns from still reaches the quantizer.
+/// If the encoder is frozen, the decoder's gradient still reaches the quantizer.
 #[test]
 fn freezing_changes_no_gradient_of_what_is_trained() {
     let whole = run(DType::F64);
@@ -123,7 +124,7 @@ fn freezing_changes_no_gradient_of_what_is_trained() {
         let mut run = run(DType::F64);
         run.vqgan = freeze(run.vqgan, &trained);
         for recompute in [Recompute::None, Recompute::Blocks] {
-            let found = step(&run, &losses, CUTS[1], recompute);
+            let found = step(&run, &losses, SPLITS[1], recompute);
             assert_eq!(found.generator.len(), count, "{patterns:?}");
             let deviation = deviation_of_trained(&run.vqgan, &found.generator, &reference.generator);
             assert!(deviation <= 1e-9, "{patterns:?} {recompute:?}: {deviation}");

@@ -1,4 +1,4 @@
-//! Half precision against f32, and what an overflow does.
+//! Half precision against f32, and the effect of an overflow.
 
 use super::all_losses::{Run, all_losses};
 use super::*;
@@ -16,13 +16,13 @@ fn settings(compute: DType, scale: f64) -> StepSettings<'static> {
     }
 }
 
-/// All losses, whose networks are held in `compute` too.
+/// Runs a step with all losses, whose networks are in `compute` too.
 fn step(run: &Run, compute: DType, scale: f64, sizes: &[usize]) -> EffectiveBatch {
     let losses = all_losses(&run.device, compute, Adaptive::EffectiveBatch, 3);
     run.step(&losses, settings(compute, scale), sizes)
 }
 
-/// Cosine of the angle between two whole gradients, and the ratio of their lengths.
+/// Returns the cosine of the angle between two whole gradients, and the ratio of their lengths.
 fn compare<M: Module>(module: &M, a: &GradientsParams, b: &GradientsParams) -> (f64, f64) {
     struct Products<'a>(&'a GradientsParams, &'a GradientsParams, [f64; 3]);
     impl ParameterVisitor for Products<'_> {
@@ -41,8 +41,8 @@ fn compare<M: Module>(module: &M, a: &GradientsParams, b: &GradientsParams) -> (
     (ab / (aa * bb).sqrt(), (aa / bb).sqrt())
 }
 
-/// A latent beside the border of two codes takes the other one after a rounding, and the gradient jumps with it, in any
-/// precision. Few latents among few codes keep that out of a comparison of the arithmetic.
+/// Rounding can move a latent near the border of two codes to the other one, where the gradient jumps, in any
+/// precision. Few latents and few codes keep that out of a comparison of the arithmetic.
 fn without_borders() -> Run {
     let channels = vec![8, 16, 16];
     let architecture = Architecture { codes: 4, channels, attention_levels: vec![2], ..tiny_architecture() };
@@ -76,9 +76,9 @@ fn the_gradient_in_half_precision_is_near_that_in_f32() {
     }
 }
 
-/// One decision for the whole step, which no micro-batch of it can change.
+/// One decision for the whole step, whatever the micro-batches.
 #[test]
-fn whether_a_step_overflows_does_not_depend_on_how_it_is_cut() {
+fn whether_a_step_overflows_does_not_depend_on_the_batch_split() {
     let run = Run::new(DType::F32);
     let finite = |batch: &EffectiveBatch| {
         [global_norm(&run.vqgan, &batch.generator), global_norm(&run.discriminator, &batch.discriminator)]
@@ -100,8 +100,7 @@ fn whether_a_step_overflows_does_not_depend_on_how_it_is_cut() {
     }
 }
 
-/// What the loss scale is for: the gradient of a small loss lies below the least f16, unless it is scaled. bf16 has the
-/// exponents of f32.
+/// The purpose of the loss scale: without it a small loss has a gradient below the smallest f16. bf16 has f32's range.
 #[test]
 fn a_small_loss_needs_its_scale_in_f16() {
     let run = without_borders();

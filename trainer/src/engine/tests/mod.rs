@@ -19,7 +19,7 @@ use crate::optim::relative_deviation;
 
 const SIDE: usize = 8;
 
-/// Images by formula, `[samples, 3, SIDE, SIDE]` in -1..1; each sample differs from the others.
+/// Images from a formula, `[samples, 3, SIDE, SIDE]` in -1..1; all samples differ.
 struct Waves {
     first: usize,
     samples: usize,
@@ -49,7 +49,7 @@ impl MicroBatch for Waves {
     }
 }
 
-fn cut(effective: usize, micro: usize) -> impl Iterator<Item = Result<Waves, String>> {
+fn batches(effective: usize, micro: usize) -> impl Iterator<Item = Result<Waves, String>> {
     (0..effective).step_by(micro).map(move |first| Ok(Waves { first, samples: micro.min(effective - first) }))
 }
 
@@ -64,7 +64,7 @@ fn losses(entropy: f64) -> Losses {
     }
 }
 
-/// Random weights whose codes are spread as wide as the latents, so that many are chosen.
+/// Random weights with codes as widely spread as the latents, so that many codes are chosen.
 fn model(architecture: &Architecture, dtype: DType) -> VqGan {
     model_of(architecture, 7, dtype)
 }
@@ -83,16 +83,17 @@ fn settings(effective: usize, recompute: Recompute) -> StepSettings<'static> {
 
 fn gradient(model: &VqGan, losses: &Losses, effective: usize, micro: usize) -> EffectiveBatch {
     let settings = settings(effective, Recompute::None);
-    effective_batch_gradient(model, losses, settings, cut(effective, micro), cut(effective, micro), |_| {}).unwrap()
+    effective_batch_gradient(model, losses, settings, batches(effective, micro), batches(effective, micro), |_| {})
+        .unwrap()
 }
 
 fn largest_deviation(architecture: &Architecture, losses: &Losses, dtype: DType) -> f64 {
     let model = model(architecture, dtype);
     let reference = gradient(&model, losses, 8, 8);
     let deviation = |micro| {
-        let cut = gradient(&model, losses, 8, micro);
-        assert_eq!(cut.generator.len(), architecture.parameters().len());
-        let deviation = relative_deviation(&model, &cut.generator, &reference.generator);
+        let split = gradient(&model, losses, 8, micro);
+        assert_eq!(split.generator.len(), architecture.parameters().len());
+        let deviation = relative_deviation(&model, &split.generator, &reference.generator);
         assert!(deviation.is_finite());
         deviation
     };
@@ -121,7 +122,8 @@ fn recomputing_blocks_gives_the_same_gradient() {
     for (dtype, limit) in [(DType::F64, 1e-13), (DType::F32, 1e-5)] {
         let model = model(&tiny_architecture(), dtype);
         let gradient = |recompute| {
-            effective_batch_gradient(&model, &losses, settings(4, recompute), cut(4, 2), cut(4, 2), |_| {}).unwrap()
+            effective_batch_gradient(&model, &losses, settings(4, recompute), batches(4, 2), batches(4, 2), |_| {})
+                .unwrap()
         };
         let (whole, recomputed) = (gradient(Recompute::None), gradient(Recompute::Blocks));
         assert_eq!(recomputed.generator.len(), tiny_architecture().parameters().len());
@@ -131,7 +133,7 @@ fn recomputing_blocks_gives_the_same_gradient() {
     }
 }
 
-/// The forward passes are the same to the last bit, attention included, so that no loss sees in which of them an image was made.
+/// The forward passes agree to the last bit, including attention, so a loss gets the same image from either.
 #[test]
 fn a_forward_pass_that_keeps_no_graph_gives_the_same_bits() {
     let architecture = Architecture { attention_levels: vec![1], mid_attention: true, ..tiny_architecture() };
@@ -148,7 +150,7 @@ fn a_forward_pass_that_keeps_no_graph_gives_the_same_bits() {
     }
 }
 
-/// What recomputing changes is how f32 rounds, which is off by as much in any case.
+/// Recomputation only changes how f32 rounds, and f32 deviates by as much in any case.
 #[test]
 fn a_recomputed_gradient_in_f32_is_as_near_to_that_of_f64_as_a_kept_one() {
     struct Values<'a>(&'a GradientsParams, Vec<f64>);
@@ -163,7 +165,7 @@ fn a_recomputed_gradient_in_f32_is_as_near_to_that_of_f64_as_a_kept_one() {
         let gradient = |dtype, recompute| {
             let model = model_of(&tiny_architecture(), seed, dtype);
             let settings = settings(4, recompute);
-            let (first, second) = (cut(4, 2), cut(4, 2));
+            let (first, second) = (batches(4, 2), batches(4, 2));
             let batch = effective_batch_gradient(&model, &losses, settings, first, second, |_| {}).unwrap();
             let mut values = Values(&batch.generator, Vec::new());
             visit_parameters(&model, &mut values);
@@ -182,19 +184,19 @@ fn a_recomputed_gradient_in_f32_is_as_near_to_that_of_f64_as_a_kept_one() {
 }
 
 #[test]
-fn the_figures_do_not_depend_on_the_micro_batch_either() {
+fn the_metrics_do_not_depend_on_the_micro_batch_either() {
     let model = model(&tiny_architecture(), DType::F64);
     let losses = losses(0.1);
-    let figures = |micro| {
+    let metrics = |micro| {
         let batch = gradient(&model, &losses, 8, micro);
         batch.read(Tensor::zeros([1], &Device::flex()), None).unwrap()
     };
-    let (whole, cut) = (figures(8), figures(3));
-    assert_eq!(whole.code_counts, cut.code_counts);
+    let (whole, split) = (metrics(8), metrics(3));
+    assert_eq!(whole.code_counts, split.code_counts);
     assert_eq!(whole.code_counts.iter().sum::<f32>(), 8.0 * 16.0);
     assert!(whole.code_counts.iter().filter(|count| **count > 0.0).count() >= 5, "{:?}", whole.code_counts);
-    assert!((whole.total - cut.total).abs() < 1e-6);
-    for ((name, a), (_, b)) in whole.values.iter().zip(&cut.values) {
+    assert!((whole.total - split.total).abs() < 1e-6);
+    for ((name, a), (_, b)) in whole.values.iter().zip(&split.values) {
         assert!((a - b).abs() < 1e-6, "{name}: {a} {b}");
     }
 }
@@ -228,7 +230,7 @@ fn nudged(model: &VqGan, name: &'static str, index: usize, amount: f64) -> VqGan
     model.clone().map(&mut Nudge(Vec::new(), name, index, amount))
 }
 
-/// The straight-through estimator is not a derivative, so only what comes after it is compared here.
+/// The straight-through estimator is not a derivative, so this compares only the parameters after it.
 #[test]
 fn the_gradient_is_that_of_finite_differences() {
     use crate::models::weights::param_id;
@@ -266,7 +268,7 @@ fn the_gradient_is_that_of_finite_differences() {
 #[test]
 fn an_error_of_a_micro_batch_ends_the_step() {
     let model = model(&tiny_architecture(), DType::F32);
-    let batches = cut(4, 2).take(1).chain([Err("no more".to_owned())]);
+    let batches = batches(4, 2).take(1).chain([Err("no more".to_owned())]);
     let result = effective_batch_gradient(
         &model,
         &losses(0.0),

@@ -1,5 +1,5 @@
-//! The gradients at the last layer from which the adversarial loss gets its weight (Esser, Rombach, Ommer 2021,
-//! arXiv 2012.09841, equation 7).
+//! The gradients at the last layer that determine the weight of the adversarial loss (Esser, Rombach, Ommer 2021, arXiv
+//! 2012.09841, equation 7).
 
 use burn::nn::conv::Conv2d;
 use burn::tensor::module::conv2d_weight_backward;
@@ -7,27 +7,27 @@ use burn::tensor::ops::ConvOptions;
 use burn::tensor::{DType, Tensor};
 
 use crate::models::statistics_dtype;
-use crate::optim::as_held;
+use crate::optim::overflow_as;
 
-/// taming's guard against an adversarial gradient of nothing, and its limit for the adaptive weight.
+/// taming's guard against an adversarial gradient of zero, and its limit for the adaptive weight.
 const EPSILON: f64 = 1e-4;
 const LIMIT: f64 = 1e4;
 
-/// Gradients of the reconstruction losses and of the adversarial loss with respect to the last layer's weight, summed over
-/// samples; and the weight's type.
+/// Gradients of the reconstruction losses and of the adversarial loss with respect to the last layer's weight, summed
+/// over samples; and the type of that weight.
 #[derive(Default)]
 pub(super) struct LastLayerGradients(Option<([Tensor<4>; 2], DType)>);
 
 impl LastLayerGradients {
-    /// Adds those of a micro-batch, given the layer, its input `[n, C, H, W]` and both gradients at its output
-    /// `[n, 3, H, W]`. They are computed in the layer's type and added up in f32 at least.
+    /// Adds the gradients of a micro-batch, given the layer, its input `[n, C, H, W]` and both gradients at its output
+    /// `[n, 3, H, W]`. Computes them in the layer's type and adds them up in f32 at least.
     pub(super) fn add(&mut self, layer: &Conv2d, input: &Tensor<4>, at_output: [&Tensor<4>; 2]) {
         let weight = layer.weight.val();
         let narrow = weight.dtype();
         let [outputs, ..] = weight.dims();
         let padding = layer.kernel_size.map(|size| size / 2);
         let options = ConvOptions::new(layer.stride, padding, layer.dilation, layer.groups);
-        // As one layer of twice the outputs, so that the input is gone through once.
+        // One layer with twice the outputs, so that the input is read once.
         let both = Tensor::cat(at_output.map(Tensor::clone).to_vec(), 1).cast(narrow);
         let weights = Tensor::cat(vec![weight.clone(), weight], 0);
         let gradients = conv2d_weight_backward(input.clone(), weights, both, options);
@@ -41,20 +41,20 @@ impl LastLayerGradients {
         self.0 = Some((sums, narrow));
     }
 
-    /// The ratio of their norms, `[1]`, in f32 at least, where they are to count `scale` times; `None` if nothing was added. It
-    /// is not a number where the weight's type cannot hold a sum, as in [`GradientSum::into_gradients`].
+    /// Returns the ratio of the gradients' norms, `[1]`, in f32 at least, after scaling the sums by `scale`; `None` if
+    /// nothing was added. It is NaN where the weight's type cannot hold a sum, as in [`GradientSum::into_gradients`].
     ///
     /// [`GradientSum::into_gradients`]: crate::optim::GradientSum::into_gradients
     pub(super) fn weight(&self, scale: f64) -> Option<Tensor<1>> {
         let (sums, narrow) = self.0.clone()?;
-        let [reconstruction, adversarial] = sums.map(|sum| as_held(sum, narrow) * scale);
+        let [reconstruction, adversarial] = sums.map(|sum| overflow_as(sum, narrow) * scale);
         Some(adaptive_weight(reconstruction, adversarial))
     }
 }
 
-/// The weight at which the adversarial loss has a gradient as large as that of the losses that compare images (Esser et al. 2021,
-/// arXiv 2012.09841, equation 7; the guard and the limit are taming's): `[1]`, on the device of the two gradients and not a
-/// number where one of them is not finite, which the limit would otherwise hide.
+/// Returns the weight that makes the adversarial loss's gradient as large as that of the losses that compare images
+/// (Esser et al. 2021, arXiv 2012.09841, equation 7; the guard and the limit are taming's): `[1]`, on the gradients'
+/// device. It is NaN where one of them is not finite, which the limit would otherwise hide.
 pub fn adaptive_weight<const D: usize>(
     reconstruction_gradient: Tensor<D>,
     adversarial_gradient: Tensor<D>,
@@ -77,7 +77,7 @@ mod tests {
     use super::*;
     use crate::precision::compute_copy;
 
-    /// Two micro-batches of which either gradient is finite in f16, and one with their sum is not.
+    /// In two micro-batches each gradient is finite in f16, but in one with their sum it is not.
     #[test]
     fn a_sum_that_f16_cannot_hold_has_no_weight_in_however_many_micro_batches() {
         let device = Device::flex();

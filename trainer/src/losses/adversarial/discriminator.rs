@@ -1,4 +1,4 @@
-//! The discriminator with all that belongs to its training: its own optimizer, schedule, clipping and loss scale.
+//! The discriminator and its training: its own optimizer, schedule, clipping and loss scale.
 
 use burn::optim::GradientsParams;
 use burn::tensor::{DType, Device, Tensor};
@@ -17,18 +17,18 @@ const KEY: &str = "discriminator.pretrained";
 
 /// A discriminator in training.
 pub struct Discriminator {
-    /// `None` only while the optimizer has it.
+    /// `None` only during the optimizer's step.
     model: Option<PatchGan>,
     optimizer: ModelOptimizer,
     schedule: LrSchedule,
     clip_norm: f64,
     scaler: LossScaler,
-    /// What the loss carries over from step to step.
+    /// The loss's state between steps.
     pub state: AdversarialState,
 }
 
 impl Discriminator {
-    /// The discriminator of the configuration: a pretrained one, or one with random weights.
+    /// Loads the configuration's discriminator: a pretrained one, or one with random weights.
     ///
     /// # Errors
     /// If the pretrained one cannot be fetched or read, or needs larger images.
@@ -44,10 +44,10 @@ impl Discriminator {
         Ok(discriminator.map_err(|source| LossError::Model { key: KEY, source })?.with_moments())
     }
 
-    /// A discriminator that was saved, with its optimizer's state.
+    /// Restores a saved discriminator with its optimizer's state.
     ///
     /// # Errors
-    /// If the tensors do not make a discriminator, or one that needs larger images.
+    /// If the tensors are not those of a discriminator, or of one that needs larger images.
     pub fn resumed(
         loss: &AdversarialConfig,
         around: &Surroundings,
@@ -65,7 +65,7 @@ impl Discriminator {
         Ok(discriminator.with_moments())
     }
 
-    /// A discriminator that takes no step, for what only computes gradients.
+    /// Creates a discriminator that takes no step, for tests that only compute gradients.
     #[cfg(test)]
     pub(crate) fn untrained(model: PatchGan, state: AdversarialState) -> Self {
         let config = crate::config::Config::default();
@@ -79,7 +79,7 @@ impl Discriminator {
         }
     }
 
-    /// With the memory for its optimizer's moments.
+    /// Allocates the moments of its optimizer.
     fn with_moments(mut self) -> Self {
         if let Some(model) = &self.model {
             self.optimizer.allocate(model);
@@ -114,7 +114,7 @@ impl Discriminator {
         })
     }
 
-    /// Whether the discriminator has BatchNorm, so that what a step computes depends on the micro-batch.
+    /// Whether the discriminator has BatchNorm, so that a step depends on the micro-batch.
     pub fn has_batch_norm(&self) -> bool {
         self.model().has_batch_norm()
     }
@@ -129,7 +129,7 @@ impl Discriminator {
         &self.optimizer
     }
 
-    /// The gradient's global norm, `[1]`; `None` in a step in which it does not learn.
+    /// Returns the gradient's global norm, `[1]`; `None` in a step that does not train it.
     pub fn grad_norm(&self, gradients: &GradientsParams) -> Option<Tensor<1>> {
         global_norm(self.model(), gradients)
     }
@@ -139,14 +139,14 @@ impl Discriminator {
         &self.scaler
     }
 
-    /// Its learning rate at a step; steps that it has skipped do not count.
+    /// Returns its learning rate at a step; steps that it has skipped do not count.
     pub fn learning_rate(&self, step: u64) -> f64 {
         self.schedule.at(self.scaler.taken(step))
     }
 
     /// Takes the run's step `step`, counted from 0, with gradients of the global norm `norm`, and moves the running
-    /// statistics; `logits` are the mean logits of real and of fake images. If something is not finite only the loss scale
-    /// moves. Returns whether all was finite.
+    /// statistics; `logits` are the mean logits of real and of fake images. If something is not finite, it only changes
+    /// the loss scale. Returns whether everything was finite.
     pub fn step(
         &mut self,
         step: u64,
@@ -168,7 +168,7 @@ impl Discriminator {
         finite
     }
 
-    /// Carries over the adaptive weight of a step, if that step had one.
+    /// Keeps the adaptive weight of a step for the next one, if that step had one.
     pub fn remember(&mut self, adaptive_weight: Option<f64>) {
         self.state.adaptive_weight = adaptive_weight.filter(|weight| weight.is_finite()).or(self.state.adaptive_weight);
     }
@@ -194,7 +194,7 @@ mod tests {
         config
     }
 
-    /// The file of an import is what says how large images have to be.
+    /// The imported file determines how large images have to be.
     #[test]
     fn an_imported_discriminator_has_to_fit_the_images() {
         let folder = tempfile::tempdir().unwrap();

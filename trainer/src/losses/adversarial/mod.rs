@@ -1,5 +1,5 @@
-//! The adversarial loss: what a discriminator, which learns beside the model, makes of the reconstruction (Esser et al. 2021,
-//! arXiv 2012.09841).
+//! The adversarial loss: how a discriminator, which is trained with the model, judges the reconstruction
+//! (Esser et al. 2021, arXiv 2012.09841).
 
 mod adaptive_weight;
 pub mod config;
@@ -23,20 +23,20 @@ use super::loss::{Forward, Gradients, Images, LoadContext, Loss, LossStep, Needs
 use super::metrics::Metrics;
 use crate::losses::phase::Phase;
 use crate::models::discriminator::{BatchStatistics, PatchGan};
-use crate::optim::{GradientSum, added};
+use crate::optim::{GradientSum, add_gradients};
 use crate::precision::compute_copy;
 
-/// The loss `adversarial`, with the discriminator that it comes from.
+/// The loss `adversarial` with its discriminator.
 pub struct Adversarial {
-    /// For the generator.
+    /// Weight in the generator's loss.
     pub weight: Weight,
     /// The pair of losses.
     pub kind: GanLoss,
-    /// What the weight is multiplied by.
+    /// How the adaptive weight is computed, by which `weight` is multiplied.
     pub adaptive: Adaptive,
-    /// Weight of the LeCam term in the discriminator's loss; 0 leaves it out.
+    /// Weight of the LeCam term in the discriminator's loss; 0 disables it.
     pub lecam: f64,
-    /// First optimizer step at which the discriminator learns, counted from 0.
+    /// First optimizer step at which the discriminator is trained, counted from 0.
     pub discriminator_start: u64,
     /// The discriminator in training.
     pub discriminator: Discriminator,
@@ -71,7 +71,7 @@ impl Loss for Adversarial {
         }))
     }
 
-    /// The adaptive weight of the effective batch is that of its summed gradients, which a pass before has to add up.
+    /// The adaptive weight of the effective batch comes from its summed gradients, which need a pass before.
     fn couples_samples(&self, step: u64) -> bool {
         let couples = match self.adaptive {
             Adaptive::EffectiveBatch => true,
@@ -110,13 +110,13 @@ struct AdversarialStep<'a> {
     loss: &'a Adversarial,
     weight: f64,
     context: &'a StepContext<'a>,
-    /// The discriminator as the generator's gradient goes through it; only in a step in which the loss counts.
+    /// The discriminator that passes gradients to the generator; only in a step in which the loss has a weight.
     frozen: Option<PatchGan>,
-    /// The discriminator as it learns; only in a step in which it does.
+    /// The discriminator in training; only in a step that trains it.
     learning: Option<PatchGan>,
     of_first_pass: LastLayerGradients,
     of_second_pass: LastLayerGradients,
-    /// From real and from fake images. They are kept apart because they cancel in part: f16 may hold their sum and not each.
+    /// From real and from fake images. They partly cancel, so f16 may hold their sum but not each one; hence two sums.
     gradients: [GradientSum; 2],
     statistics: Vec<BatchStatistics>,
 }
@@ -124,7 +124,7 @@ struct AdversarialStep<'a> {
 const PLACE: &str = "the loss adversarial";
 
 impl AdversarialStep<'_> {
-    /// The gradient of the unweighted loss, times the loss scale, at the reconstruction, and the loss, `[1]`.
+    /// Returns the gradient of the unweighted loss at the reconstruction, times the loss scale, and the loss, `[1]`.
     fn gradient(&self, discriminator: &PatchGan, images: &Images) -> (Tensor<4>, Tensor<1>) {
         self.context.enter(Phase::Loss("adversarial"));
         let mut value = None;
@@ -138,7 +138,7 @@ impl AdversarialStep<'_> {
         (at_image, value.unwrap_or_else(|| self.context.scalar(0.0)))
     }
 
-    /// The adaptive weight, `[1]`. `at_image` are the gradients at the reconstruction of the losses before this one and of this one.
+    /// Returns the adaptive weight, `[1]`. `at_image` are the previous losses' and this loss's gradients at the image.
     fn adaptive_weight(&mut self, forward: &Forward, at_image: [&Tensor<4>; 2]) -> Tensor<1> {
         let Forward { images, last_input, .. } = forward;
         let layer = self.context.model.last_layer();
@@ -162,7 +162,7 @@ impl AdversarialStep<'_> {
     }
 
     /// Adds the gradient of the discriminator's loss, on the same reconstructions as the generator's. Originals and
-    /// reconstructions have a graph each, one after the other.
+    /// reconstructions have separate graphs, one after the other.
     fn learn(&mut self, images: &Images, metrics: &mut Metrics) {
         let Some(discriminator) = &self.learning else { return };
         self.context.enter(Phase::Loss("discriminator"));
@@ -228,7 +228,7 @@ impl LossStep for AdversarialStep<'_> {
         let discriminator = self.learning.as_ref()?;
         let [real, fake] = std::mem::take(&mut self.gradients).map(|sum| sum.into_gradients(discriminator));
         let statistics = std::mem::take(&mut self.statistics);
-        Some(DiscriminatorGradient { gradients: added(discriminator, real, fake), statistics })
+        Some(DiscriminatorGradient { gradients: add_gradients(discriminator, real, fake), statistics })
     }
 }
 

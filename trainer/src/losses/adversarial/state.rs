@@ -1,4 +1,4 @@
-//! What a discriminator takes from a step, and what of it is saved.
+//! What a discriminator gets from a step, and its state in a checkpoint.
 
 use burn::optim::GradientsParams;
 use serde::{Deserialize, Serialize};
@@ -8,10 +8,10 @@ use crate::models::discriminator::BatchStatistics;
 use crate::models::weights::StateDict;
 use crate::optim::ScalerState;
 
-/// What the adversarial loss carries over from step to step.
+/// The adversarial loss's state between steps.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub struct AdversarialState {
-    /// The adaptive weight of the newest step that had one.
+    /// The adaptive weight of the last step that had one.
     #[serde(rename = "balance")]
     pub adaptive_weight: Option<f64>,
     /// Moving averages of the logits.
@@ -19,28 +19,28 @@ pub struct AdversarialState {
 }
 
 impl AdversarialState {
-    /// Before the first step; `lecam_decay` is the share of an average that one step leaves.
+    /// The state before the first step; `lecam_decay` is the share of an average that one step keeps.
     pub fn new(lecam_decay: f64) -> Self {
         Self { adaptive_weight: None, lecam: LeCam::new(lecam_decay) }
     }
 }
 
-/// What a discriminator learns from an effective batch.
+/// The gradient that trains the discriminator, from one effective batch.
 #[derive(Default)]
 pub struct DiscriminatorGradient {
-    /// Of its loss, mean over the samples, times its loss scale; in f32 at least.
+    /// Gradient of its loss, mean over the samples, times its loss scale; in f32 at least.
     pub gradients: GradientsParams,
-    /// What its norms saw, in order.
+    /// The statistics of its norms, in order.
     pub statistics: Vec<BatchStatistics>,
 }
 
-/// A discriminator in training, as a checkpoint has it.
+/// A discriminator in training, as stored in a checkpoint.
 pub struct SavedDiscriminator {
     /// Its weights.
     pub weights: StateDict,
     /// Its optimizer's state.
     pub optimizer: StateDict,
-    /// What the loss carries over.
+    /// The loss's state between steps.
     pub state: AdversarialState,
     /// Its loss scale.
     pub scaler: Option<ScalerState>,

@@ -11,34 +11,34 @@ use crate::problem::{Problem, below_one, location, not_negative, problem};
 
 const MOST_CHANNELS: usize = 1024;
 
-/// One more would leave nothing of the largest image.
+/// One more would leave no pixel of the largest image.
 const MOST_LAYERS: usize = 10;
 
 loss_table! {
-    /// `[losses.adversarial]`: what a discriminator, which learns beside the model, makes of the reconstruction.
+    /// `[losses.adversarial]`: how a discriminator, which is trained with the model, judges the reconstruction.
     adversarial: AdversarialConfig, weight = 0.0,
-    /// The pair of losses of model and discriminator.
+    /// The pair of losses for model and discriminator.
     kind: GanLoss = GanLoss::Hinge,
-    /// What the weight is multiplied with: the norm of the gradient of the losses that compare images (`pixel`, `perceptual`)
-    /// at the decoder's last layer over that of this loss (Esser et al. 2021, arXiv 2012.09841, equation 7), or nothing.
+    /// The factor of the weight: the gradient norm of the losses that compare images (`pixel`, `perceptual`) at the
+    /// decoder's last layer, divided by that of this loss (Esser et al. 2021, arXiv 2012.09841, equation 7), or none.
     adaptive: Adaptive = Adaptive::EffectiveBatch,
-    /// Weight of the LeCam regularizer of the discriminator (Tseng et al. 2021, arXiv 2104.03310); 0 leaves it out.
+    /// Weight of the LeCam regulariser of the discriminator (Tseng et al. 2021, arXiv 2104.03310); 0 disables it.
     lecam: f64 = 0.0,
-    /// Share of its old averages that the regularizer keeps at a step, 0..1.
+    /// Share of its averages that the regulariser keeps at a step, 0..1.
     lecam_decay: f64 = 0.999,
 }
 
-/// Which gradients the adaptive weight of `[losses.adversarial]` is the ratio of.
+/// The gradients whose ratio is the adaptive weight of `[losses.adversarial]`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Adaptive {
-    /// Those of the whole effective batch, for one more pass over it: it does not depend on how the batch is split.
+    /// Those of the whole effective batch, for the cost of another pass: independent of the batch split.
     EffectiveBatch,
-    /// Those of each micro-batch, as other trainers do. The step then depends on `batch.micro`.
+    /// Those of each micro-batch, as in other trainers. The step then depends on `batch.micro`.
     MicroBatch,
-    /// Those of the effective batch one step earlier, without another pass but in the first step that needs them.
+    /// Those of the previous step's effective batch; only the first step that needs them takes another pass.
     PreviousStep,
-    /// The weight is not multiplied.
+    /// No factor.
     Off,
 }
 
@@ -80,12 +80,12 @@ impl LossTable for AdversarialConfig {
 }
 
 impl DiscriminatorConfig {
-    /// First optimizer step at which the discriminator of `loss` learns: that of the loss where nothing is said.
+    /// First optimizer step at which the discriminator of `loss` is trained; the default is the loss's own start.
     pub fn start(&self, loss: &AdversarialConfig) -> u64 {
         self.start.unwrap_or(loss.start)
     }
 
-    /// Checks `[discriminator]` but for its optimizer and schedule.
+    /// Checks `[discriminator]`, except its optimizer and schedule.
     ///
     /// # Errors
     /// The first problem.
@@ -99,7 +99,7 @@ impl DiscriminatorConfig {
             }
         }
         location("discriminator.pretrained", self.pretrained.as_deref())?;
-        // A pretrained one knows something already, and its own file says how large images have to be.
+        // A pretrained one is already trained, and its own file determines how large images have to be.
         if loss.weight == 0.0 || self.pretrained.is_some() {
             return Ok(());
         }
@@ -122,7 +122,7 @@ impl DiscriminatorConfig {
         Ok(())
     }
 
-    /// What a discriminator with random weights is built like.
+    /// The structure of a discriminator with random weights.
     pub fn architecture(&self) -> PatchGanConfig {
         PatchGanConfig { channels: self.channels, layers: self.layers, norm: self.norm }
     }

@@ -17,7 +17,7 @@ fn read(values: Tensor<1>) -> Vec<f64> {
     values.into_data().try_into_vec().unwrap()
 }
 
-/// Each sample's mean of `value` over its patches.
+/// Returns each sample's mean of `value` over its patches.
 fn by_hand(logits: &[f64], value: impl Fn(f64) -> f64) -> Vec<f64> {
     logits.chunks(4).map(|sample| sample.iter().map(|&logit| value(logit)).sum::<f64>() / 4.0).collect()
 }
@@ -99,7 +99,7 @@ fn extreme_logits_stay_finite_in_every_type() {
             check(&|x| loss.generator(x));
             check(&|x| loss.of_real(x));
             let at_zero = check(&|x| loss.of_fake(x))[2];
-            // Half of a quarter of the slope, which for the softplus is one half at 0.
+            // Half (of the loss) of a quarter (of the patches) of the slope, which is one half at 0 for the softplus.
             let slope = if loss == GanLoss::Hinge { 1.0 } else { 0.5 };
             assert!((at_zero - slope / 8.0).abs() < 1e-6, "{loss:?} {dtype:?}: {at_zero}");
         }
@@ -118,14 +118,14 @@ fn the_adaptive_weight_is_the_ratio_of_the_norms_within_its_limit() {
     assert!((weight([3.0, 4.0], [0.0, 2.0], DType::F64) - 5.0 / 2.0001).abs() < 1e-12);
     assert!((weight([3e-5, 0.0], [0.0, 0.0], DType::F64) - 0.3).abs() < 1e-12);
     assert_eq!(weight([3.0, 4.0], [0.0, 0.0], DType::F64), 1e4);
-    // Squares of neither fit a half.
-    let halves = weight([3e4, 4e4], [1e-4, 0.0], DType::F16);
-    assert_eq!(halves, 1e4);
-    let halves = weight([3e4, 4e4], [0.0, 5e4], DType::F16);
-    assert!((halves - 1.0).abs() < 1e-3, "{halves}");
+    // f16 can hold the squares of neither.
+    let found = weight([3e4, 4e4], [1e-4, 0.0], DType::F16);
+    assert_eq!(found, 1e4);
+    let found = weight([3e4, 4e4], [0.0, 5e4], DType::F16);
+    assert!((found - 1.0).abs() < 1e-3, "{found}");
 }
 
-/// The limit would make a weight of it, and a step that has overflowed would not be seen as one.
+/// The limit would make it a valid weight, which would hide that the step has overflowed.
 #[test]
 fn the_adaptive_weight_of_an_overflow_is_not_a_number() {
     for dtype in [DType::F64, DType::F32, DType::BF16, DType::F16] {

@@ -1,4 +1,4 @@
-//! From captions to embeddings.
+//! Embeds captions.
 
 use std::sync::{Mutex, PoisonError};
 
@@ -9,7 +9,7 @@ use crate::models::clip::{ClipTokenizer, TextEncoder, TokenizerError};
 /// Embeds captions, without a graph.
 pub struct CaptionEncoder {
     tokenizer: ClipTokenizer,
-    /// From tokens to embeddings, without autodiff.
+    /// Maps tokens to embeddings, without autodiff.
     encoder: TextEncoder,
     device: Device,
     truncated: Mutex<Truncated>,
@@ -21,7 +21,7 @@ impl CaptionEncoder {
         Self { tokenizer, encoder, device, truncated: Mutex::default() }
     }
 
-    /// `[texts, E]`, not normalised. Texts that are longer than the context lose their end.
+    /// Embeds texts, `[texts, E]`, not normalised. Texts longer than the context are truncated.
     ///
     /// # Errors
     /// If the tokenizer fails.
@@ -43,16 +43,16 @@ impl CaptionEncoder {
     fn note_truncated(&self, text: &str) {
         let mut truncated = self.truncated.lock().unwrap_or_else(PoisonError::into_inner);
         if *truncated == Truncated::None {
-            *truncated = Truncated::Unsaid(text.to_owned());
+            *truncated = Truncated::Pending(text.to_owned());
         }
     }
 
-    /// The first text that was longer than the context, once.
+    /// Returns the first text that was longer than the context, once.
     pub fn take_truncated(&self) -> Option<String> {
         let mut truncated = self.truncated.lock().unwrap_or_else(PoisonError::into_inner);
-        match std::mem::replace(&mut *truncated, Truncated::Said) {
-            Truncated::Unsaid(text) => Some(text),
-            Truncated::Said => None,
+        match std::mem::replace(&mut *truncated, Truncated::Reported) {
+            Truncated::Pending(text) => Some(text),
+            Truncated::Reported => None,
             Truncated::None => {
                 *truncated = Truncated::None;
                 None
@@ -61,11 +61,11 @@ impl CaptionEncoder {
     }
 }
 
-/// What is to be said of texts that are too long.
+/// Whether a text that is too long is to be reported.
 #[derive(Debug, Default, PartialEq)]
 enum Truncated {
     #[default]
     None,
-    Unsaid(String),
-    Said,
+    Pending(String),
+    Reported,
 }

@@ -5,43 +5,43 @@ use serde::{Deserialize, Serialize};
 
 use crate::problem::{Problem, location, not_negative, positive, problem, share};
 
-/// More views of one image than that are a slip of the hand.
+/// More views of one image than this are a typing error.
 const MOST_CUTOUTS: usize = 1024;
 
-/// `[clip]`: the CLIP model of the losses `clip_*`, and the views of an image that it sees.
+/// `[clip]`: the CLIP model of the losses `clip_*`, and the views of an image that it gets.
 #[derive(Debug, Clone, PartialEq, Deserialize, Serialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct ClipConfig {
-    /// The model: `hf://owner/name[@revision][/file]` or a local path, `hf://openai/clip-vit-base-patch32` where
-    /// nothing is said.
+    /// The model: `hf://owner/name[@revision][/file]` or a local path; the default is
+    /// `hf://openai/clip-vit-base-patch32`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub pretrained: Option<String>,
-    /// `quick_gelu` or `gelu`, in place of what the model's configuration says; needed for a checkpoint of an OpenCLIP
-    /// training, which has none.
+    /// `quick_gelu` or `gelu`, overriding the model's configuration; required for a checkpoint of an OpenCLIP training,
+    /// which has no configuration.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub activation: Option<Activation>,
-    /// A tokenizer, likewise, or a folder with one; that beside the model where nothing is said.
+    /// A tokenizer, likewise, or a folder with one; the default is the one beside the model.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub tokenizer: Option<String>,
     /// Whether the whole image is one of the views.
     pub whole: bool,
-    /// Random squares that are the other views, up to 1024; image and reconstruction have the same ones.
+    /// Number of random squares used as further views, up to 1024; image and reconstruction have the same ones.
     pub cutouts: usize,
-    /// Exponent of the evenly drawn share of the way from the smallest square to the largest, above 0; over 1 favours
-    /// small ones.
+    /// A square's size goes from the smallest to the largest by a uniform number raised to this exponent, above 0; an
+    /// exponent over 1 favours small squares.
     pub cutout_power: f64,
-    /// Cutouts of each sample of a micro-batch in memory at a time; 0 for all. It does not change what a step computes.
+    /// Cutouts per sample of a micro-batch in memory at a time; 0 for all. It does not change the result of a step.
     pub cutouts_at_once: usize,
-    /// Probability, 0..1, that a cutout is turned and shifted.
+    /// Probability, 0..1, that a cutout is rotated and shifted.
     pub affine: f64,
-    /// Probability, 0..1, that a cutout is seen from aside.
+    /// Probability, 0..1, that a cutout gets a perspective.
     pub perspective: f64,
     /// Probability, 0..1, that a cutout's colours change.
     pub jitter: f64,
     /// Probability, 0..1, that a rectangle of a cutout is blanked.
     pub erasing: f64,
-    /// Largest standard deviation of a cutout's noise, 0 or more, of pixels in 0..1; each cutout's is drawn evenly up
-    /// to it.
+    /// Largest standard deviation of a cutout's noise, 0 or more, for pixels in 0..1; each cutout's is drawn uniformly
+    /// up to it.
     pub noise: f64,
 }
 
@@ -70,8 +70,7 @@ impl ClipConfig {
         self.pretrained.as_deref().unwrap_or("hf://openai/clip-vit-base-patch32")
     }
 
-    /// Checks the table. `needs_views` says whether a loss is on that sees cutouts; `clip_contrastive` sees whole images in any
-    /// case.
+    /// Checks the table. `needs_views`: whether a loss sees cutouts; `clip_contrastive` always sees whole images.
     ///
     /// # Errors
     /// The first problem.

@@ -1,10 +1,10 @@
-//! InfoNCE over a whole effective batch: of all samples' texts or originals, a reconstruction has to be nearest to its own
-//! (Radford et al. 2021, arXiv 2103.00020), with the gradient cut at the embeddings (GradCache, Gao et al. 2021, arXiv
-//! 2101.06983).
+//! InfoNCE over a whole effective batch: each reconstruction has to be nearest to its own text or original among those
+//! of all samples (Radford et al. 2021, arXiv 2103.00020). The gradient is split at the embeddings (GradCache, Gao et
+//! al. 2021, arXiv 2101.06983).
 //!
-//! The loss needs all N embeddings at once, not their graphs: pass 1 embeds without a graph, [`Contrastive::new`] takes the
-//! gradient with respect to each embedding, and in pass 2 `(embedding * gradient).sum()` carries it on, micro-batch by
-//! micro-batch. Any cut gives the same gradient.
+//! The loss needs all N embeddings at once, but not their graphs. Pass 1 embeds without a graph, and
+//! [`Contrastive::new`] computes the gradient with respect to each embedding. Pass 2 continues it through
+//! `(embedding * gradient).sum()`, one micro-batch at a time. Any batch split gives the same gradient.
 
 use burn::tensor::activation::log_softmax;
 use burn::tensor::{Tensor, TensorData};
@@ -16,17 +16,17 @@ use crate::losses::table::{LossKeys, LossTable, loss_table};
 use crate::problem::{Problem, positive, problem};
 
 loss_table! {
-    /// `[losses.clip_contrastive]`: tells each reconstruction from all others of the effective batch by CLIP (the loss that
-    /// CLIP was trained with, Radford et al. 2021, arXiv 2103.00020).
+    /// `[losses.clip_contrastive]`: distinguishes each reconstruction from all others of the effective batch by CLIP
+    /// (the loss that CLIP was trained with, Radford et al. 2021, arXiv 2103.00020).
     clip_contrastive: ClipContrastiveConfig, weight = 0.0,
-    /// What a reconstruction is to be told apart by.
+    /// What each reconstruction is matched with.
     against: Vec<Against> = vec![Against::Captions],
-    /// What cosines are divided by, above 0; CLIP's own where nothing is said, 0.01 in those of OpenAI.
+    /// What cosines are divided by, above 0; the default is CLIP's own, 0.01 in OpenAI's models.
     #[serde(skip_serializing_if = "Option::is_none")]
     temperature: Option<f64> = None,
 }
 
-/// What reconstructions are contrasted with.
+/// What reconstructions are matched with.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Against {
@@ -67,25 +67,25 @@ impl LossTable for ClipContrastiveConfig {
     }
 }
 
-/// Added to the logit of a pair that does not count: its share of the softmax is exactly 0, and no sum becomes infinite.
-const LEFT_OUT: f64 = -1e9;
+/// Added to the logit of an excluded pair: its share of the softmax is exactly 0, and no sum becomes infinite.
+const EXCLUDED: f64 = -1e9;
 
 /// The loss of an effective batch.
 #[derive(Debug, Clone)]
 pub struct Contrastive {
     /// Mean over the samples of the cross-entropies of both directions, `[1]`.
     pub value: Tensor<1>,
-    /// With respect to each reconstruction's embedding as it was given, not at unit length: `[N, E]`, without autodiff.
+    /// Gradient at each reconstruction's embedding before normalisation: `[N, E]`, without autodiff.
     pub gradient: Tensor<2>,
 }
 
 impl Contrastive {
-    /// From the embeddings of the N reconstructions and of what they belong to, both `[N, E]` and constant.
+    /// Computes the loss from the embeddings of the N reconstructions and of their targets, both `[N, E]` and constant.
     ///
     /// `logit_scale` is the factor of the cosines: `exp` of the checkpoint's `logit_scale`, 100 in OpenAI's models.
     ///
-    /// `groups` has a number for each sample; equal numbers say that what the samples belong to is equal, the same caption
-    /// say. Such samples are no negatives of each other: they are left out of each other's denominators in both directions.
+    /// `groups` has a number for each sample; samples with equal numbers have equal targets, such as the same caption.
+    /// They are not negatives of each other: each is excluded from the other's denominators in both directions.
     pub fn new(reconstructions: Tensor<2>, others: Tensor<2>, logit_scale: f64, groups: Option<&[usize]>) -> Self {
         let leaf = wide(reconstructions.without_autodiff()).autodiff().require_grad();
         let value = loss(leaf.clone(), others.without_autodiff().autodiff(), logit_scale, groups);
@@ -107,8 +107,8 @@ fn loss(reconstructions: Tensor<2>, others: Tensor<2>, logit_scale: f64, groups:
     let own = matrix(&|i, j| if i == j { 1.0 } else { 0.0 });
     if let Some(groups) = groups {
         let equal = |i: usize, j: usize| i != j && groups[i] == groups[j];
-        let left_out = matrix(&|i, j| if equal(i, j) { LEFT_OUT } else { 0.0 });
-        logits = logits + left_out;
+        let excluded = matrix(&|i, j| if equal(i, j) { EXCLUDED } else { 0.0 });
+        logits = logits + excluded;
     }
     let log_probability = log_softmax(logits.clone(), 1) + log_softmax(logits, 0);
     (log_probability * own).sum() / (-2.0 * n as f64)
@@ -171,8 +171,8 @@ mod tests {
     }
 
     #[test]
-    fn the_sum_over_cuts_is_the_gradient_of_the_whole_batch() {
-        // An embedding network of one weight matrix.
+    fn the_sum_over_micro_batches_is_the_gradient_of_the_whole_batch() {
+        // An embedding network with a single weight matrix.
         let inputs = wave(N, 6, 2.0);
         let weights = wave(6, 4, 0.7);
         let whole = weights.clone().autodiff().require_grad();
@@ -196,7 +196,7 @@ mod tests {
         }
     }
 
-    // Left out of the denominators, a sample of the same group is as good as absent there.
+    // A sample of the same group is excluded from the denominators, as if it were absent.
     #[test]
     fn equal_texts_are_no_negatives_of_each_other() {
         let reconstructions = rows(&[&[1.0, 0.0], &[0.8, 0.6], &[0.0, 1.0]]);

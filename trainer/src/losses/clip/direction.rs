@@ -1,4 +1,4 @@
-//! Whether a reconstruction moved in a wanted direction of CLIP's space (StyleGAN-NADA, Gal et al. 2021, arXiv 2108.00946).
+//! Whether a reconstruction moves in a direction of CLIP's space (StyleGAN-NADA, Gal et al. 2021, arXiv 2108.00946).
 
 use burn::tensor::Tensor;
 
@@ -10,13 +10,13 @@ use crate::problem::{Problem, problem};
 const TO: &str = "losses.clip_direction.to";
 
 loss_table! {
-    /// `[losses.clip_direction]`: the step from image to reconstruction, in CLIP's space, is to be that from one text to
-    /// another (Gal et al. 2021, arXiv 2108.00946).
+    /// `[losses.clip_direction]`: aligns the step from image to reconstruction, in CLIP's space, with that from one
+    /// text to another (Gal et al. 2021, arXiv 2108.00946).
     clip_direction: ClipDirectionConfig, weight = 0.0,
-    /// What the images are, as in `photo`; has no default.
+    /// What the images are, such as `photo`; has no default.
     #[serde(skip_serializing_if = "Option::is_none")]
     from: Option<String> = None,
-    /// What the reconstructions are to become, as in `sketch`; has no default.
+    /// What the reconstructions are to become, such as `sketch`; has no default.
     #[serde(skip_serializing_if = "Option::is_none")]
     to: Option<String> = None,
 }
@@ -47,12 +47,12 @@ impl LossTable for ClipDirectionConfig {
 
 /// A move shorter than this, between points of the unit sphere, counts as this long.
 ///
-/// A reconstruction that equals its original has no direction. Below this length the loss goes on as a plane, down along
-/// the direction: it is 1 without a move, and no gradient with respect to the move is longer than the inverse, 1000.
+/// A reconstruction that equals its original has no direction. Below this length the loss is a plane that descends
+/// along the direction: its value is 1 without a move, and no gradient at the move is longer than the inverse, 1000.
 const SHORTEST_MOVE: f64 = 1e-3;
 
-/// `1 - cos(reconstruction / |reconstruction| - original / |original|, direction)` of each row, in 0..2: `[V, E]` twice to
-/// `[V]`. `direction` `[E]`, of any length, is the difference of two texts' unit embeddings, say.
+/// Returns `1 - cos(reconstruction / |reconstruction| - original / |original|, direction)` of each row, in 0..2:
+/// `[V, E]` twice to `[V]`. `direction` `[E]`, of any length, is such as the difference of two texts' unit embeddings.
 pub fn per_view(original: Tensor<2>, reconstruction: Tensor<2>, direction: Tensor<1>) -> Tensor<1> {
     let moved = unit(reconstruction) - unit(original);
     let direction = unit(direction.unsqueeze()).cast(moved.dtype());
@@ -60,7 +60,7 @@ pub fn per_view(original: Tensor<2>, reconstruction: Tensor<2>, direction: Tenso
     -dot(moved / length, direction) + 1.0
 }
 
-/// The direction from the first to the second of two texts' embeddings, `[2, E]` to `[E]`.
+/// Returns the direction from the first to the second of two texts' embeddings, `[2, E]` to `[E]`.
 pub fn between(texts: Tensor<2>) -> Tensor<1> {
     let texts = unit(texts);
     (texts.clone().narrow(0, 1, 1) - texts.narrow(0, 0, 1)).flatten(0, 1)
@@ -77,7 +77,7 @@ mod tests {
 
     #[test]
     fn the_value_is_one_minus_the_cosine_of_the_move() {
-        // From (1, 0) to (0, 1), so along (-1, 1); lengths are of no account.
+        // From (1, 0) to (0, 1), so along (-1, 1); lengths do not matter.
         let (original, reconstruction) = (rows(&[&[2.0, 0.0]]), rows(&[&[0.0, 5.0]]));
         let along = |direction: &[f64]| read(per_view(original.clone(), reconstruction.clone(), vector(direction)))[0];
         assert!(along(&[-3.0, 3.0]).abs() < 1e-12);
@@ -104,7 +104,7 @@ mod tests {
         let direction = vector(&[0.3, -0.2, 0.5, 0.1, -0.7]);
         let loss = |x| per_view(original.clone(), x, direction.clone());
         assert_finite_differences(wave(3, 5, 1.1), 1e-6, 1e-7, loss);
-        // Without a move, with one below the shortest and with one just above it.
+        // Without a move, with one below the shortest length, and with one just above it.
         assert_finite_differences(original.clone(), 1e-6, 1e-4, loss);
         let nudge = wave(3, 5, 2.0);
         assert_finite_differences(original.clone() + nudge.clone() * 2e-4, 1e-7, 1e-3, loss);
@@ -117,7 +117,7 @@ mod tests {
         let value = per_view(rows(&[&[1.0, 0.0, 0.0]]).autodiff(), leaf.clone(), vector(&[0.0, 1.0, 0.0]).autodiff());
         assert_eq!(read(value.clone()), [1.0]);
         let gradient = read(leaf.grad_remove(&mut value.sum().backward()).unwrap());
-        // Half as long, for the embedding is of length 2.
+        // Half as long, because the embedding has length 2.
         assert_near(&gradient, &[0.0, -500.0, 0.0], 1e-9);
     }
 }

@@ -1,11 +1,11 @@
-//! What the tests of the CLIP losses and of the cutouts have in common.
+//! What the tests of the CLIP losses and of the cutouts share.
 
 use std::path::Path;
 
 use burn::tensor::{DType, Device, Tensor, TensorData};
 use checkpoints::WeightsFile;
 
-/// What the reference implementations computed: `tests/fixtures/make_clip_losses.py`.
+/// The results of the reference implementations, from `tests/fixtures/make_clip_losses.py`.
 pub struct Expected(WeightsFile);
 
 impl Expected {
@@ -20,7 +20,7 @@ impl Expected {
         tensor.bytes.chunks_exact(8).map(|bytes| f64::from_le_bytes(bytes.try_into().unwrap())).collect()
     }
 
-    /// The same as rows.
+    /// Reads the same as rows.
     pub fn rows(&self, name: &str, count: usize) -> Tensor<2> {
         let values = self.read(name);
         chunks(&values, values.len() / count)
@@ -33,7 +33,7 @@ pub fn rows(values: &[&[f64]]) -> Tensor<2> {
     Tensor::from_data(data, (&Device::flex(), DType::F64))
 }
 
-/// Numbers without a pattern that a loss could have, f64.
+/// Numbers in f64 without a pattern that a loss could have.
 pub fn wave(rows: usize, columns: usize, phase: f64) -> Tensor<2> {
     let values: Vec<f64> = (0..rows * columns).map(|i| (i as f64 * 1.7 + phase).sin()).collect();
     chunks(&values, columns)
@@ -53,7 +53,7 @@ pub fn assert_near(found: &[f64], expected: &[f64], tolerance: f64) {
     assert!(found.iter().zip(expected).all(|(f, e)| (f - e).abs() < tolerance), "{found:?} against {expected:?}");
 }
 
-/// Holds the gradient of the sum of `loss` at `at` to central differences of `step`.
+/// Compares the gradient of the sum of `loss` at `at` with central differences of `step`.
 pub fn assert_finite_differences(at: Tensor<2>, step: f64, tolerance: f64, loss: impl Fn(Tensor<2>) -> Tensor<1>) {
     let [_, columns] = at.dims();
     let leaf = at.clone().autodiff().require_grad();

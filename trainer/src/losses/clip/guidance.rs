@@ -1,7 +1,7 @@
-//! All CLIP losses of a run, with the one network that they share.
+//! All CLIP losses of a run, with the network that they share.
 //!
-//! An image is seen as views: the whole of it, and random cutouts. Each loss is a mean over the views of each sample, so that
-//! any number of them can be worked on at a time. Only the contrastive loss couples samples; it sees whole images.
+//! CLIP sees an image as views: the whole image, and random cutouts. Each loss is a mean over the views of each sample,
+//! so any number of views can be processed at a time. Only the contrastive loss couples samples; it sees whole images.
 
 use std::collections::HashMap;
 use std::ops::Range;
@@ -22,11 +22,11 @@ use crate::models::clip::{ImageEncoder, TokenizerError, preprocess, to_clip};
 pub struct ClipGuidance {
     /// On the autodiff device and frozen: gradients go through it to the image.
     pub encoder: ImageEncoder,
-    /// What the encoder is built like.
+    /// The encoder's architecture.
     pub architecture: ClipArchitecture,
     /// Only if a loss compares with captions.
     pub captions: Option<CaptionEncoder>,
-    /// What is seen of an image.
+    /// The views of an image.
     pub views: Views,
     /// `clip_image`.
     pub image: Option<Weight>,
@@ -41,9 +41,9 @@ pub struct ClipGuidance {
 /// The views of an image.
 #[derive(Debug, Clone)]
 pub struct Views {
-    /// Whether the whole image is one.
+    /// Whether the whole image is one of them.
     pub whole: bool,
-    /// The others.
+    /// The other views.
     pub cutouts: Cutouts,
     /// Cutouts of a sample at a time; 0 for all of them.
     pub at_once: usize,
@@ -51,7 +51,7 @@ pub struct Views {
     pub seed: u64,
 }
 
-/// What `clip_text` draws reconstructions to.
+/// What `clip_text` pulls reconstructions towards.
 #[derive(Debug)]
 pub enum TextTarget {
     /// Each image's own caption.
@@ -60,14 +60,14 @@ pub enum TextTarget {
     Prompts(Box<Tensor<2>>, Vec<f64>),
 }
 
-/// What `clip_contrastive` tells reconstructions apart by.
+/// What `clip_contrastive` matches reconstructions with.
 #[derive(Debug, Clone, Copy)]
 pub struct ContrastiveTargets {
     /// The captions.
     pub captions: bool,
     /// The original images.
     pub originals: bool,
-    /// What cosines are multiplied with.
+    /// The factor of the cosines.
     pub logit_scale: f64,
 }
 
@@ -80,7 +80,7 @@ pub struct ClipEmbeddings {
     texts: Vec<String>,
 }
 
-/// What the contrastive loss of an effective batch comes to.
+/// The contrastive loss of an effective batch.
 pub struct ContrastiveCoupling {
     /// The loss, mean over the samples, `[1]`.
     pub value: Tensor<1>,
@@ -88,9 +88,9 @@ pub struct ContrastiveCoupling {
     pub weight: f64,
     /// Its gradient with respect to each reconstruction's embedding, `[N, E]`, unweighted.
     gradient: Tensor<2>,
-    /// The originals' embeddings, `[N, E]`, if it is against them.
+    /// The originals' embeddings, `[N, E]`, if they are targets.
     originals: Option<Tensor<2>>,
-    /// The captions' embeddings, `[N, E]`, if it is against them.
+    /// The captions' embeddings, `[N, E]`, if they are targets.
     captions: Option<Tensor<2>>,
 }
 
@@ -101,7 +101,7 @@ enum Group {
     Cutouts(Range<usize>),
 }
 
-/// The losses that count in a step, with their weights.
+/// The losses with a weight in a step, and their weights.
 struct Active<'a> {
     image: f64,
     text: Option<(f64, &'a TextTarget)>,
@@ -109,7 +109,7 @@ struct Active<'a> {
     contrastive: f64,
 }
 
-/// What a group's embeddings are compared with; without autodiff.
+/// What the embeddings of a group are compared with; without autodiff.
 struct Targets {
     /// Embeddings of the same views of the originals.
     originals: Option<Tensor<2>>,
@@ -118,22 +118,22 @@ struct Targets {
 }
 
 impl Views {
-    /// Views of an image.
+    /// Number of views of an image.
     fn count(&self) -> usize {
         self.cutouts.settings().count + usize::from(self.whole)
     }
 }
 
 impl ContrastiveCoupling {
-    /// A scalar whose gradient at `embeddings`, `[n, E]`, is the weighted loss's; `first` is the first sample's index in the
-    /// effective batch.
+    /// Returns a scalar whose gradient at `embeddings`, `[n, E]`, is that of the weighted loss; `first` is the first
+    /// sample's index in the effective batch.
     fn surrogate(&self, embeddings: Tensor<2>, first: usize) -> Tensor<1> {
         let gradient = self.gradient.clone().narrow(0, first, embeddings.dims()[0]);
         (embeddings.cast(gradient.dtype()) * gradient.autodiff()).sum() * self.weight
     }
 }
 
-/// The rows of a micro-batch of `samples`, of which the first has the index `first` in the effective batch.
+/// Returns the rows of a micro-batch of `samples`, whose first sample has the index `first` in the effective batch.
 fn rows(all: &Tensor<2>, first: usize, samples: usize) -> Tensor<2> {
     all.clone().narrow(0, first, samples)
 }
@@ -164,7 +164,7 @@ impl ClipGuidance {
         self.active(step).contrastive != 0.0
     }
 
-    /// Whether any loss counts in a step.
+    /// Whether any loss has a weight in a step.
     pub fn counts(&self, step: u64) -> bool {
         let active = self.active(step);
         active.needs_views() || active.contrastive != 0.0
@@ -200,7 +200,7 @@ impl ClipGuidance {
         self.captions.as_ref().map(|encoder| encoder.embed(texts)).transpose()
     }
 
-    /// The contrastive loss over the embeddings of a whole effective batch: the mean over what it is against.
+    /// Returns the contrastive loss over the embeddings of a whole effective batch: the mean over its targets.
     pub fn couple(&self, embeddings: ClipEmbeddings, step: u64) -> Option<ContrastiveCoupling> {
         let (weight, targets) = self.contrastive.as_ref()?;
         let ClipEmbeddings { reconstructions, originals, captions, texts } = embeddings;
@@ -237,9 +237,9 @@ impl ClipGuidance {
         self.captions.as_ref()?.take_truncated()
     }
 
-    /// Gradient at the reconstruction of the weighted sum of the losses of a step, times the loss scale, `[n, 3, H, W]`; `None`
-    /// if none counts.
-    /// `record` gets each loss's name, the micro-batch's part of its mean over samples, and its weight.
+    /// Returns the gradient at the reconstruction of the weighted sum of a step's losses, times the loss scale,
+    /// `[n, 3, H, W]`; `None` if no loss has a weight. `record` gets each loss's name, the micro-batch's part of its
+    /// mean over samples, and its weight.
     ///
     /// # Errors
     /// If a caption cannot be turned into tokens.
@@ -251,7 +251,7 @@ impl ClipGuidance {
     ) -> Result<Option<Tensor<4>>, TokenizerError> {
         let active = self.active(images.step);
         let samples = images.draws.len();
-        // What the first pass has embedded is not embedded again.
+        // Uses the embeddings of the first pass again.
         let captions = match (active.text, coupling.and_then(|coupling| coupling.captions.as_ref())) {
             (Some((_, TextTarget::Captions)), Some(all)) => Some(rows(all, images.first, samples)),
             (Some((_, TextTarget::Captions)), None) => self.embed_captions(images)?,
@@ -296,7 +296,7 @@ impl ClipGuidance {
         Ok(sum)
     }
 
-    /// The weighted losses of one group of views, given their embeddings `[n * views, E]`, a sample's views after one another.
+    /// Returns the weighted losses of one group of views, given their embeddings `[n * views, E]`, sample by sample.
     fn view_terms(
         &self,
         active: &Active,
@@ -335,7 +335,7 @@ impl ClipGuidance {
         terms
     }
 
-    /// The cutouts of each sample of a micro-batch.
+    /// Draws the cutouts of each sample of a micro-batch.
     fn plans(&self, images: &Images) -> Vec<Vec<Cutout>> {
         let Views { cutouts, seed, .. } = &self.views;
         let [_, _, height, width] = images.original.dims();

@@ -1,5 +1,5 @@
-//! How far a reconstruction's meaning is from the original's: the cosine distance of their CLIP embeddings (Radford et al.
-//! 2021, arXiv 2103.00020).
+//! The difference in meaning between a reconstruction and its original: the cosine distance of their CLIP embeddings
+//! (Radford et al. 2021, arXiv 2103.00020).
 
 use burn::tensor::Tensor;
 
@@ -9,7 +9,7 @@ use crate::losses::table::{LossTable, loss_table};
 use crate::problem::Problem;
 
 loss_table! {
-    /// `[losses.clip_image]`: draws the reconstruction's CLIP embedding to that of its original.
+    /// `[losses.clip_image]`: pulls the reconstruction's CLIP embedding towards that of its original.
     clip_image: ClipImageConfig, weight = 0.0,
 }
 
@@ -23,7 +23,7 @@ impl LossTable for ClipImageConfig {
     }
 }
 
-/// `1 - cos(original, reconstruction)` of each row, `[V, E]` twice to `[V]`, in 0..2.
+/// Returns `1 - cos(original, reconstruction)` of each row, `[V, E]` twice to `[V]`, in 0..2.
 pub fn per_view(original: Tensor<2>, reconstruction: Tensor<2>) -> Tensor<1> {
     -dot(unit(reconstruction), unit(original)) + 1.0
 }
@@ -46,7 +46,7 @@ mod tests {
     fn the_gradient_is_that_of_finite_differences() {
         let original = wave(3, 5, 0.3);
         assert_finite_differences(wave(3, 5, 1.1), 1e-6, 1e-8, |x| per_view(original.clone(), x));
-        // At its least value, and on the way there.
+        // At the minimum, and near it.
         assert_finite_differences(original.clone() * 2.0, 1e-6, 1e-8, |x| per_view(original.clone(), x));
         assert_finite_differences(original.clone() + 1e-5, 1e-6, 1e-8, |x| per_view(original.clone(), x));
     }

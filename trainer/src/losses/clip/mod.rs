@@ -1,9 +1,9 @@
-//! Losses on the embeddings of CLIP (Radford et al. 2021, arXiv 2103.00020): the four tables `[losses.clip_*]` and the one network
-//! that they share.
+//! Losses on embeddings of CLIP (Radford et al. 2021, arXiv 2103.00020): the four tables `[losses.clip_*]` and the one
+//! network that they share.
 //!
-//! They are functions of embeddings alone, `[V, E]` with one row a view, of any length: each loss brings its rows to unit
-//! length itself. Half precision is widened to f32, wider types keep their own. No row's value depends on another row, but
-//! for [`contrastive`], which couples the samples of an effective batch by design.
+//! They are functions of embeddings alone, `[V, E]` with one row per view, of any length: each loss scales its rows to
+//! unit length itself. Half precision is converted to f32; wider types are kept. No row's value depends on another row,
+//! except for [`contrastive`], which couples the samples of an effective batch by design.
 
 mod captions;
 pub mod config;
@@ -61,7 +61,7 @@ impl Loss for ClipGuidance {
 struct ClipStep<'a> {
     guidance: &'a ClipGuidance,
     context: &'a StepContext<'a>,
-    /// Of the first pass.
+    /// From the first pass.
     embeddings: ClipEmbeddings,
     coupling: Option<ContrastiveCoupling>,
 }

@@ -1,4 +1,4 @@
-//! From the tables `[clip]` and `[losses.clip_*]` to the networks and what they are compared with.
+//! Reads the networks of `[clip]` and `[losses.clip_*]`, and what they are compared with.
 
 use std::path::PathBuf;
 
@@ -22,7 +22,7 @@ use crate::models::weights::WeightReader;
 
 const CLIP: &str = "clip.pretrained";
 
-/// The CLIP losses of the four tables; `None` if all are off.
+/// Loads the CLIP losses of the four tables; `None` if all are off.
 pub(super) fn guidance(
     (image, text, contrastive, direction): (
         &ClipImageConfig,
@@ -54,7 +54,7 @@ pub(super) fn guidance(
     let targets = ContrastiveTargets {
         captions: against(Against::Captions),
         originals: against(Against::Originals),
-        // The checkpoint's own scale, if nothing else is asked for.
+        // The default is the checkpoint's own scale.
         logit_scale: contrastive.temperature.map_or(logit_scale, |temperature| 1.0 / temperature),
     };
     Ok(Some(ClipGuidance {
@@ -69,17 +69,17 @@ pub(super) fn guidance(
     }))
 }
 
-/// What is read from a CLIP's files.
+/// The contents of a CLIP's files.
 struct ClipNetworks {
     architecture: ClipArchitecture,
     encoder: ImageEncoder,
     /// Only if a loss needs texts.
     texts: Option<CaptionEncoder>,
-    /// What its cosines are multiplied with.
+    /// The factor of its cosines.
     logit_scale: f64,
 }
 
-/// `needs_texts` says whether the text tower is of use.
+/// Loads the networks; `needs_texts` says whether the text tower is needed.
 fn networks(
     settings: &ClipConfig,
     needs_texts: bool,
@@ -91,7 +91,7 @@ fn networks(
     let mut clip = read_clip(fetched, settings.activation, needs_texts)
         .map_err(|source| LossError::Weights { key: CLIP, source })?;
     let texts = needs_texts.then(|| caption_encoder(settings, &clip, path, device, dtype)).transpose()?;
-    // The text tower is as large as the other one, and is on the device now.
+    // The text tower is as large as the image tower, and is on the device already.
     clip.weights.retain(|name, _| !name.starts_with("text_"));
     let reader = WeightReader::frozen(&clip.weights, device, dtype);
     let encoder =
@@ -101,7 +101,7 @@ fn networks(
     Ok(ClipNetworks { architecture: clip.architecture, encoder, texts, logit_scale })
 }
 
-/// On the device without autodiff: texts are only compared with.
+/// Puts it on the device without autodiff: texts are only compared with.
 fn caption_encoder(
     settings: &ClipConfig,
     clip: &Clip,

@@ -85,7 +85,7 @@ fn clip_losses_are_as_their_tables_say() {
     assert_eq!(embeddings.dims(), [2, guided.architecture.embedding]);
     assert_eq!(guided.direction.unwrap().1.dims(), [guided.architecture.embedding]);
     assert!(guided.image.is_none() && guided.contrastive.is_none());
-    // Prompts are embedded once, and the text tower is not kept.
+    // Prompts are embedded once, and the text tower is dropped.
     assert!(guided.captions.is_none());
 
     let scale = |temperature| {
@@ -111,7 +111,7 @@ fn a_checkpoint_of_openclips_training_is_told_its_activation() {
     write_safetensors(&path, &wrapped, None).unwrap();
     let mut config = Config::default();
     config.clip.pretrained = Some(path.display().to_string());
-    // A folder, whose tokenizer is found in it.
+    // A folder, in which the tokenizer is found.
     config.clip.tokenizer = Some(fixture().join("../open_clip").display().to_string());
     config.losses.clip_text.weight = 1.0;
     config.losses.clip_text.prompts = vec!["a photo".into()];

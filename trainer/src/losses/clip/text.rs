@@ -1,5 +1,5 @@
-//! How far an image is from texts: the squared great-circle distance of their CLIP embeddings (VQGAN-CLIP, Crowson et al.
-//! 2022, arXiv 2204.08583).
+//! The distance of an image from texts: the squared great-circle distance of their CLIP embeddings (VQGAN-CLIP, Crowson
+//! et al. 2022, arXiv 2204.08583).
 
 use std::str::FromStr;
 
@@ -14,10 +14,10 @@ use crate::problem::{Problem, problem};
 const PROMPTS: &str = "losses.clip_text.prompts";
 
 loss_table! {
-    /// `[losses.clip_text]`: draws the reconstruction's CLIP embedding to that of a text.
+    /// `[losses.clip_text]`: pulls the reconstruction's CLIP embedding towards that of a text.
     clip_text: ClipTextConfig, weight = 0.0,
-    /// Texts for all images, each with a weight after a colon if it is not to be 1, as in `a photo:0.5`; a negative one
-    /// draws away. Where there are none, each image's own caption.
+    /// Texts for all images, each with an optional weight after a colon, such as `a photo:0.5`; a negative weight
+    /// pushes away. The default is each image's own caption.
     prompts: Vec<String> = Vec::new(),
 }
 
@@ -52,30 +52,30 @@ impl ClipTextConfig {
     }
 }
 
-/// Points of the unit sphere nearer than this to each other, or to each other's opposite, count as this near.
+/// Points of the unit sphere that are nearer than this to each other, or to each other's opposite, count as this near.
 const NEAREST: f64 = 1e-6;
 
 /// A text to move towards.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Prompt {
-    /// What CLIP reads.
+    /// The text that CLIP reads.
     pub text: String,
-    /// How much it counts; never 0, and below 0 to move away from it.
+    /// Its weight; never 0, and below 0 to move away from it.
     pub weight: f64,
 }
 
-/// Why a prompt cannot be understood.
+/// Why a prompt cannot be read.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
 pub enum PromptError {
     /// There is nothing before the weight.
     #[error("prompt `{0}` has no text")]
     NoText(String),
-    /// Something that is no number stands in the place of the weight.
+    /// The weight is not a finite number.
     #[error("prompt `{prompt}`: the weight `{weight}` is not a finite number (if it is a part of the text, add `:1`)")]
     Weight {
         /// The whole prompt.
         prompt: String,
-        /// What stands after the last colon.
+        /// The text after the last colon.
         weight: String,
     },
     /// The weight is 0.
@@ -88,13 +88,13 @@ impl FromStr for Prompt {
 
     /// Reads `text` or `text:weight`; without a weight it is 1.
     ///
-    /// What follows the last colon, without the spaces around it, is meant as a weight if it is one word or nothing at all, and
-    /// looks like a number: begins with a digit, a sign or a point, or is `nan`, `inf` or `infinity`. Then it has to be a finite
-    /// number other than 0. Anything else belongs to the text: `ratio 3: a photo`, `style:cubist`. A text that itself ends
-    /// like a weight is given one: `a clock at 12:30:1`.
+    /// The part after the last colon, without spaces around it, is a weight if it is empty, or a single word that looks
+    /// like a number: it begins with a digit, a sign or a point, or is `nan`, `inf` or `infinity`. Then it must be a
+    /// finite number other than 0. Otherwise it belongs to the text: `ratio 3: a photo`, `style:cubist`. A text that
+    /// itself ends like a weight needs one: `a clock at 12:30:1`.
     ///
     /// # Errors
-    /// There is no text, or the weight is none.
+    /// If there is no text, or the weight is not valid.
     fn from_str(prompt: &str) -> Result<Self, PromptError> {
         let (text, weight) = match prompt.rsplit_once(':') {
             Some((text, weight)) if is_meant_as_weight(weight.trim()) => (text, Some(weight.trim())),
@@ -124,13 +124,13 @@ impl FromStr for Prompt {
 
 fn is_meant_as_weight(word: &str) -> bool {
     let named = ["nan", "inf", "infinity"].iter().any(|name| word.eq_ignore_ascii_case(name));
-    // U+2212 is the minus of typesetting; it is no number's sign here, and must not turn into text unnoticed.
+    // U+2212 is the minus sign of typesetting. It is no valid sign here, but must not silently become text.
     let like_a_number = word.starts_with(|c: char| c.is_ascii_digit() || matches!(c, '+' | '-' | '\u{2212}' | '.'));
     !word.contains(char::is_whitespace) && (word.is_empty() || named || like_a_number)
 }
 
-/// Sum over the prompts of `weight * 2 asin(|u - v| / 2)^2`, `u` and `v` at unit length: of each row of `reconstruction`
-/// `[V, E]` against `prompts` `[P, E]`, to `[V]`. `weights` has one number for each prompt, which may be below 0.
+/// Returns the sum over the prompts of `weight * 2 asin(|u - v| / 2)^2`, `u` and `v` at unit length, for
+/// `reconstruction` `[V, E]` and `prompts` `[P, E]`: `[V]`. `weights` has one number per prompt, possibly below 0.
 pub fn per_view(reconstruction: Tensor<2>, prompts: Tensor<2>, weights: &[f64]) -> Tensor<1> {
     let ([v, e], [p, _]) = (reconstruction.dims(), prompts.dims());
     let of_all_pairs = |x: Tensor<3>| x.expand([v, p, e]).reshape([v * p, e]);
@@ -142,12 +142,12 @@ pub fn per_view(reconstruction: Tensor<2>, prompts: Tensor<2>, weights: &[f64]) 
     (distances * weights).sum_dim(1).flatten(0, 1)
 }
 
-/// `2 asin(|u - v| / 2)^2` of each row of `reconstruction` and the same row of `texts`, its caption: `[V, E]` twice to `[V]`. This
-/// is half the square of the angle, so in 0..4.94.
+/// Returns `2 asin(|u - v| / 2)^2` of each row of `reconstruction` and the same row of `texts`, its caption: `[V, E]`
+/// twice to `[V]`. This is half the square of the angle, so in 0..4.94.
 ///
-/// It is computed as the arc tangent of `|u - v|` and `|u + v|`, which is exact where the arc sine's slope is infinite. The
-/// gradient is finite everywhere: zero at equal embeddings, where the value is least, and zero at opposite ones, where it has
-/// no direction; around these its length is that of the angle.
+/// It is computed as the arc tangent of `|u - v|` and `|u + v|`, which is exact where the arc sine's slope is infinite.
+/// The gradient is finite everywhere. It is zero at equal embeddings, where the value is smallest, and at opposite
+/// ones, where it has no direction; near these its length is that of the angle.
 pub fn per_view_paired(reconstruction: Tensor<2>, texts: Tensor<2>) -> Tensor<1> {
     let image = unit(reconstruction);
     let text = unit(texts).cast(image.dtype());
@@ -218,7 +218,7 @@ mod tests {
         let images = rows(&[&[0.0, 2.0], &[0.0, 1.0], &[1.0, 0.0], &[4.0, 0.0]]);
         let found = read(per_view_paired(images, texts));
         let half_square = |angle: f64| angle * angle / 2.0;
-        // The guard makes the angle of equal embeddings 1e-6 and that of opposite ones as much less than half a turn.
+        // The guard makes the angle of equal embeddings 1e-6, and reduces that of opposite ones by as much.
         assert_near(&found, &[half_square(PI / 2.0), 0.0, half_square(PI / 4.0), half_square(PI)], 4e-6);
         assert_near(&found[2..3], &[half_square(PI / 4.0)], 1e-12);
     }

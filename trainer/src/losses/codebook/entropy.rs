@@ -1,10 +1,10 @@
-//! An entropy term that makes the codebook used evenly and each choice certain (LlamaGen, arXiv 2406.06525, after Yu et al. 2023,
-//! arXiv 2310.05737).
+//! An entropy term that makes codes evenly used and each choice certain (LlamaGen, arXiv 2406.06525, after Yu et al.
+//! 2023, arXiv 2310.05737).
 //!
-//! It is `mean over tokens of H(p_token) - H(mean over tokens of p_token)`, with `p` the softmax of the negative squared distances
-//! over a temperature. Its second part couples all samples: the mean runs over the whole effective batch. The first pass adds
-//! up the probabilities, [`EntropyCoupling::new`] takes the derivative with respect to their mean, and the second pass needs
-//! no more than that vector.
+//! It is `mean over tokens of H(p_token) - H(mean over tokens of p_token)`, with `p` the softmax of the negative
+//! squared distances over a temperature. The second part couples all samples, because its mean is over the whole
+//! effective batch. The first pass sums the probabilities, [`EntropyCoupling::new`] computes the derivative with
+//! respect to their mean, and the second pass needs only that vector.
 
 use burn::tensor::Tensor;
 use burn::tensor::activation::{log_softmax, softmax};
@@ -17,13 +17,13 @@ const TEMPERATURE: f64 = 0.01;
 /// Guard inside the logarithm of the mean probability, as in LlamaGen.
 const LOG_EPSILON: f64 = 1e-5;
 
-/// Scaled log-probabilities of the codes for each row: `[M, D]` and `[K, D]` to `[M, K]`.
+/// Returns scaled log-probabilities of the codes for each row: `[M, D]` and `[K, D]` to `[M, K]`.
 fn affinity(vectors: Tensor<2>, codebook: Tensor<2>) -> Tensor<2> {
     let squares = codebook.clone().square().sum_dim(1).swap_dims(0, 1);
     (vectors.matmul(codebook.swap_dims(0, 1)) * 2.0 - squares) / TEMPERATURE
 }
 
-/// Sum over the rows of `vectors` `[M, D]` of the probabilities of the codes, `[K]`. Nothing of it is differentiated.
+/// Sums the codes' probabilities over the rows of `vectors` `[M, D]`, to `[K]`, without a graph.
 pub fn sum_probabilities(vectors: Tensor<2>, codebook: Tensor<2>) -> Tensor<1> {
     let [k, _] = codebook.dims();
     let of_tile = |tile| softmax(affinity(tile, codebook.clone()), 1).sum_dim(0).reshape([k]);
@@ -31,7 +31,7 @@ pub fn sum_probabilities(vectors: Tensor<2>, codebook: Tensor<2>) -> Tensor<1> {
     tiles(vectors, k).into_iter().map(of_tile).fold(zero, Tensor::add)
 }
 
-/// The effective batch's part of the entropy term.
+/// The part of the entropy term that the effective batch shares.
 #[derive(Debug, Clone)]
 pub struct EntropyCoupling {
     /// `d (-H(mean p)) / d (mean p)`, `[K]`.
@@ -47,14 +47,14 @@ pub struct EntropyCoupling {
 pub struct EntropyGradient {
     /// The micro-batch's part of the mean over tokens of `H(p_token)`, `[1]`.
     pub sample_entropy: Tensor<1>,
-    /// With respect to the latent vectors, `[M, D]`.
+    /// Gradient at the latent vectors, `[M, D]`.
     pub vectors: Tensor<2>,
-    /// With respect to the codes, `[K, D]`.
+    /// Gradient at the codes, `[K, D]`.
     pub codebook: Tensor<2>,
 }
 
 impl EntropyCoupling {
-    /// From the sum of probabilities over all `tokens` of the effective batch.
+    /// Computes it from the sum of probabilities over all `tokens` of the effective batch.
     pub fn new(sum: Tensor<1>, tokens: usize) -> Self {
         let mean = sum / tokens as f64;
         let guarded = mean.clone() + LOG_EPSILON;
@@ -62,13 +62,13 @@ impl EntropyCoupling {
         Self { entropy: -(mean.clone() * log.clone()).sum(), coefficient: log + mean / guarded, tokens: tokens as f64 }
     }
 
-    /// `-H(mean p)`, `[1]`: the part of the value that belongs to no single micro-batch.
+    /// Returns `-H(mean p)`, `[1]`: the part of the value that does not belong to a single micro-batch.
     pub fn shared_value(&self) -> Tensor<1> {
         -self.entropy.clone()
     }
 
-    /// Gradient for one micro-batch's `vectors` `[M, D]` and `codebook` `[K, D]`, both without autodiff. Tile by tile, so
-    /// that the probabilities of all codes exist for few tokens at a time.
+    /// Returns the gradient for one micro-batch's `vectors` `[M, D]` and `codebook` `[K, D]`, both without autodiff.
+    /// Works in tiles, so that the probabilities of all codes exist for few tokens at a time.
     pub fn gradient(&self, vectors: Tensor<2>, codebook: Tensor<2>) -> EntropyGradient {
         let [k, _] = codebook.dims();
         self.gradient_of_tiles(tiles(vectors, k), codebook)
@@ -109,7 +109,7 @@ mod tests {
     const CODES: usize = 4;
     const DIM: usize = 3;
 
-    /// Close enough together that several codes are probable for a token at the temperature of the loss.
+    /// So close together that several codes are probable for a token at the temperature of the loss.
     fn wave(rows: usize, phase: f64) -> Vec<f64> {
         (0..rows * DIM).map(|i| 0.08 * (i as f64 * 1.7 + phase).sin()).collect()
     }

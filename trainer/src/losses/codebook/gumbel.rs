@@ -1,5 +1,5 @@
-//! What keeps the codes of a Gumbel quantizer in use: the divergence of each position's probabilities from even ones, as in
-//! `GumbelQuantize` of taming-transformers (after Jang et al. 2016, arXiv 1611.01144). It couples no samples.
+//! Keeps the codes of a Gumbel quantizer in use: the divergence of each position's probabilities from uniform ones, as
+//! in `GumbelQuantize` of taming-transformers (after Jang et al. 2016, arXiv 1611.01144). It couples no samples.
 
 use std::f64::consts::PI;
 use std::sync::Arc;
@@ -18,27 +18,27 @@ const LOG_EPSILON: f64 = 1e-10;
 pub struct GumbelLoss {
     /// The divergence's weight and the temperature's schedule.
     pub training: GumbelTraining,
-    /// What is added to the logits.
+    /// The noise that is added to the logits.
     pub noise: Arc<dyn GumbelNoise>,
 }
 
 impl GumbelLoss {
-    /// Of the softmax that gradients take, in an optimizer step, counted from 0: from start to end along half a cosine, and the
-    /// end from there on (`LambdaWarmUpCosineScheduler` of taming-transformers without its warm-up).
+    /// Returns the temperature of the softmax that gradients use, in a step counted from 0: from start to end along
+    /// half a cosine, then constant (taming-transformers' `LambdaWarmUpCosineScheduler` without its warm-up).
     pub fn temperature(&self, step: u64) -> f64 {
         let GumbelTraining { temperature_start: start, temperature_end: end, temperature_steps, .. } = self.training;
         let done = (step as f64 / temperature_steps as f64).min(1.0);
         end + 0.5 * (start - end) * (1.0 + (PI * done).cos())
     }
 
-    /// How the codes of the samples at `draws` of the training stream are drawn in an optimizer step, counted from 0.
+    /// Returns how to draw the codes of the samples at `draws` of the training stream in an optimizer step, from 0.
     pub fn sampling(&self, step: u64, draws: &[u64]) -> Sampling {
         Sampling { noise: self.noise.clone(), draws: draws.to_vec(), temperature: self.temperature(step) }
     }
 }
 
-/// The divergence `sum_k p_k ln(p_k K)` of the codes' probabilities, without noise, from even ones: its mean over the positions
-/// of each sample, summed over the samples, `[1]`, and a scalar whose gradient is that sum's.
+/// Computes the divergence `sum_k p_k ln(p_k K)` of the codes' probabilities, without noise, from uniform ones: its
+/// mean over each sample's positions, summed over the samples, `[1]`, and a scalar with the gradient of that sum.
 pub fn divergence(terms: &GumbelTerms) -> (Tensor<1>, Tensor<1>) {
     let mut sum: Option<Tensor<1>> = None;
     let gradient = terms.through_logits(|logits, _| {

@@ -1,5 +1,5 @@
-//! The loss of the quantizer: what ties codes and latents together (van den Oord et al. 2017, arXiv 1711.00937, equation 3), and
-//! what keeps the codes in use.
+//! The loss of the quantizer: ties codes and latents together (van den Oord et al. 2017, arXiv 1711.00937, equation 3),
+//! and keeps the codes in use.
 
 mod entropy;
 mod gumbel;
@@ -24,27 +24,27 @@ use crate::problem::{Problem, not_negative, positive, problem};
 loss_table! {
     /// `[losses.codebook]`
     codebook: CodebookConfig, weight = 1.0,
-    /// The smaller of the two terms' weights; the checkpoint's where nothing is said.
+    /// The smaller of the two terms' weights; the default is the checkpoint's.
     #[serde(skip_serializing_if = "Option::is_none")]
     beta: Option<f64> = None,
-    /// Whether `beta` weights the codes' term (taming's legacy) and not the commitment; the checkpoint's where nothing is
-    /// said.
+    /// Whether `beta` weights the codes' term (taming's legacy) and not the commitment; the default is the
+    /// checkpoint's.
     #[serde(skip_serializing_if = "Option::is_none")]
     legacy: Option<bool> = None,
-    /// Weight of the entropy term; the checkpoint's where nothing is said.
+    /// Weight of the entropy term; the default is the checkpoint's.
     #[serde(skip_serializing_if = "Option::is_none")]
     entropy: Option<f64> = None,
-    /// Of a Gumbel quantizer alone, as are the next three: weight within this loss of the divergence of the codes'
-    /// probabilities from even ones; 1e-8 where nothing is said.
+    /// For a Gumbel quantizer only, as are the next three: weight, within this loss, of the divergence of the codes'
+    /// probabilities from uniform ones; the default is 1e-8.
     #[serde(skip_serializing_if = "Option::is_none")]
     kl_weight: Option<f64> = None,
-    /// Temperature of the softmax that gradients take, at the first step, above 0; 0.9 where nothing is said.
+    /// Temperature at the first step of the softmax that gradients use, above 0; the default is 0.9.
     #[serde(skip_serializing_if = "Option::is_none")]
     temperature_start: Option<f64> = None,
-    /// Temperature at the last of `temperature_steps` and from there on, above 0; 1e-6 where nothing is said.
+    /// Temperature at the last of `temperature_steps` and after it, above 0; the default is 1e-6.
     #[serde(skip_serializing_if = "Option::is_none")]
     temperature_end: Option<f64> = None,
-    /// Optimizer steps over which the temperature goes from start to end, along half a cosine; 1,000,001 where nothing is said.
+    /// Optimizer steps from start to end of the temperature, along half a cosine; the default is 1,000,001.
     #[serde(skip_serializing_if = "Option::is_none")]
     temperature_steps: Option<u64> = None,
 }
@@ -61,7 +61,7 @@ impl CodebookConfig {
         }
     }
 
-    /// A key that is set and has no effect with a quantizer of `kind`.
+    /// Returns a key that is set but has no effect with a quantizer of `kind`.
     pub(crate) fn without_effect(&self, kind: QuantizerKind) -> Option<&'static str> {
         let of_nearest = [
             ("losses.codebook.beta", self.beta.is_some()),
@@ -101,9 +101,9 @@ impl LossTable for CodebookConfig {
     }
 }
 
-/// The loss `codebook`. It is there at weight 0 as well: codes are counted, and a Gumbel quantizer's are drawn.
+/// The loss `codebook`. It exists at weight 0 too, to count codes and to draw those of a Gumbel quantizer.
 pub struct Codebook {
-    /// When and how strongly it counts.
+    /// Its weight in each step.
     pub weight: Weight,
     /// The loss, by the kind of quantizer.
     pub loss: CodebookLoss,
@@ -112,25 +112,25 @@ pub struct Codebook {
 /// The loss of a quantizer.
 #[derive(Debug, Clone)]
 pub enum CodebookLoss {
-    /// Of a quantizer that takes the nearest code.
+    /// For a quantizer that takes the nearest code.
     Nearest(NearestLoss),
-    /// Of a Gumbel quantizer.
+    /// For a Gumbel quantizer.
     Gumbel(GumbelLoss),
 }
 
-/// What ties latents to the nearest codes.
+/// Ties latents to their nearest codes.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct NearestLoss {
     /// The smaller of the two weights below, 0.25 in every family.
     pub beta: f64,
     /// `VectorQuantizer2`'s legacy form, which puts `beta` on the codes' term and not on the commitment.
     pub legacy: bool,
-    /// Weight of the entropy term within this loss; 0 leaves it out.
+    /// Weight of the entropy term within this loss; 0 disables it.
     pub entropy: f64,
 }
 
 impl NearestLoss {
-    /// Value per sample, `[N]`, without the entropy term.
+    /// Returns the value per sample, `[N]`, without the entropy term.
     pub fn per_sample(&self, terms: &NearestTerms) -> Tensor<1> {
         let (codes, commitment) = if self.legacy { (self.beta, 1.0) } else { (1.0, self.beta) };
         terms.codebook.clone() * codes + terms.commitment.clone() * commitment
@@ -147,7 +147,7 @@ impl Loss for Codebook {
         ("temperature", "codebook/temperature"),
     ];
 
-    /// What the configuration leaves open is as the checkpoint was trained.
+    /// The checkpoint provides the defaults of the configuration.
     fn load((table,): Self::Tables<'_>, context: &mut LoadContext<'_>) -> Result<Option<Self>, LossError> {
         let quantizer = context.quantizer;
         let loss = match quantizer.kind {
@@ -186,14 +186,14 @@ struct NearestStep<'a> {
     loss: &'a NearestLoss,
     weight: f64,
     context: &'a StepContext<'a>,
-    /// Sum over the tokens of the first pass of the codes' probabilities, `[codes]`, if the entropy term counts.
+    /// The codes' probabilities, summed over the tokens of the first pass, `[codes]`, if the entropy term has a weight.
     probabilities: Option<Tensor<1>>,
     tokens: usize,
     coupling: Option<EntropyCoupling>,
 }
 
 impl NearestStep<'_> {
-    /// A scalar whose gradient is that of the unweighted loss.
+    /// Returns a scalar whose gradient is that of the unweighted loss.
     fn surrogate(&self, terms: &NearestTerms, metrics: &mut Metrics) -> Tensor<1> {
         let value = self.loss.per_sample(terms).sum() / self.context.effective as f64;
         metrics.add_loss("codebook", value.clone().without_autodiff(), self.weight);
@@ -251,7 +251,7 @@ struct GumbelStep<'a> {
 }
 
 impl GumbelStep<'_> {
-    /// A scalar whose gradient is that of the weighted loss, times the loss scale.
+    /// Returns a scalar whose gradient is that of the weighted loss, times the loss scale.
     fn surrogate(&self, terms: &GumbelTerms, metrics: &mut Metrics) -> Tensor<1> {
         let effective = self.context.effective as f64;
         let (kl_weight, share) = (self.loss.training.kl_weight, terms.samples() as f64 / effective);

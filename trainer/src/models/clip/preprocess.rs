@@ -1,13 +1,13 @@
-//! Images as a VQGAN has them to images as CLIP wants them: resized, cropped, normalised; differentiable throughout.
+//! Converts the images of a VQGAN to CLIP's input: resizes, crops and normalises them; differentiable throughout.
 //!
-//! Unlike CLIP's own preprocessing there is no rounding to 8 bits and no clipping in between.
+//! Unlike CLIP's own preprocessing it does not round to 8 bits and does not clip in between.
 
 use burn::tensor::{DType, Device, Tensor, TensorData};
 use checkpoints::ClipArchitecture;
 
 use crate::models::blocks::statistics_dtype;
 
-/// Keys' cubic convolution kernel (1981) with the slope that PIL, and torch's antialiased `interpolate`, take.
+/// Keys' cubic convolution kernel (1981) with the slope that PIL and torch's antialiased `interpolate` use.
 fn cubic(x: f64) -> f64 {
     const A: f64 = -0.5;
     let x = x.abs();
@@ -20,22 +20,22 @@ fn cubic(x: f64) -> f64 {
     }
 }
 
-/// Antialiased bicubic resampling of a part of an axis, as a matrix `[output, input]`, row after row.
+/// Computes antialiased bicubic resampling of a part of an axis, as a matrix `[output, input]`, row by row.
 ///
-/// `window` is the part's start and length in pixels of the input and must lie on the axis, not necessarily on whole
-/// pixels. Pixels beside the window contribute as far as the kernel reaches; beyond the axis there are none, and the
-/// rest of the row is scaled to a sum of 1. For the whole axis this is what PIL's `resize` and torch's
-/// `interpolate(mode="bicubic", antialias=True)` compute.
+/// `window` is the start and length of the part, in input pixels. It must lie within the axis, but not necessarily on
+/// whole pixels. Pixels outside the window contribute where the kernel reaches them. Beyond the axis there are none:
+/// there the row is scaled to a sum of 1. For the whole axis this matches PIL's `resize` and torch's
+/// `interpolate(mode="bicubic", antialias=True)`.
 pub fn resample_weights(input: usize, window: (f64, f64), output: usize) -> Vec<f64> {
     let (start, length) = window;
     let scale = length / output as f64;
-    // A coarser output has a wider kernel, a finer one interpolates.
+    // Downscaling widens the kernel; upscaling interpolates.
     let stretch = scale.max(1.0);
     let reach = 2.0 * stretch;
     let mut matrix = vec![0.0; output * input];
     for (index, row) in matrix.chunks_exact_mut(input.max(1)).enumerate() {
         let centre = start + scale * (index as f64 + 0.5);
-        // Casts of negative numbers end at 0.
+        // Casting a negative number gives 0.
         let first = (centre - reach + 0.5) as usize;
         let last = ((centre + reach + 0.5) as usize).min(input);
         let mut sum = 0.0;
@@ -48,10 +48,10 @@ pub fn resample_weights(input: usize, window: (f64, f64), output: usize) -> Vec<
     matrix
 }
 
-/// The part of an axis of `side` pixels that lands in the central `size` pixels, when the image's shorter side
-/// `shorter` becomes `size`.
+/// Returns the part of an axis of `side` pixels that becomes the central `size` pixels, when the image's shorter side
+/// `shorter` is resized to `size`.
 ///
-/// Rounds as torchvision's `Resize` and `CenterCrop` do: the resized side down, the crop's offset to the even number.
+/// Rounds as torchvision's `Resize` and `CenterCrop` do: the resized side down, ties of the crop's offset to even.
 fn central_window(side: usize, shorter: usize, size: usize) -> (f64, f64) {
     let resized = (size * side / shorter) as f64;
     let scale = side as f64 / resized;
@@ -59,10 +59,10 @@ fn central_window(side: usize, shorter: usize, size: usize) -> (f64, f64) {
     (offset * scale, size as f64 * scale)
 }
 
-/// Images `[N, C, H, W]` to `[N, C, size, size]`: the shorter side to `size` by antialiased bicubic resampling, and the
-/// centre of the longer one.
+/// Resizes images `[N, C, H, W]` to `[N, C, size, size]`: scales the shorter side to `size` by antialiased bicubic
+/// resampling and crops the centre of the longer side.
 ///
-/// Computes in f32 at least and gives back the images' own type. Values can overshoot the range of the input.
+/// Computes in f32 at least and returns the images' own type. Values can overshoot the range of the input.
 pub fn resize(images: Tensor<4>, size: usize) -> Tensor<4> {
     let [n, c, height, width] = images.dims();
     if (height, width) == (size, size) {
@@ -84,7 +84,7 @@ fn host_matrix(values: Vec<f64>, shape: [usize; 2], device: &Device, dtype: DTyp
     Tensor::from_data(TensorData::new(values, shape), (device, dtype))
 }
 
-/// Images `[N, 3, H, W]` in -1..1 to CLIP's values: `((x + 1) / 2 - mean) / deviation` per channel.
+/// Normalises images `[N, 3, H, W]` in -1..1 as CLIP expects: `((x + 1) / 2 - mean) / deviation` per channel.
 pub fn to_clip(images: Tensor<4>, mean: [f64; 3], deviation: [f64; 3]) -> Tensor<4> {
     let per_channel = |values: [f64; 3]| {
         let data = TensorData::new(values.to_vec(), [1, 3, 1, 1]);
@@ -95,7 +95,7 @@ pub fn to_clip(images: Tensor<4>, mean: [f64; 3], deviation: [f64; 3]) -> Tensor
     images * scale + shift
 }
 
-/// Images `[N, 3, H, W]` in -1..1 to what a model's image tower takes, `[N, 3, S, S]`.
+/// Converts images `[N, 3, H, W]` in -1..1 to the input of a model's image tower, `[N, 3, S, S]`.
 pub fn preprocess(images: Tensor<4>, architecture: &ClipArchitecture) -> Tensor<4> {
     to_clip(resize(images, architecture.image_size), architecture.mean, architecture.deviation)
 }

@@ -10,9 +10,9 @@ use super::{ClipTokenizer, ImageEncoder, TextEncoder, TokenizerError};
 use crate::models::weights::{WeightReader, state_dict};
 
 const ACTIVATIONS: [(&str, Activation); 2] = [("quick_gelu", Activation::QuickGelu), ("gelu", Activation::Gelu)];
-/// Batches of the fixture by what their images are beside the model's.
+/// Batches of the fixture, named by the size of their images relative to the model's input.
 const BATCHES: [&str; 4] = ["large", "small", "wide", "tall"];
-/// The fixture was computed in f64 and is kept in f32.
+/// The fixture was computed in f64 and is stored in f32.
 const F64_TOLERANCE: f64 = 1e-7;
 const F32_TOLERANCE: f64 = 1e-4;
 
@@ -65,7 +65,7 @@ fn assert_close(what: &str, found: &[f64], expected: &[f64], tolerance: f64) {
     assert!(deviation <= tolerance, "{what}: {deviation:e}");
 }
 
-/// Embeddings of the images and the gradient of `(embeddings * vector).sum()` there.
+/// Returns the embeddings of the images, and the gradient of `(embeddings * vector).sum()` at the images.
 fn embed(clip: &Clip, images: Tensor<4>, vector: Tensor<1>) -> (Vec<f64>, Vec<f64>) {
     let encoder = image_encoder(clip, &images.device().autodiff(), images.dtype());
     let images = images.autodiff().require_grad();
@@ -125,7 +125,7 @@ fn embeddings_and_gradients_at_the_image_are_those_of_transformers() {
     }
 }
 
-/// Two layers of random weights: what is stated here is the rounding of the type, not of a trained model.
+/// Two layers of random weights: this measures the rounding of the type, not of a trained model.
 #[test]
 fn half_precision_is_near() {
     let expected = Expected::open();
@@ -194,7 +194,7 @@ struct Caption {
     text: String,
     /// All tokens.
     whole: Vec<u32>,
-    /// As many as the context has.
+    /// The tokens that fit the context.
     ids: Vec<u32>,
     truncated: bool,
 }
@@ -204,7 +204,7 @@ fn captions() -> Vec<Caption> {
     lines.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
 }
 
-/// Embeddings of the fixture's captions, their ids as `changed`.
+/// Embeds the fixture's captions, with their ids changed by `changed`.
 fn embed_texts(clip: &Clip, dtype: DType, changed: impl Fn(Vec<u32>) -> Vec<u32>) -> Vec<f64> {
     let device = Device::flex();
     let encoder = TextEncoder::read(&WeightReader::frozen(&clip.weights, &device, dtype), &clip.architecture).unwrap();
@@ -281,7 +281,7 @@ fn a_window_is_a_part_of_the_whole() {
     }
 }
 
-/// OpenAI's file from the fixture's merges: another heading, and more merges than count.
+/// Builds OpenAI's file from the fixture's merges, with another heading and with more merges than are used.
 fn openai_file() -> String {
     let merges = std::fs::read_to_string(fixture("open_clip/merges.txt")).unwrap();
     let (_, merges) = merges.split_once('\n').unwrap();
@@ -332,7 +332,7 @@ fn captions_become_the_tokens_of_transformers_from_every_file() {
     }
 }
 
-/// CLIP's real vocabulary has tokens that a `tokenizer.json` has for keys.
+/// CLIP's real vocabulary has tokens that are also keys of a `tokenizer.json`.
 #[test]
 fn a_vocabulary_may_have_any_word_for_a_token() {
     let architecture = clip(Activation::QuickGelu).architecture;

@@ -7,7 +7,7 @@ use checkpoints::ClipArchitecture;
 use super::transformer::{LayerNorm, Linear, Transformer};
 use crate::models::weights::{ModelError, WeightReader};
 
-/// Captions, as tokens, to embeddings.
+/// Maps captions, as tokens, to embeddings.
 #[derive(Module, Debug)]
 pub struct TextEncoder {
     text_model: TextModel,
@@ -65,13 +65,13 @@ impl TextEncoder {
         })
     }
 
-    /// Token ids `[T, L]`, `L` at most the model's context, to embeddings `[T, E]`, not of unit length.
+    /// Maps token ids `[T, L]`, `L` at most the model's context, to embeddings `[T, E]`, which are not of unit length.
     ///
-    /// A caption's embedding is the state of its first end-of-text token, which sees nothing of what comes after: it
-    /// does not depend on the padding. Without such a token it is the state of the last one.
+    /// A caption's embedding is the state of its first end-of-text token. This token does not see later tokens, so the
+    /// embedding does not depend on the padding. Without such a token it is the state of the last token.
     ///
     /// # Panics
-    /// If there are more tokens than the model has positions, or an id is not of its vocabulary.
+    /// If there are more tokens than the model has positions, or an id is not in its vocabulary.
     pub fn forward(&self, ids: Tensor<2, Int>) -> Tensor<2> {
         let [captions, length] = ids.dims();
         let TextModel { embeddings, encoder, final_layer_norm } = &self.text_model;

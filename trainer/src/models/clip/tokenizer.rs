@@ -1,8 +1,8 @@
 //! CLIP's tokenizer: byte pairs (Sennrich et al. 2016, arXiv 1508.07909) over the bytes of lower-case words.
 //!
-//! It does what transformers' `CLIPTokenizer` does. OpenAI's and OpenCLIP's first straighten quotes, ligatures, full-width
-//! letters and broken encodings (ftfy) and resolve HTML entities (`&amp;`); captions without any of these become the same
-//! tokens, but for a capital sigma at the end of a Greek word and for `<|endoftext|>` spelt out.
+//! It does what transformers' `CLIPTokenizer` does. OpenAI's and OpenCLIP's first repair quotes, ligatures, full-width
+//! letters and broken encodings (ftfy) and resolve HTML entities (`&amp;`). Captions without these give the same
+//! tokens, except for a capital sigma at the end of a Greek word and a literal `<|endoftext|>`.
 
 use std::fs::File;
 use std::io::Read;
@@ -16,10 +16,10 @@ const START: &str = "<|startoftext|>";
 const END: &str = "<|endoftext|>";
 /// Words of a caption, as transformers 5 finds them.
 const WORDS: &str = r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+";
-/// Most bytes of a tokenizer's file, unpacked, that anyone reads; the files of CLIP have 3 MB.
+/// Largest size of an unpacked tokenizer file, in bytes; CLIP's files have 3 MB.
 const MAX_FILE: u64 = 64 << 20;
 
-/// Why there is no tokenizer, or no tokens.
+/// Why a tokenizer cannot be loaded, or cannot split a text.
 #[derive(Debug, thiserror::Error)]
 pub enum TokenizerError {
     /// A file cannot be opened or read.
@@ -27,10 +27,10 @@ pub enum TokenizerError {
     Io {
         /// The file.
         path: PathBuf,
-        /// What the system said.
+        /// The system's error.
         source: std::io::Error,
     },
-    /// A file that is not a tokenizer, or not that of the model.
+    /// The file is not a tokenizer, or not the model's.
     #[error("{} is not the tokenizer of this CLIP: {what}", path.display())]
     Unsuitable {
         /// The file or folder.
@@ -48,10 +48,10 @@ pub enum TokenizerError {
 pub struct Tokens {
     /// As many ids as the context is long: start of text, the caption, end of text, then padding.
     ///
-    /// Padded with the end of text, as transformers does. OpenAI pads with 0; the tower reads up to the first end of
-    /// text and no further, so the embedding is the same.
+    /// The padding is the end of text, as in transformers. OpenAI pads with 0. The embedding is the same, because the
+    /// tower reads only up to the first end of text.
     pub ids: Vec<u32>,
-    /// Whether the caption was too long and lost its end.
+    /// Whether the caption was too long and was truncated.
     pub truncated: bool,
 }
 
@@ -70,11 +70,11 @@ impl ClipTokenizer {
     /// # Errors
     /// One line that says which file cannot be read, or why it is not a tokenizer of `architecture`.
     pub fn open(path: &Path, architecture: &ClipArchitecture) -> Result<Self, TokenizerError> {
-        let path = if path.is_dir() { in_folder(path)? } else { path.to_owned() };
+        let path = if path.is_dir() { find_in_folder(path)? } else { path.to_owned() };
         let unsuitable = |what: String| TokenizerError::Unsuitable { path: path.clone(), what };
         let json = description(&path, architecture.end_of_text)?;
         let mut tokenizer = Tokenizer::from_bytes(json).map_err(|error| unsuitable(one_line(&error.to_string())))?;
-        // Those are the model's to say, not the file's.
+        // These depend on the model, not on the file.
         tokenizer.with_padding(None);
         tokenizer.with_truncation(None).map_err(|error| unsuitable(error.to_string()))?;
 
@@ -92,7 +92,7 @@ impl ClipTokenizer {
         Ok(opened)
     }
 
-    /// A caption to tokens. One that is too long loses its last words and keeps the end of text.
+    /// Splits a caption into tokens. One that is too long loses its last words and keeps the end of text.
     ///
     /// # Errors
     /// If the library cannot split it.
@@ -106,14 +106,14 @@ impl ClipTokenizer {
         Ok(Tokens { ids, truncated })
     }
 
-    /// All of a caption, with start and end.
+    /// Returns all tokens of a caption, with start and end.
     fn split(&self, text: &str) -> Result<Vec<u32>, TokenizerError> {
         let encoding = self.tokenizer.encode(text, true);
         Ok(encoding.map_err(|error| TokenizerError::Text(one_line(&error.to_string())))?.get_ids().to_vec())
     }
 }
 
-fn in_folder(folder: &Path) -> Result<PathBuf, TokenizerError> {
+fn find_in_folder(folder: &Path) -> Result<PathBuf, TokenizerError> {
     let found = CLIP_TOKENIZERS.iter().map(|name| folder.join(name)).find(|path| path.is_file());
     found.ok_or_else(|| TokenizerError::Unsuitable {
         path: folder.to_owned(),
@@ -121,7 +121,7 @@ fn in_folder(folder: &Path) -> Result<PathBuf, TokenizerError> {
     })
 }
 
-/// The tokenizer at `path` as a `tokenizer.json`, whichever way it is kept.
+/// Returns the tokenizer at `path` as a `tokenizer.json`, whatever format it is stored in.
 fn description(path: &Path, end_of_text: u32) -> Result<Vec<u8>, TokenizerError> {
     let unsuitable = |what: String| TokenizerError::Unsuitable { path: path.to_owned(), what };
     let bytes = read(path)?;
@@ -129,7 +129,7 @@ fn description(path: &Path, end_of_text: u32) -> Result<Vec<u8>, TokenizerError>
         return merges_only(&bytes, end_of_text).map_err(unsuitable);
     }
     let json: Map<String, Value> = serde_json::from_slice(&bytes).map_err(|error| unsuitable(error.to_string()))?;
-    // In CLIP's vocabulary, "model" is a token.
+    // In CLIP's vocabulary "model" is a token.
     if json.contains_key("model") && !json.contains_key(START) {
         return Ok(bytes);
     }
@@ -139,7 +139,7 @@ fn description(path: &Path, end_of_text: u32) -> Result<Vec<u8>, TokenizerError>
     clip_description(Value::Object(json), merges, end_of_text).map_err(unsuitable)
 }
 
-/// A file's content, unpacked if it is a gzip.
+/// Reads a file and unpacks it if it is a gzip.
 fn read(path: &Path) -> Result<Vec<u8>, TokenizerError> {
     let failed = |source| TokenizerError::Io { path: path.to_owned(), source };
     let read_all = |from: &mut dyn Read| {
@@ -157,7 +157,7 @@ fn read(path: &Path) -> Result<Vec<u8>, TokenizerError> {
     Ok(bytes)
 }
 
-/// The pairs of a file of merges, best first; its first line is a heading.
+/// Reads the pairs of a file of merges, best first; its first line is a heading.
 fn merge_lines(bytes: &[u8]) -> Result<Vec<(&str, &str)>, String> {
     let text = std::str::from_utf8(bytes).map_err(|_| "it is not text".to_owned())?;
     let (heading, lines) = text.split_once('\n').unwrap_or((text, ""));
@@ -169,8 +169,8 @@ fn merge_lines(bytes: &[u8]) -> Result<Vec<(&str, &str)>, String> {
     lines.map(|line| line.split_once(' ').map_or_else(|| pair(line), Ok)).collect()
 }
 
-/// OpenAI numbers the bytes, the bytes that end a word, the merges, start and end of text; so the end's number says
-/// how many of the merges count.
+/// OpenAI numbers the bytes, the bytes that end a word, the merges, then start and end of text. So the id of the end of
+/// text tells how many of the merges are used.
 fn merges_only(bytes: &[u8], end_of_text: u32) -> Result<Vec<u8>, String> {
     let mut merges = merge_lines(bytes)?;
     let characters = byte_characters();
@@ -189,7 +189,7 @@ fn merges_only(bytes: &[u8], end_of_text: u32) -> Result<Vec<u8>, String> {
     clip_description(Value::Object(vocabulary), merges, end_of_text)
 }
 
-/// A vocabulary without merges: every byte is a token, so that texts have more tokens than they should.
+/// Returns a vocabulary without merges: every byte is a token, so texts get more tokens than they should.
 pub(crate) fn byte_vocabulary(end_of_text: u32) -> Map<String, Value> {
     let characters = byte_characters();
     let bytes = characters.iter().map(char::to_string);
@@ -198,8 +198,8 @@ pub(crate) fn byte_vocabulary(end_of_text: u32) -> Map<String, Value> {
     tokens.zip(0u32..).map(|(token, id)| (token, id.into())).chain(ends).collect()
 }
 
-/// A printable character for each byte, in the order in which GPT-2 and CLIP number them: first the bytes that are
-/// printable by themselves, then the others.
+/// Returns a printable character for each byte, in the order in which GPT-2 and CLIP number them: first the bytes that
+/// are printable themselves, then the others.
 fn byte_characters() -> Vec<char> {
     let printable = |byte: &u8| matches!(byte, b'!'..=b'~' | 0xa1..=0xac | 0xae..=0xff);
     let by_themselves = (0..=255u8).filter(printable).map(char::from);
@@ -207,7 +207,7 @@ fn byte_characters() -> Vec<char> {
     by_themselves.chain(others).collect()
 }
 
-/// transformers' `CLIPTokenizer` around a vocabulary and merges, as a `tokenizer.json`.
+/// Builds a `tokenizer.json` of transformers' `CLIPTokenizer` from a vocabulary and merges.
 fn clip_description(vocabulary: Value, merges: Vec<(&str, &str)>, end_of_text: u32) -> Result<Vec<u8>, String> {
     let start = vocabulary.get(START).and_then(Value::as_u64).ok_or_else(|| format!("it has no token {START}"))?;
     let special = |id: u64, content: &str| {
@@ -238,7 +238,7 @@ fn clip_description(vocabulary: Value, merges: Vec<(&str, &str)>, end_of_text: u
     serde_json::to_vec(&description).map_err(|error| error.to_string())
 }
 
-/// Short enough for an error message.
+/// Shortens a text for an error message.
 fn one_line(text: &str) -> String {
     let line: String = text.split_whitespace().collect::<Vec<_>>().join(" ");
     line.chars().take(200).collect()

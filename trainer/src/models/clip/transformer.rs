@@ -1,7 +1,7 @@
-//! The transformer that both towers of CLIP are made of: normalisation before attention and before the perceptron, a
-//! residual around each.
+//! The transformer in both towers of CLIP, with normalisation before attention and before the MLP and a residual around
+//! each.
 //!
-//! What a backward pass keeps is counted: weights are never tracked, so a linear layer keeps nothing of its input.
+//! The backward pass keeps as little as possible: weights are never tracked, so a linear layer does not keep its input.
 
 use burn::module::{Module, Param};
 use burn::tensor::activation::silu;
@@ -24,7 +24,7 @@ impl Linear {
         Ok(Self { weight: from.param("weight")?, bias: Some(from.param("bias")?) })
     }
 
-    /// One without a bias.
+    /// Reads a layer without a bias.
     pub(super) fn read_projection(from: &WeightReader) -> Result<Self, ModelError> {
         Ok(Self { weight: from.param("weight")?, bias: None })
     }
@@ -35,9 +35,9 @@ impl Linear {
     }
 }
 
-/// Layer normalisation (Ba et al. 2016, arXiv 1607.06450) in f32 at least; Burn's own computes bf16 in itself.
+/// Layer normalisation (Ba et al. 2016, arXiv 1607.06450) in f32 at least; Burn's own computes bf16 in bf16.
 ///
-/// The only full-size tensor that a backward pass keeps is the centred input.
+/// The backward pass keeps only one full-size tensor, the centred input.
 #[derive(Module, Debug)]
 pub(super) struct LayerNorm {
     /// Scale, `[W]`.
@@ -84,7 +84,7 @@ impl Attention {
     }
 
     /// `[N, T, W]` to the same; holds `N x heads x T^2` attention weights. Where `mask`, `[1, 1, T, T]`, is set, the
-    /// token of the row does not see that of the column.
+    /// row's token does not see the column's token.
     fn forward(&self, x: Tensor<3>, mask: Option<&Tensor<4, Bool>>) -> Tensor<3> {
         let [n, t, width] = x.dims();
         let size = width / self.heads;
@@ -104,7 +104,7 @@ impl Attention {
     }
 }
 
-/// Two linear layers around the activation.
+/// Two linear layers with the activation between them.
 #[derive(Module, Debug)]
 struct Mlp {
     fc1: Linear,
@@ -125,13 +125,13 @@ impl Mlp {
     }
 }
 
-/// `x sigmoid(1.702 x)`, OpenAI's. Scaled first, so that a backward pass keeps the scaled input and not `x` as well.
+/// OpenAI's `x sigmoid(1.702 x)`. Scales first, so that the backward pass keeps the scaled input but not `x` as well.
 fn quick_gelu(x: Tensor<3>) -> Tensor<3> {
-    // The gradient of a division by a number is computed with its inverse in f32, that of a product exactly.
+    // A division's gradient uses the divisor's inverse in f32; a product's gradient is exact.
     silu(x * 1.702) * (1.0 / 1.702)
 }
 
-/// `x (1 + erf(x / sqrt 2)) / 2`. Burn's own has this value, but on GPUs the gradient of the tanh approximation.
+/// `x (1 + erf(x / sqrt 2)) / 2`. Burn's own has the same value, but on GPUs the gradient of the tanh approximation.
 fn gelu(x: Tensor<3>) -> Tensor<3> {
     let scaled = x * std::f64::consts::FRAC_1_SQRT_2;
     scaled.clone() * (scaled.erf() + 1.0) * std::f64::consts::FRAC_1_SQRT_2
@@ -152,7 +152,7 @@ impl Layer {
     }
 }
 
-/// Layers after one another.
+/// A stack of layers.
 #[derive(Module, Debug)]
 pub(super) struct Transformer {
     layers: Vec<Layer>,

@@ -7,7 +7,7 @@ use checkpoints::ClipArchitecture;
 use super::transformer::{LayerNorm, Linear, Transformer};
 use crate::models::weights::{ModelError, WeightReader};
 
-/// Images to embeddings.
+/// Maps images to embeddings.
 #[derive(Module, Debug)]
 pub struct ImageEncoder {
     vision_model: VisionModel,
@@ -17,7 +17,7 @@ pub struct ImageEncoder {
 #[derive(Module, Debug)]
 struct VisionModel {
     embeddings: Embeddings,
-    /// The misspelling is transformers' own.
+    /// Misspelled as in transformers.
     pre_layrnorm: LayerNorm,
     encoder: Transformer,
     post_layernorm: LayerNorm,
@@ -25,7 +25,7 @@ struct VisionModel {
 
 #[derive(Module, Debug)]
 struct Embeddings {
-    /// `[W]`: the token whose final state is the image's.
+    /// `[W]`: the token whose final state represents the image.
     class_embedding: Param<Tensor<1>>,
     patch_embedding: PatchEmbedding,
     position_embedding: PositionEmbedding,
@@ -67,12 +67,11 @@ impl ImageEncoder {
         Ok(Self { vision_model, visual_projection })
     }
 
-    /// Images `[V, 3, S, S]` as [`to_clip`](super::preprocess::to_clip) normalises them, of any type, to embeddings `[V, E]`
-    /// in the weights' type, not of unit length.
+    /// Maps images `[V, 3, S, S]` of any type, normalised by [`to_clip`](super::preprocess::to_clip), to embeddings
+    /// `[V, E]` in the weights' type, which are not of unit length.
     ///
     /// # Panics
-    /// If the images are not of the model's size `S`, or are with autodiff and the weights are not, or the other way
-    /// round.
+    /// If the images do not have the model's size `S`, or only one of images and weights is with autodiff.
     pub fn forward(&self, images: Tensor<4>) -> Tensor<2> {
         let model = &self.vision_model;
         let [v, _, _, _] = images.dims();
@@ -91,7 +90,7 @@ impl Embeddings {
         let images = images.cast(weight.dtype());
         let [out, _, patch, _] = weight.dims();
         let (rows, columns) = (height / patch, width / patch);
-        // A convolution whose stride is its kernel is one product of matrices.
+        // A convolution whose stride equals its kernel is one matrix product.
         let patches = images.reshape([v, channels, rows, patch, columns, patch]).permute([0, 2, 4, 1, 3, 5]).reshape([
             v,
             rows * columns,

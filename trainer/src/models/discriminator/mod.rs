@@ -1,6 +1,6 @@
-//! PatchGAN (Isola et al. 2017, arXiv 1611.07004): a discriminator that judges patches of an image, as taming trains it.
+//! PatchGAN (Isola et al. 2017, arXiv 1611.07004), as trained in taming: a discriminator that judges image patches.
 //!
-//! Its parameters have taming's names, `main.<index>.weight`, where activations have an index and no parameter.
+//! Its parameters have taming's names, `main.<index>.weight`. Activations have an index too, but no parameter.
 
 use burn::module::{Module, Param};
 use burn::nn::PaddingConfig2d;
@@ -16,38 +16,38 @@ use super::initialize::rng_for;
 use super::statistics_dtype;
 use super::weights::{ModelError, StateDict, WeightReader};
 
-/// Every convolution's size.
+/// Kernel size of every convolution.
 const KERNEL: usize = 4;
 
-/// Slope of the activation below zero.
+/// Slope of the leaky ReLU below zero.
 const LEAK: f64 = 0.2;
 
-/// PyTorch's defaults for BatchNorm, which taming leaves as they are.
+/// PyTorch's defaults for BatchNorm, which taming uses.
 const BATCH_EPSILON: f64 = 1e-5;
 const MOMENTUM: f64 = 0.1;
 
-/// Which normalisation stands between the convolutions.
+/// The normalisation between the convolutions.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum DiscriminatorNorm {
-    /// GroupNorm: no sample's logits depend on another sample. Its epsilon is the VQGAN's, 1e-6.
+    /// GroupNorm: no sample's logits depend on another sample. It uses the VQGAN's epsilon, 1e-6.
     Group,
     /// taming's BatchNorm: in training, a sample's logits depend on the micro-batch, and so does the gradient.
     Batch,
 }
 
-/// What a PatchGAN is built like.
+/// The structure of a PatchGAN.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PatchGanConfig {
-    /// Channels behind the first convolution (`ndf`); each further one doubles them, up to eight times as many.
+    /// Channels after the first convolution (`ndf`); each further one doubles them, up to eight times as many.
     pub channels: usize,
-    /// Convolutions that halve the size (`n_layers`), 1 at least.
+    /// Convolutions that halve the size (`n_layers`), at least 1.
     pub layers: usize,
     /// Normalisation.
     pub norm: DiscriminatorNorm,
 }
 
-/// A convolution of the plan below.
+/// One convolution of a PatchGAN.
 struct Convolution {
     index: usize,
     inputs: usize,
@@ -57,7 +57,7 @@ struct Convolution {
 }
 
 impl PatchGanConfig {
-    /// What `state` has the weights of, by its names and shapes.
+    /// Finds the structure from the names and shapes of the weights in `state`.
     ///
     /// # Errors
     /// If they are not those of a PatchGAN.
@@ -65,7 +65,7 @@ impl PatchGanConfig {
         let missing = |name: &str| ModelError::Missing(name.to_owned());
         let index = |name: &String| name.strip_prefix("main.")?.strip_suffix(".weight")?.parse::<usize>().ok();
         let last = state.keys().filter_map(index).max().ok_or_else(|| missing("main.0.weight"))?;
-        // The first convolution and its activation, three entries for each that is normalised, and the last.
+        // The first convolution and its activation, three entries for each normalised one, and the last one.
         let layers = last.checked_sub(2).map(|entries| entries.div_ceil(3)).filter(|&layers| layers > 0);
         let layers = layers.ok_or_else(|| missing("main.5.weight"))?;
         let first = state.get("main.0.weight").ok_or_else(|| missing("main.0.weight"))?;
@@ -76,9 +76,9 @@ impl PatchGanConfig {
         Ok(Self { channels: first.shape.first().copied().unwrap_or(0), layers, norm })
     }
 
-    /// The least height and width of an image: one pixel less, and there is no logit.
+    /// The smallest height and width of an image; with one pixel less there is no logit.
     pub fn smallest_input(&self) -> usize {
-        // The two convolutions of stride 1 take one pixel each.
+        // Each of the two convolutions of stride 1 takes one pixel.
         2_usize.saturating_pow(u32::try_from(self.layers).unwrap_or(u32::MAX)).saturating_mul(3)
     }
 
@@ -95,13 +95,13 @@ impl PatchGanConfig {
         plan
     }
 
-    /// Whether a convolution has a bias; one before BatchNorm has none, which would subtract it again.
+    /// Whether a convolution has a bias. One before BatchNorm has none, because BatchNorm would subtract it again.
     fn has_bias(&self, convolution: &Convolution) -> bool {
         !convolution.normed || self.norm == DiscriminatorNorm::Group
     }
 }
 
-/// Groups of a GroupNorm over `channels`: as many as make groups of a multiple of four channels, a power of two up to 32.
+/// Returns the groups of a GroupNorm: the largest power of two up to 32 that gives multiples of four channels, or 1.
 fn groups(channels: usize) -> usize {
     [32, 16, 8, 4, 2].into_iter().find(|groups| channels.is_multiple_of(4 * groups)).unwrap_or(1)
 }
@@ -109,7 +109,7 @@ fn groups(channels: usize) -> usize {
 /// The discriminator.
 #[derive(Module, Debug)]
 pub struct PatchGan {
-    /// By index; an activation has no parameters and is `None`.
+    /// By index; `None` for an activation, which has no parameters.
     main: Vec<Option<Layer>>,
 }
 
@@ -124,7 +124,7 @@ impl PatchGan {
     /// Builds the discriminator of `config` from `main.<index>.weight` and so on.
     ///
     /// # Errors
-    /// If one is missing or of another shape than `config` has it.
+    /// If one is missing or its shape does not match `config`.
     pub fn read(from: &WeightReader, config: &PatchGanConfig) -> Result<Self, ModelError> {
         let mut main = Vec::new();
         for convolution in config.plan() {
@@ -145,13 +145,13 @@ impl PatchGan {
             }
             main.push(None);
         }
-        // Behind the last convolution there is no activation.
+        // No activation follows the last convolution.
         main.pop();
         Ok(Self { main })
     }
 
-    /// Random weights, a pure function of `seed`, as taming draws them (`weights_init`): convolutions from N(0, 0.02), their
-    /// biases uniform as PyTorch's, scales of norms from N(1, 0.02).
+    /// Draws random weights as taming does (`weights_init`), as a pure function of `seed`: convolutions from N(0,
+    /// 0.02), their biases uniformly as in PyTorch, scales of norms from N(1, 0.02).
     pub fn random_weights(config: &PatchGanConfig, seed: u64) -> StateDict {
         let mut state = StateDict::new();
         let mut put = |name: String, shape: &[usize], draw: &dyn Fn(&str, usize) -> Vec<f32>| {
@@ -183,8 +183,8 @@ impl PatchGan {
         state
     }
 
-    /// Images `[N, 3, H, W]` in -1..1 to logits `[N, 1, h, w]`, high for real, as in training: BatchNorm normalises with the
-    /// statistics of these images.
+    /// Maps images `[N, 3, H, W]` in -1..1 to logits `[N, 1, h, w]`, high for real, in training mode: BatchNorm
+    /// normalises with the statistics of these images.
     ///
     /// # Panics
     /// If the images are smaller than [`PatchGanConfig::smallest_input`].
@@ -192,7 +192,7 @@ impl PatchGan {
         self.forward_with_statistics(images).0
     }
 
-    /// As [`forward`](Self::forward), with what the BatchNorms saw of these images.
+    /// Like [`forward`](Self::forward), and returns the statistics that the BatchNorms computed.
     pub fn forward_with_statistics(&self, images: Tensor<4>) -> (Tensor<4>, BatchStatistics) {
         let mut seen = Vec::new();
         let logits = self.run(images, |norm, x| {
@@ -204,8 +204,8 @@ impl PatchGan {
         (logits, BatchStatistics(seen))
     }
 
-    /// Images to logits as in evaluation: BatchNorm normalises with its running statistics, and no sample's logits depend on
-    /// another sample.
+    /// Maps images to logits in evaluation mode: BatchNorm normalises with its running statistics, so no sample's
+    /// logits depend on another sample.
     pub fn evaluate(&self, images: Tensor<4>) -> Tensor<4> {
         self.run(images, |norm, x| {
             let running = norm.running();
@@ -236,8 +236,8 @@ impl PatchGan {
         self.main.iter().any(|layer| matches!(layer, Some(Layer::BatchNorm(_))))
     }
 
-    /// The discriminator with its running statistics moved towards `seen`. They take no part in training, so this changes
-    /// neither logits nor gradients of it; taming does it for each micro-batch, real and fake ones alike.
+    /// Returns the discriminator with its running statistics moved towards `seen`. Training does not use them, so this
+    /// changes neither its logits nor its gradients. taming does it for each micro-batch, real and fake alike.
     #[must_use]
     pub fn with_statistics(mut self, seen: BatchStatistics) -> Self {
         let norms = self.main.iter_mut().filter_map(|layer| match layer {
@@ -251,7 +251,7 @@ impl PatchGan {
     }
 }
 
-/// What the BatchNorms of a [`PatchGan`] saw of one micro-batch, without autodiff; nothing where there are none.
+/// The statistics that the BatchNorms of a [`PatchGan`] computed for one micro-batch, without autodiff; can be empty.
 #[derive(Debug, Clone)]
 pub struct BatchStatistics(Vec<Moments>);
 
@@ -271,8 +271,8 @@ impl Convolution {
 
 /// Batch normalisation (Ioffe and Szegedy 2015, arXiv 1502.03167) with statistics in f32 at least.
 ///
-/// It makes a gradient depend on how the batch is cut. The running statistics are parameters without a gradient: they are
-/// saved with the others, and no optimizer moves them.
+/// It makes the gradient depend on the batch split. The running statistics are parameters without a gradient: they are
+/// saved with the others, but no optimizer changes them.
 #[derive(Module, Debug)]
 struct BatchNorm {
     weight: Param<Tensor<1>>,
@@ -293,14 +293,14 @@ impl BatchNorm {
         })
     }
 
-    /// `[N, C, H, W]` to the same, as one scale and one shift per channel.
+    /// `[N, C, H, W]` to the same; applies one scale and one shift per channel.
     fn forward(&self, x: Tensor<4>, moments: Moments) -> Tensor<4> {
         let ([n, c, h, w], dtype) = (x.dims(), x.dtype());
         let wide = statistics_dtype(dtype);
         let scale = self.weight.val().cast(wide) / (moments.variance + BATCH_EPSILON).sqrt();
         let shift = self.bias.val().cast(wide) - moments.mean * scale.clone();
         let per_channel = |t: Tensor<1>| t.cast(dtype).reshape([1, c, 1]);
-        // One flat axis for the pixels, as in GroupNorm.
+        // Flattens the pixels to one axis, as in GroupNorm.
         (x.reshape([n, c, h * w]) * per_channel(scale) + per_channel(shift)).reshape([n, c, h, w])
     }
 
@@ -331,7 +331,7 @@ impl BatchNorm {
 struct Moments {
     mean: Tensor<1>,
     variance: Tensor<1>,
-    /// How many values of a channel they were taken over.
+    /// Number of values per channel that they are computed from.
     values: usize,
 }
 
@@ -345,7 +345,7 @@ impl Moments {
         Self { mean: mean.reshape([c]), variance: variance.reshape([c]), values: n * h * w }
     }
 
-    /// With Bessel's correction, which PyTorch applies to the running variance and not to the one it normalises with.
+    /// Applies Bessel's correction, as PyTorch does to the running variance but not to the one that it normalises with.
     fn unbiased(self) -> Self {
         let correction = self.values as f64 / (self.values.max(2) - 1) as f64;
         Self { variance: self.variance * correction, ..self }
@@ -356,11 +356,11 @@ impl Moments {
     }
 }
 
-/// Normally distributed values (Box and Muller 1958).
+/// Draws normally distributed values (Box and Muller 1958).
 fn normal(seed: u64, name: &str, len: usize, mean: f64, deviation: f64) -> Vec<f32> {
     let mut rng = rng_for(seed, name);
     let mut draw = || {
-        // In (0, 1], where the logarithm is finite.
+        // In (0, 1], so that the logarithm is finite.
         let (u, v) = (1.0 - rng.random::<f64>(), rng.random::<f64>());
         (-2.0 * u.ln()).sqrt() * (std::f64::consts::TAU * v).cos()
     };

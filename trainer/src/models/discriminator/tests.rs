@@ -4,7 +4,7 @@ use checkpoints::WeightsFile;
 
 use super::*;
 use crate::losses::{GanLoss, adaptive_weight};
-use crate::models::tests::{check_gradient, picture};
+use crate::models::tests::{check_gradient, test_images};
 use crate::models::weights::{param_id, state_dict};
 
 const NORMS: [(DiscriminatorNorm, &str); 2] =
@@ -127,7 +127,7 @@ fn half_precision_is_near() {
 fn gradients_at_the_image_are_those_of_finite_differences() {
     for (norm, _) in NORMS {
         let fixture = Fixture::open(norm);
-        let (model, images) = (fixture.model(DType::F64), picture(2, 32, 26));
+        let (model, images) = (fixture.model(DType::F64), test_images(2, 32, 26));
         for loss in [GanLoss::Hinge, GanLoss::NonSaturating] {
             let pixels = (0..5).map(|i| i * 997 + 3);
             check_gradient(|x| loss.generator(model.forward(x)), &images, pixels, 1e-6);
@@ -138,7 +138,7 @@ fn gradients_at_the_image_are_those_of_finite_differences() {
 
 #[test]
 fn a_sample_does_not_see_the_others_unless_batch_norm_shows_it() {
-    let images = picture(3, 32, 32);
+    let images = test_images(3, 32, 32);
     let deviation_alone = |logits: &dyn Fn(Tensor<4>) -> Tensor<4>| {
         let alone = (0..3).map(|i| values(logits(images.clone().slice(i..i + 1).autodiff())));
         deviation(&alone.collect::<Vec<_>>().concat(), &values(logits(images.clone().autodiff())))
@@ -160,11 +160,11 @@ fn parameters_have_the_names_they_were_read_by() {
     }
 }
 
-/// Neither a change to evaluation and back nor an update makes an optimizer see them.
+/// An optimizer does not see them, even after a change to evaluation mode and back or after an update.
 #[test]
 fn running_statistics_are_never_trained() {
     let fixture = Fixture::open(DiscriminatorNorm::Batch);
-    let images = picture(2, 32, 32).cast(DType::F32).autodiff();
+    let images = test_images(2, 32, 32).cast(DType::F32).autodiff();
     let model = fixture.model(DType::F32).valid().train();
     let (_, seen) = model.forward_with_statistics(images.clone());
     let model = model.with_statistics(seen);
@@ -189,7 +189,7 @@ fn what_weights_belong_to_is_seen_from_them() {
             let model = PatchGan::read(&WeightReader::new(&state, &device, DType::F32), &config).unwrap();
             assert_eq!(state_dict(&model).unwrap(), state);
             let side = config.smallest_input();
-            let logits = model.forward(picture(2, side, side).cast(DType::F32));
+            let logits = model.forward(test_images(2, side, side).cast(DType::F32));
             assert_eq!(logits.dims(), [2, 1, 1, 1], "{layers} layers");
         }
     }
@@ -224,7 +224,7 @@ fn random_weights_are_tamings() {
         let variance = values.iter().map(|v| (v - mean).powi(2)).sum::<f64>() / values.len() as f64;
         (mean, variance.sqrt())
     };
-    // Two million values: five standard errors.
+    // Two million values: the bounds are five standard errors.
     let (mean, deviation) = moments("main.8.weight");
     assert!(mean.abs() < 7e-5 && (deviation - 0.02).abs() < 5e-5, "{mean} {deviation}");
     let (mean, deviation) = moments("main.9.weight");

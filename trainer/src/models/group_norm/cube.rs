@@ -1,8 +1,8 @@
-//! On a GPU: three kernels forward and four backward, in place of some dozens.
+//! Kernels for GPUs: three for the forward pass and four for the backward pass, instead of several dozen.
 //!
-//! Pixels lie one after the other in memory, each with all of its channels (NHWC), as convolutions leave and want them, so that
-//! nothing is copied between a norm and a convolution. A sum over the pixels of a channel or of a group is taken in two kernels: of
-//! `parts`, which share the pixels of one channel in turn, and of these. A unit has a few channels side by side at a time.
+//! In memory a pixel's channels are adjacent (NHWC), as in convolutions, so nothing is copied between a norm and a
+//! convolution. Sums over the pixels of a channel or a group take two kernels: one sums each of `parts`, among which a
+//! channel's pixels are interleaved; the next adds these up. A unit computes a few adjacent channels at a time.
 
 use burn::backend::Cube;
 use burn::backend::TensorMetadata;
@@ -16,20 +16,20 @@ use cubecl::prelude::*;
 use super::EPSILON;
 use super::operation::{Forward, GroupNormKernels, Kind};
 
-/// Units that add up one group or one channel; a power of two.
+/// Units that sum one group or one channel; a power of two.
 const UNITS: usize = 256;
 
-/// Units that the parts of one sample are made for, if it has pixels enough: a few for each lane of a large GPU. Not of all samples,
-/// since what is computed of one must not depend on how many are beside it.
+/// Units that compute the parts of one sample, if it has enough pixels: a few for each lane of a large GPU. The number
+/// is per sample, because the result for a sample must not depend on the batch size.
 const PART_UNITS: usize = 1 << 15;
 
-/// Pixels of a part at the least.
-const LEAST: usize = 8;
+/// Minimum number of pixels in a part.
+const MIN_PART_PIXELS: usize = 8;
 
-/// Channels that a unit has side by side at the most.
-const WIDEST: usize = 4;
+/// Maximum number of adjacent channels per unit.
+const MAX_WIDTH: usize = 4;
 
-/// The sum of what the units of a cube have, `units` of them.
+/// Sums the values `own` of the `units` units of a cube.
 #[cube]
 fn sum_of_cube<W: Float>(own: W, #[comptime] units: usize) -> W {
     let unit = UNIT_POS_X as usize;
@@ -54,8 +54,8 @@ fn sigmoid<W: Float, N: Size>(z: Vector<W, N>) -> Vector<W, N> {
     one / (one + (-z).exp())
 }
 
-/// Mean of each part, and the sum of the squares of what differs from it: `[N, parts, C]`. Lengths count vectors: `of_parts` of all
-/// parts of a sample, `of_sample` of a sample.
+/// Computes the mean of each part and the sum of squared deviations from it: `[N, parts, C]`. Lengths count vectors:
+/// `of_parts` is all parts of a sample, `of_sample` a whole sample.
 #[cube(launch)]
 fn part_statistics<E: Float, W: Float, N: Size>(
     x: &Tensor<Vector<E, N>>,
@@ -72,7 +72,7 @@ fn part_statistics<E: Float, W: Float, N: Size>(
         let sample = own / of_parts;
         let end = (sample + 1) * of_sample;
         let mut at = sample * of_sample + own % of_parts;
-        // A value of the part itself is near its mean, which keeps the squares small.
+        // Subtracting a value of the part, which is near its mean, keeps the squares small.
         let near = Vector::<W, N>::cast_from(x[at]);
         let mut sum = Vector::<W, N>::zeroed();
         let mut square = Vector::<W, N>::zeroed();
@@ -90,7 +90,7 @@ fn part_statistics<E: Float, W: Float, N: Size>(
     }
 }
 
-/// Mean and 1 / deviation of a group from those of its parts, by the cube of each.
+/// Computes mean and 1 / deviation of a group from those of its parts, with one cube per group.
 #[cube(launch)]
 fn group_statistics<W: Float>(
     means: &Tensor<W>,
@@ -140,7 +140,7 @@ fn group_statistics<W: Float>(
     }
 }
 
-/// `channels` and `of_group` count vectors.
+/// Normalises each element. `channels` and `of_group` count vectors.
 #[cube(launch)]
 fn apply<E: Float, W: Float, N: Size>(
     x: &Tensor<Vector<E, N>>,
@@ -171,7 +171,7 @@ fn apply<E: Float, W: Float, N: Size>(
     }
 }
 
-/// The gradient before SiLU.
+/// Returns the gradient before SiLU.
 #[cube]
 fn at_z<W: Float, N: Size>(
     gradient: Vector<W, N>,
@@ -190,7 +190,7 @@ fn at_z<W: Float, N: Size>(
     result
 }
 
-/// What each part has of the gradients at weight and bias: `[N, parts, C]`. All lengths count vectors, as above.
+/// Computes each part's share of the gradients at weight and bias: `[N, parts, C]`. Lengths count vectors, as above.
 #[cube(launch)]
 fn part_sums<E: Float, W: Float, N: Size>(
     x: &Tensor<Vector<E, N>>,
@@ -236,7 +236,7 @@ fn part_sums<E: Float, W: Float, N: Size>(
     }
 }
 
-/// The sums over the parts of one channel of one sample, by the cube of each.
+/// Sums over the parts of one channel of one sample, with one cube per channel.
 #[cube(launch)]
 fn channel_sums<W: Float>(
     weight_parts: &Tensor<W>,
@@ -268,7 +268,7 @@ fn channel_sums<W: Float>(
     }
 }
 
-/// The sums over the samples by channel, and the means over the channels of a group that the gradient at x needs.
+/// Sums over the samples per channel, and computes the means over a group's channels that the gradient at x needs.
 #[cube(launch)]
 fn combine<W: Float>(
     of_weight: &Tensor<W>,
@@ -311,7 +311,7 @@ fn combine<W: Float>(
     }
 }
 
-/// `channels` and `of_group` count vectors.
+/// Computes the gradient at x. `channels` and `of_group` count vectors.
 #[cube(launch)]
 fn at_input<E: Float, W: Float, N: Size>(
     x: &Tensor<Vector<E, N>>,
@@ -346,13 +346,13 @@ fn at_input<E: Float, W: Float, N: Size>(
     }
 }
 
-/// How a tensor is gone through.
+/// How the kernels traverse a tensor.
 struct Sizes {
     samples: usize,
     pixels: usize,
     channels: usize,
     groups: usize,
-    /// Channels that a unit has side by side, all of one group.
+    /// Adjacent channels per unit, all in one group.
     width: usize,
     /// Parts of each channel of a sample.
     parts: usize,
@@ -362,30 +362,30 @@ impl Sizes {
     fn new(x: &CubeTensor, groups: usize) -> Self {
         let [samples, channels, h, w] = x.shape().dims();
         let (pixels, of_group) = (h * w, channels / groups);
-        let width = [WIDEST, 2].into_iter().find(|width| of_group.is_multiple_of(*width)).unwrap_or(1);
-        let parts = (PART_UNITS * width / channels).clamp(1, (pixels / LEAST).max(1));
+        let width = [MAX_WIDTH, 2].into_iter().find(|width| of_group.is_multiple_of(*width)).unwrap_or(1);
+        let parts = (PART_UNITS * width / channels).clamp(1, (pixels / MIN_PART_PIXELS).max(1));
         Self { samples, pixels, channels, groups, width, parts }
     }
 
-    /// Vectors of `[samples, rows, C]`, and those of a sample.
+    /// Number of vectors in `[samples, rows, C]`, and in one sample of it.
     fn vectors(&self, rows: usize) -> (usize, usize) {
         let of_sample = rows * self.channels / self.width;
         (self.samples * of_sample, of_sample)
     }
 
-    /// Of a pixel, and of a group in it, in vectors.
+    /// Number of vectors in a pixel, and in one group of a pixel.
     fn of_pixel(&self) -> (usize, usize) {
         let channels = self.channels / self.width;
         (channels, channels / self.groups)
     }
 }
 
-/// `[N, C, H, W]` in memory as `[N, H, W, C]`; a copy only if it is not so yet.
-fn pixel_by_pixel(tensor: CubeTensor) -> CubeTensor {
+/// Brings `[N, C, H, W]` into the order `[N, H, W, C]` in memory; copies only if it has another order.
+fn to_nhwc(tensor: CubeTensor) -> CubeTensor {
     into_contiguous(permute_nchw_to_nhwc(tensor))
 }
 
-/// A tensor beside `like`, with nothing in it yet.
+/// Creates an uninitialised tensor on the device of `like`.
 fn empty<const D: usize>(like: &CubeTensor, shape: [usize; D], dtype: DType) -> CubeTensor {
     empty_device_contiguous_dtype(like.client.clone(), like.device.clone(), Shape::new(shape), dtype)
 }
@@ -394,13 +394,13 @@ fn storage(dtype: DType) -> ElemType {
     burn::backend::cubecl::dtype_to_elem_type(dtype)
 }
 
-/// Cubes of an element-wise kernel, a unit for each of `count`.
+/// Cubes of an element-wise kernel with `count` units.
 fn cubes(like: &CubeTensor, count: usize) -> (CubeCount, CubeDim) {
     let dim = CubeDim::new_1d(UNITS as u32);
     (cubecl::calculate_cube_count_elemwise(&like.client, count, dim), dim)
 }
 
-/// A cube for each of `count` in each sample.
+/// One cube for each of `count` in each sample.
 fn rows(samples: usize, count: usize) -> (CubeCount, CubeDim) {
     (CubeCount::Static(count as u32, samples as u32, 1), CubeDim::new_1d(UNITS as u32))
 }
@@ -409,7 +409,7 @@ impl GroupNormKernels for Cube {
     fn forward(x: CubeTensor, weight: CubeTensor, bias: CubeTensor, kind: Kind) -> Forward<Self> {
         let [n, c, h, w] = x.shape().dims();
         let sizes = Sizes::new(&x, kind.groups);
-        let (x, weight, bias) = (pixel_by_pixel(x), into_contiguous(weight), into_contiguous(bias));
+        let (x, weight, bias) = (to_nhwc(x), into_contiguous(weight), into_contiguous(bias));
         let (dtype, wide) = (x.dtype, weight.dtype);
         let types = [storage(dtype), storage(wide)];
         let [means, squares] = [(); 2].map(|()| empty(&x, [n, sizes.parts, c], wide));
@@ -481,7 +481,7 @@ impl GroupNormKernels for Cube {
     ) -> [CubeTensor; 3] {
         let [n, c, h, w] = x.shape().dims();
         let sizes = Sizes::new(&x, kind.groups);
-        let [x, gradient] = [x, gradient].map(pixel_by_pixel);
+        let [x, gradient] = [x, gradient].map(to_nhwc);
         let [weight, bias] = [weight, bias].map(into_contiguous);
         let (dtype, wide) = (x.dtype, weight.dtype);
         let types = [storage(dtype), storage(wide)];

@@ -1,4 +1,4 @@
-//! On the CPU: each group of a sample by one thread, in the processor's near memory.
+//! Group normalisation on the CPU: one thread per group of a sample, in the processor's cache.
 
 use burn::backend::Flex;
 use burn::backend::TensorMetadata;
@@ -12,10 +12,10 @@ use rayon::prelude::*;
 use super::EPSILON;
 use super::operation::{Forward, GroupNormKernels, Kind};
 
-/// An element of a tensor, and what is computed in.
+/// An element of a tensor, and the type to compute in.
 trait Number: Element + Pod + Send + Sync {
     type Wide: Float + Element + Pod + Into<f64> + Send + Sync;
-    /// Whether an element holds all that is computed in.
+    /// Whether elements have the type to compute in.
     const IS_WIDE: bool = size_of::<Self>() == size_of::<Self::Wide>();
     fn widen(self) -> Self::Wide;
     fn narrow(wide: Self::Wide) -> Self;
@@ -76,7 +76,7 @@ fn tensor<E: Element>(values: Vec<E>, shape: impl Into<Vec<usize>>) -> FlexTenso
     FlexTensor::from_data(TensorData::new(values, shape.into()))
 }
 
-/// Sums in f64, eight at a time: enough for the processor to do them side by side.
+/// Sums in f64, eight values at a time, so that the processor can add them in parallel.
 fn sum<T: Copy>(values: &[T], of: impl Fn(T) -> f64) -> f64 {
     let (eights, rest) = values.as_chunks::<8>();
     let mut sums = [0.0; 8];
@@ -130,7 +130,7 @@ fn backward<E: Number>([x, gradient, mean, inverse, weight, bias]: &[FlexTensor;
     let [mean, inverse, weight, bias] = [mean, inverse, weight, bias].map(elements::<E::Wide>);
     let (pixels, channels, of_group) = (h * w, c / kind.groups, c / kind.groups * h * w);
     let mut at_x = vec![E::narrow(E::Wide::zero()); x.len()];
-    // For each channel of each sample: the sums that are its part of the gradients at weight and bias.
+    // For each channel of each sample: its share of the gradients at weight and bias.
     let mut sums = vec![(0.0, 0.0); n * c];
     x.par_chunks(of_group)
         .zip(gradient.par_chunks(of_group))
@@ -154,7 +154,7 @@ fn backward<E: Number>([x, gradient, mean, inverse, weight, bias]: &[FlexTensor;
                 for ((x, gradient), at_x) in given.zip(at_x[range].chunks_mut(BLOCK)) {
                     let Block { normalised, at_z } = &mut block;
                     of.normalise(x, normalised);
-                    of.step_back(gradient, normalised, at_z);
+                    of.backward_silu(gradient, normalised, at_z);
                     sums.0 += dot(&at_z[..x.len()], &normalised[..x.len()]);
                     sums.1 += sum(&at_z[..x.len()], Into::into);
                     if E::IS_WIDE {
@@ -172,11 +172,11 @@ fn backward<E: Number>([x, gradient, mean, inverse, weight, bias]: &[FlexTensor;
                 for ((x, gradient), at_x) in given.zip(at_x[range].chunks_mut(BLOCK)) {
                     let Block { normalised, at_z } = &mut block;
                     of.normalise(x, normalised);
-                    // Half precision would round it; computing it again takes more time.
+                    // Half precision would have rounded it in `at_x`; computing it again takes longer.
                     if E::IS_WIDE {
                         at_z.iter_mut().zip(&*at_x).for_each(|(at_z, at_x)| *at_z = at_x.widen());
                     } else {
-                        of.step_back(gradient, normalised, at_z);
+                        of.backward_silu(gradient, normalised, at_z);
                     }
                     for (at_x, (normalised, at_z)) in at_x.iter_mut().zip(normalised.iter().zip(&*at_z)) {
                         *at_x = E::narrow((*at_z * of.weight - a - *normalised * b) * of.inverse);
@@ -190,10 +190,10 @@ fn backward<E: Number>([x, gradient, mean, inverse, weight, bias]: &[FlexTensor;
     [tensor(at_x, [n, c, h, w]), tensor(of_samples(|sums| sums.0), [c]), tensor(of_samples(|sums| sums.1), [c])]
 }
 
-/// What is computed at a time on the way back: on the stack, since what a thread allocates reserves 64 MiB of addresses and more.
+/// Elements per step of the backward pass, on the stack: a thread that allocates reserves at least 64 MiB of addresses.
 const BLOCK: usize = 512;
 
-/// A channel of a sample on the way back.
+/// A channel of a sample in the backward pass.
 struct Channel<W> {
     mean: W,
     inverse: W,
@@ -202,7 +202,7 @@ struct Channel<W> {
     silu: bool,
 }
 
-/// Elements of a channel, normalised, and the gradient at them before SiLU.
+/// Normalised elements of a channel, and the gradient at them before SiLU.
 struct Block<W> {
     normalised: [W; BLOCK],
     at_z: [W; BLOCK],
@@ -215,7 +215,7 @@ impl<W: Float> Channel<W> {
         }
     }
 
-    fn step_back<E: Number<Wide = W>>(&self, gradient: &[E], normalised: &[W; BLOCK], at_z: &mut [W; BLOCK]) {
+    fn backward_silu<E: Number<Wide = W>>(&self, gradient: &[E], normalised: &[W; BLOCK], at_z: &mut [W; BLOCK]) {
         for (at_z, (gradient, normalised)) in at_z.iter_mut().zip(gradient.iter().zip(normalised)) {
             *at_z = gradient.widen();
             if self.silu {
@@ -227,7 +227,7 @@ impl<W: Float> Channel<W> {
     }
 }
 
-/// The sum of products in f64, eight at a time.
+/// Sums products in f64, eight at a time.
 fn dot<W: Copy + Into<f64>>(a: &[W], b: &[W]) -> f64 {
     let ((a, a_rest), (b, b_rest)) = (a.as_chunks::<8>(), b.as_chunks::<8>());
     let mut sums = [0.0; 8];

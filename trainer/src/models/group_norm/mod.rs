@@ -1,7 +1,7 @@
-//! Group normalisation (Wu and He 2018, arXiv 1803.08494), with SiLU after it where the VQGAN has that.
+//! Group normalisation (Wu and He 2018, arXiv 1803.08494), followed by SiLU where the VQGAN has it.
 //!
-//! Of Burn's own operations, forward and backward would be some dozens, each with a tensor of full size. Here they are one
-//! operation ([`operation`]) with a closed form on the CPU ([`flex`]) and kernels of its own on a GPU ([`cube`]).
+//! With Burn's own operations it would take several dozen, each with a full-size tensor. Here it is one operation
+//! ([`operation`]), with a closed form on the CPU ([`flex`]) and custom kernels on a GPU ([`cube`]).
 
 use burn::module::{Module, Param};
 use burn::tensor::Tensor;
@@ -18,7 +18,7 @@ mod operation;
 /// Every VQGAN family normalises with this epsilon (taming's `Normalize`, LlamaGen's likewise, diffusers' resnets).
 const EPSILON: f64 = 1e-6;
 
-/// Group normalisation whose statistics are taken in f32 at least. A backward pass keeps the input and two numbers of each group.
+/// Group normalisation with statistics in f32 at least. The backward pass keeps the input and two numbers per group.
 #[derive(Module, Debug)]
 pub struct GroupNorm {
     /// Scale, `[C]`.
@@ -39,7 +39,7 @@ impl GroupNorm {
         self.compute(x, false)
     }
 
-    /// The same with SiLU after it.
+    /// Like [`forward`](Self::forward), followed by SiLU.
     pub fn forward_silu(&self, x: Tensor<4>) -> Tensor<4> {
         self.compute(x, true)
     }
@@ -61,11 +61,11 @@ mod tests {
     use super::*;
     use crate::device::tested;
 
-    /// Of 12, 6 or 3 channels in a group, and of so many pixels, which nothing divides, that a GPU goes over its parts more than once.
+    /// 12, 6 or 3 channels in a group. The pixels have no equal parts, and a cube loops over the parts more than once.
     const GROUPS: [usize; 3] = [2, 4, 8];
     const SHAPE: [usize; 4] = [2, 24, 67, 37];
 
-    /// Numbers that f16 and bf16 have too.
+    /// Numbers that f16 and bf16 represent exactly.
     fn numbers(seed: u64, count: usize, around: f64) -> Vec<f64> {
         let mut random = ChaCha8Rng::seed_from_u64(seed);
         (0..count).map(|_| (random.random_range(-1.0..1.0_f64) * 64.0).round() / 32.0 + around).collect()
@@ -76,13 +76,13 @@ mod tests {
         Tensor::from_data(data, (device, dtype))
     }
 
-    /// Its parameters are in f32, as in a copy that computes in half precision, or wider.
+    /// Its parameters are in f32 or wider, as in a copy that computes in half precision.
     fn norm(groups: usize, device: &Device, dtype: DType) -> GroupNorm {
         let param = |seed, around| Param::from_tensor(values(seed, [SHAPE[1]], around, device, dtype));
         GroupNorm { weight: param(1, 1.5), bias: param(2, -0.5), groups }
     }
 
-    /// By Burn's own operations.
+    /// Computes the same with Burn's own operations.
     fn composed(norm: &GroupNorm, x: Tensor<4>) -> Tensor<4> {
         let [n, c, h, w] = x.dims();
         let groups = x.reshape([n, norm.groups, c / norm.groups * h * w]);
@@ -92,7 +92,7 @@ mod tests {
         (centred / deviation).reshape([n, c, h, w]) * channel(&norm.weight) + channel(&norm.bias)
     }
 
-    /// Output and gradients at the input, the scale and the shift.
+    /// Returns the output and the gradients at the input, the scale and the shift.
     fn run(
         groups: usize,
         (device, dtype): (&Device, DType),
@@ -125,7 +125,7 @@ mod tests {
     fn values_and_derivatives_are_those_of_burns_own_operations() {
         let (device, exact) = (tested(), (&Device::flex(), DType::F64));
         let of_each = [(DType::F64, 1e-12), (DType::F32, 1e-5), (DType::F16, 2e-3), (DType::BF16, 1.5e-2)];
-        // A model in f64 is for tests on the CPU; by Vulkan there is no exponential of it.
+        // Models in f64 are for tests on the CPU only; Vulkan has no exponential in f64.
         let has = |dtype| device.supports_dtype(dtype) && (dtype != DType::F64 || device == Device::flex());
         for (dtype, most) in of_each.into_iter().filter(|(dtype, _)| has(*dtype)) {
             for groups in GROUPS {
@@ -139,7 +139,7 @@ mod tests {
         }
     }
 
-    /// Convolutions leave tensors behind whose elements lie in another order.
+    /// Convolutions return tensors whose elements have another order in memory.
     #[test]
     fn the_order_of_the_elements_in_memory_does_not_matter() {
         let forward = |norm: &GroupNorm, x: Tensor<4>| {

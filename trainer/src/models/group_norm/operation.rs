@@ -1,8 +1,8 @@
 //! Group normalisation as one operation of Burn's, with its derivative in closed form.
 //!
 //! With m and d the mean and the deviation of a group of M values, v = (x - m) / d, z = w v + b and y = z or SiLU(z):
-//! `dz = dy y'(z)`, `db = sum dz`, `dw = sum dz v`, and `dx = (w dz - (sum w dz + v sum w dz v) / M) / d`, sums over the pixels of
-//! a channel for w and b and over a group for x (Wu and He 2018, arXiv 1803.08494, by the chain rule).
+//! `dz = dy y'(z)`, `db = sum dz`, `dw = sum dz v`, and `dx = (w dz - (sum w dz + v sum w dz v) / M) / d`. Sums run
+//! over a channel's pixels for w and b and over a group for x (Wu and He 2018, arXiv 1803.08494, by the chain rule).
 
 use burn::backend::autodiff::checkpoint::base::Checkpointer;
 use burn::backend::autodiff::checkpoint::strategy::CheckpointStrategy;
@@ -12,16 +12,16 @@ use burn::backend::tensor::FloatTensor;
 use burn::backend::{Autodiff, Backend, Dispatch, Flex, backend_extension};
 use burn::tensor::Tensor;
 
-/// What is done besides the numbers.
+/// The options of the operation.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Kind {
-    /// Groups that the channels are divided into; a divisor of their number.
+    /// Number of groups; a divisor of the number of channels.
     pub groups: usize,
     /// Whether SiLU (Hendrycks and Gimpel 2016, arXiv 1606.08415) follows.
     pub silu: bool,
 }
 
-/// The operation, with a graph and without.
+/// The operation, with and without a graph.
 #[backend_extension(Autodiff, Flex, Cube: cfg(any(feature = "cuda", feature = "wgpu")))]
 pub trait GroupNormBackend: Backend {
     /// See [`group_norm`].
@@ -36,13 +36,13 @@ pub trait GroupNormBackend: Backend {
 /// Output, mean and 1 / deviation: `[N, C, H, W]`, `[N, G]`, `[N, G]`.
 pub type Forward<B> = (FloatTensor<B>, FloatTensor<B>, FloatTensor<B>);
 
-/// What a backend has to compute itself. `x`, its gradient and the output are of one type; all else, the sums included, is of the
-/// type of `weight` and `bias`.
+/// What a backend has to compute itself. `x`, its gradient and the output have the same type; everything else,
+/// including the sums, has the type of `weight` and `bias`.
 pub trait GroupNormKernels: Backend {
     /// Normalises each group of `x`, `[N, C, H, W]`.
     fn forward(x: FloatTensor<Self>, weight: FloatTensor<Self>, bias: FloatTensor<Self>, kind: Kind) -> Forward<Self>;
 
-    /// Gradients at x, weight and bias from that at the output; `saved` is x and the two statistics.
+    /// Computes the gradients at x, weight and bias from that at the output; `saved` is x and the two statistics.
     fn backward(
         saved: Forward<Self>,
         weight: FloatTensor<Self>,
@@ -114,8 +114,8 @@ impl<B: GroupNormBackend + GroupNormKernels, C: CheckpointStrategy> GroupNormBac
     }
 }
 
-/// `x`, `[N, C, H, W]`, normalised over each of its groups, scaled and shifted by `weight` and `bias`, `[C]`, which are in f32 or
-/// wider and which statistics are taken in the type of. A graph keeps `x` and two numbers of each group.
+/// Normalises `x`, `[N, C, H, W]`, over each of its groups, then scales and shifts it by `weight` and `bias`, `[C]`.
+/// These are in f32 or wider, and the statistics have their type. A graph keeps `x` and two numbers per group.
 pub fn group_norm(x: Tensor<4>, weight: Tensor<1>, bias: Tensor<1>, kind: Kind) -> Tensor<4> {
     Tensor::from_dispatch(Dispatch::group_norm(x.into_dispatch(), weight.into_dispatch(), bias.into_dispatch(), kind))
 }

@@ -1,8 +1,8 @@
-//! LPIPS v0.1 (Zhang et al. 2018, arXiv 1801.03924): the weighted distance of two images' features in a network trained on
-//! ImageNet, five times along that network.
+//! LPIPS v0.1 (Zhang et al. 2018, arXiv 1801.03924): the weighted distance of two images' features in a network trained
+//! on ImageNet, at five depths of that network.
 //!
-//! burn-train's own is no loss to train with: it takes norms in the images' type, which overflows in half precision, has no
-//! slope (NaN) where all features are zero, and keeps the features of both images and both sides of every ReLU.
+//! burn-train's own is no loss for training. Its norms are in the images' type, which overflows in half precision, and
+//! its gradient is NaN where all features are zero. It keeps the features of both images and both sides of every ReLU.
 
 use burn::module::{Module, Param};
 use burn::nn::PaddingConfig2d;
@@ -14,23 +14,23 @@ use checkpoints::LpipsNetwork;
 use super::statistics_dtype;
 use super::weights::{ModelError, WeightReader};
 
-/// Added to a feature vector's length, as in the package `lpips`.
+/// Added to the length of a feature vector, as in the package `lpips`.
 const EPSILON: f64 = 1e-10;
 
-/// Least square of a length: far below what `EPSILON` hides, and not 0, where the root's slope is infinite.
+/// Smallest squared length: far below `EPSILON`, but not 0, where the root's slope is infinite.
 const LEAST_SQUARE: f64 = 1e-36;
 
-/// What the networks' inputs were normalised with, for images in -1..1 (`ScalingLayer`).
+/// Normalisation of the networks' inputs, for images in -1..1 (`ScalingLayer`).
 const SHIFT: [f64; 3] = [-0.030, -0.088, -0.188];
 const SCALE: [f64; 3] = [0.458, 0.448, 0.450];
 
-/// Images of any size that [`Lpips::smallest_input`] allows are compared by it; it is never trained.
+/// Compares images of any size that [`Lpips::smallest_input`] allows; it is never trained.
 #[derive(Module, Debug)]
 pub struct Lpips {
     stages: Vec<Stage>,
 }
 
-/// Convolutions up to one comparison, and the weights of the comparison.
+/// The convolutions before one comparison, and the weights of the comparison.
 #[derive(Module, Debug)]
 struct Stage {
     pool: Option<MaxPool2d>,
@@ -48,7 +48,7 @@ struct Convolution {
     padding: usize,
 }
 
-/// The size of a stage's pooling, which goes before its convolutions; every pooling has stride 2.
+/// The size of a stage's pooling, which runs before its convolutions; every pooling has stride 2.
 type Plan = (Option<usize>, Vec<Convolution>);
 
 fn vgg16() -> Vec<Plan> {
@@ -82,7 +82,7 @@ impl Lpips {
     /// Reads `network`: torchvision's `features.<index>.weight` and `bias`, and `lin0.weight` to `lin4.weight`.
     ///
     /// # Errors
-    /// If one is missing or of another shape than `network` has it.
+    /// If one is missing or its shape does not match `network`.
     pub fn read(from: &WeightReader, network: LpipsNetwork) -> Result<Self, ModelError> {
         let plans = match network {
             LpipsNetwork::Vgg16 => vgg16(),
@@ -105,7 +105,7 @@ impl Lpips {
         Ok(Self { stages }.no_grad())
     }
 
-    /// The least height and width of an image: one less, and a stage has no pixel.
+    /// The smallest height and width of an image; with one pixel less a stage has no pixel.
     pub fn smallest_input(network: LpipsNetwork) -> usize {
         match network {
             LpipsNetwork::Vgg16 => 16,
@@ -113,8 +113,8 @@ impl Lpips {
         }
     }
 
-    /// Features of images `[N, 3, H, W]` in -1..1, one stage after another: `[N, C, h, w]`, of length 1 over the channels, in
-    /// f32 at least. Each is computed when it is asked for, so that a comparison needs no more than one of them at a time.
+    /// Returns features of images `[N, 3, H, W]` in -1..1, stage by stage: `[N, C, h, w]`, of length 1 over the
+    /// channels, in f32 at least. The iterator computes each stage on demand, so a comparison holds only one at a time.
     pub fn features(&self, images: Tensor<4>) -> impl Iterator<Item = Tensor<4>> {
         let mut last = Some(scaled(images).cast(self.dtype()));
         self.stages.iter().map_while(move |stage| {
@@ -128,8 +128,8 @@ impl Lpips {
         self.stages.first().map_or(DType::F32, |stage| stage.linear.val().dtype())
     }
 
-    /// The distance of each sample of `reconstruction`, `[N, 3, H, W]` in -1..1, from an image of which `original` are the
-    /// [`features`](Self::features): `[N]`, in f32 at least.
+    /// Returns the distance of each sample of `reconstruction`, `[N, 3, H, W]` in -1..1, from the image whose
+    /// [`features`](Self::features) are `original`: `[N]`, in f32 at least.
     pub fn distance(&self, original: impl IntoIterator<Item = Tensor<4>>, reconstruction: Tensor<4>) -> Tensor<1> {
         let zero =
             Tensor::zeros([reconstruction.dims()[0]], (&reconstruction.device(), statistics_dtype(self.dtype())));
@@ -162,8 +162,8 @@ impl Stage {
         self.convolutions.iter().fold(pooled, |x, convolution| relu(convolution.forward(x)))
     }
 
-    /// `[N]`: each channel's mean square over the pixels, weighted. Weighting the means and not the pixels keeps one full-size
-    /// tensor less.
+    /// Returns each channel's mean square over the pixels, weighted: `[N]`. It weights the means and not the pixels,
+    /// which saves one full-size tensor.
     fn distance(&self, a: Tensor<4>, b: Tensor<4>) -> Tensor<1> {
         let [n, c, h, w] = a.dims();
         let per_channel = (a - b).square().reshape([n, c, h * w]).mean_dim(2);
@@ -172,7 +172,7 @@ impl Stage {
     }
 }
 
-/// Keeps a mask for the backward pass, where Burn's `relu` keeps its input beside the output that the next layer keeps.
+/// Keeps a mask for the backward pass. Burn's `relu` keeps its input, and the next layer keeps its output as well.
 fn relu(x: Tensor<4>) -> Tensor<4> {
     let negative = x.clone().lower_equal_elem(0.0);
     x.mask_fill(negative, 0.0)
@@ -184,7 +184,7 @@ fn scaled(images: Tensor<4>) -> Tensor<4> {
     (images - per_channel(SHIFT)) / per_channel(SCALE)
 }
 
-/// Each pixel's features at length 1.
+/// Scales each pixel's features to length 1.
 fn unit(features: Tensor<4>) -> Tensor<4> {
     let dtype = statistics_dtype(features.dtype());
     let features = features.cast(dtype);

@@ -4,12 +4,12 @@ use burn::tensor::{DType, Device, Tensor, TensorData};
 use checkpoints::{HostTensor, LpipsNetwork, WeightsFile};
 
 use super::{Lpips, Plan, alexnet, vgg16};
-use crate::models::tests::{check_gradient, picture};
+use crate::models::tests::{check_gradient, test_images};
 use crate::models::weights::{StateDict, WeightReader, fnv1a};
 
 const NETWORKS: [(LpipsNetwork, &str); 2] = [(LpipsNetwork::Vgg16, "vgg"), (LpipsNetwork::AlexNet, "alex")];
 
-/// What keeps the gradient of a run in f16 from vanishing; a power of two, so that it changes nothing in other types.
+/// Keeps the gradient from vanishing in f16; a power of two, so that it changes nothing in other types.
 const LOSS_SCALE: f64 = 1024.0;
 
 /// Values in -1..1 by name and index, as in `make_losses.py`: splitmix64, 24 bits each.
@@ -57,7 +57,7 @@ pub(crate) fn weights(network: LpipsNetwork) -> &'static StateDict {
     }
 }
 
-/// Frozen, on the CPU with autodiff.
+/// Reads the network frozen, on the CPU with autodiff.
 pub(crate) fn read(network: LpipsNetwork, dtype: DType) -> Lpips {
     let device = Device::flex().autodiff();
     Lpips::read(&WeightReader::frozen(weights(network), &device, dtype), network).unwrap()
@@ -72,7 +72,7 @@ fn tensor(file: &WeightsFile, name: &str, dtype: DType) -> Tensor<4> {
     Tensor::from_data(TensorData::new(host.to_f32(), host.shape), (&Device::flex(), dtype))
 }
 
-/// Distances, and the gradient of their sum at the reconstruction; all without autodiff.
+/// Returns the distances, and the gradient of their sum at the reconstruction; all without autodiff.
 fn compare(network: &Lpips, original: Tensor<4>, reconstruction: Tensor<4>) -> (Vec<f64>, Vec<f64>) {
     let leaf = reconstruction.autodiff().require_grad();
     let distance = network.distance(network.features(original.autodiff()), leaf.clone());
@@ -88,7 +88,7 @@ fn deviation(a: &[f64], b: &[f64]) -> f64 {
     norm(&mut a.iter().zip(b).map(|(a, b)| a - b)) / norm(&mut b.iter().copied())
 }
 
-/// The deviations of value and gradient from the fixtures, the worst of all sizes.
+/// Returns the deviations of value and gradient from the fixtures, the worst of all sizes.
 fn deviations(network: LpipsNetwork, name: &str, dtype: DType) -> (f64, f64) {
     let (file, model) = (fixture(), read(network, dtype));
     let expected = |name: String| file.read(&name).unwrap().to_f32().into_iter().map(f64::from).collect::<Vec<_>>();
@@ -113,8 +113,8 @@ fn distance_and_gradient_are_those_of_the_package() {
 
 #[test]
 fn half_precision_is_near() {
-    // PyTorch, which rounds likewise, is off by up to 3e-4 and 5e-2 in f16, and by 2e-3 and 1.7e-1 in bf16: the two images are
-    // alike, so that the difference of their features has few of the bits left.
+    // PyTorch rounds likewise and deviates by up to 3e-4 and 5e-2 in f16, and by 2e-3 and 1.7e-1 in bf16: the two
+    // images are similar, so the difference of their features has few significant bits.
     for (network, name) in NETWORKS {
         for (dtype, most, most_gradient) in [(DType::F16, 1e-3, 7e-2), (DType::BF16, 6e-3, 2.5e-1)] {
             let (distance, gradient) = deviations(network, name, dtype);
@@ -128,7 +128,7 @@ fn the_gradient_is_that_of_finite_differences() {
     for (network, _) in NETWORKS {
         let model = read(network, DType::F64);
         let side = Lpips::smallest_input(network);
-        let original = picture(2, side, side);
+        let original = test_images(2, side, side);
         let reconstruction = original.clone() * 0.8 + 0.05;
         let pixels = original.dims().iter().product::<usize>();
         let distance = |images| model.distance(model.features(original.clone().autodiff()), images);
@@ -140,7 +140,7 @@ fn the_gradient_is_that_of_finite_differences() {
 fn a_sample_does_not_see_the_others() {
     for (network, name) in NETWORKS {
         let model = read(network, DType::F64);
-        let original = picture(3, 32, 33);
+        let original = test_images(3, 32, 33);
         let reconstruction = original.clone().square() - 0.3;
         let (values, gradient) = compare(&model, original.clone(), reconstruction.clone());
         let alone: Vec<_> = (0..3)
@@ -156,7 +156,7 @@ fn a_sample_does_not_see_the_others() {
 fn the_smallest_input_is_large_enough() {
     for (network, name) in NETWORKS {
         let (model, side) = (read(network, DType::F32), Lpips::smallest_input(network));
-        let image = picture(1, side, side).cast(DType::F32);
+        let image = test_images(1, side, side).cast(DType::F32);
         let last = model.features(image.clone().autodiff()).last().unwrap().dims();
         assert_eq!(last[2..], [1, 1], "{name}");
         let (distance, _) = compare(&model, image.clone(), -image);
@@ -164,7 +164,7 @@ fn the_smallest_input_is_large_enough() {
     }
 }
 
-/// Where an image says nothing to a layer, the length of its features is 0 and the slope of the length infinite.
+/// Where a layer does not respond to an image, its features have length 0, where the slope of the length is infinite.
 #[test]
 fn features_of_length_zero_have_no_gradient() {
     let mut state = weights(LpipsNetwork::AlexNet).clone();
@@ -172,7 +172,7 @@ fn features_of_length_zero_have_no_gradient() {
     for dtype in [DType::F64, DType::F32, DType::BF16, DType::F16] {
         let device = Device::flex().autodiff();
         let model = Lpips::read(&WeightReader::frozen(&state, &device, dtype), LpipsNetwork::AlexNet).unwrap();
-        let image = picture(1, 32, 32).cast(dtype);
+        let image = test_images(1, 32, 32).cast(dtype);
         let (distance, gradient) = compare(&model, image.clone(), image.clone() * 0.5);
         assert!(distance[0] > 0.0 && distance[0].is_finite(), "{dtype:?}");
         assert!(gradient.iter().all(|g| g.is_finite()) && gradient.iter().any(|g| *g != 0.0), "{dtype:?}");

@@ -1,5 +1,5 @@
-//! Vector quantization (van den Oord et al. 2017, arXiv 1711.00937): each latent vector becomes its nearest code, or with a
-//! [Gumbel quantizer](gumbel) the one with the largest logit.
+//! Vector quantization (van den Oord et al. 2017, arXiv 1711.00937): maps each latent vector to its nearest code, or
+//! with a [Gumbel quantizer](gumbel) to the code with the largest logit.
 
 pub mod gumbel;
 
@@ -12,18 +12,18 @@ use super::blocks::any_trained;
 use super::surrogate::surrogate;
 use super::weights::{ModelError, WeightReader};
 
-/// At most so many distances to codes exist at once, 16 MiB of f32: one 256-pixel image at f16 against 16,384 codes.
+/// At most this many distances to codes exist at once, 16 MiB of f32: one 256-pixel image at f16 against 16,384 codes.
 const DISTANCES_AT_ONCE: usize = 1 << 22;
 
-/// `torch.nn.functional.normalize`'s guard against a zero vector; inside the root, whose slope at zero is infinite.
+/// Guard of `torch.nn.functional.normalize` against a zero vector; inside the root, whose slope at zero is infinite.
 const NORM_EPSILON: f64 = 1e-12;
 
-/// The codebook, and how latents become its codes.
+/// The codebook, and how latents are mapped to its codes.
 #[derive(Module, Debug)]
 pub enum Quantizer {
     /// The nearest code.
     Nearest(NearestCode),
-    /// The code with the largest logit, which in training is drawn.
+    /// The code with the largest logit; in training it is drawn at random.
     Gumbel(GumbelQuantizer),
 }
 
@@ -40,23 +40,23 @@ struct Embedding {
     weight: Param<Tensor<2>>,
 }
 
-/// Latents after quantization, with what the codebook loss is made of.
+/// Latents after quantization, with the terms of the codebook loss.
 #[derive(Debug)]
 pub struct Quantized {
-    /// What the decoder sees, `[N, D, h, w]`.
+    /// The input of the decoder, `[N, D, h, w]`.
     pub latent: Tensor<4>,
-    /// Index of each position's code, `[N * h * w]`, rows of a sample after one another.
+    /// Index of each position's code, `[N * h * w]`, row by row for each sample.
     pub codes: Tensor<1, Int>,
-    /// What the quantizer's own loss is made of.
+    /// The terms of the quantizer's own loss.
     pub terms: Terms,
 }
 
-/// What the loss of a quantizer is made of.
+/// The terms of a quantizer's loss.
 #[derive(Debug)]
 pub enum Terms {
-    /// Of the nearest code.
+    /// For nearest codes.
     Nearest(NearestTerms),
-    /// Of a Gumbel quantizer.
+    /// For a Gumbel quantizer.
     Gumbel(GumbelTerms),
 }
 
@@ -74,8 +74,8 @@ pub struct NearestTerms {
 }
 
 impl Quantized {
-    /// A scalar whose gradient at the latents before quantization and at the quantizer's parameters is the straight-through
-    /// estimate for `gradient`, `[N, D, h, w]` and without autodiff, at [`latent`](Self::latent).
+    /// Returns a scalar whose gradient is the straight-through estimate at the latents and the quantizer's parameters.
+    /// `gradient`, `[N, D, h, w]` and without autodiff, is that at [`latent`](Self::latent).
     pub fn surrogate(self, gradient: Tensor<4>) -> Tensor<1> {
         match self.terms {
             Terms::Nearest(_) => surrogate(self.latent, gradient),
@@ -103,12 +103,12 @@ impl Quantizer {
         }
     }
 
-    /// Latents `[N, D, h, w]` to their codes. All of it is computed in the codes' type, f32 at least.
+    /// Maps latents `[N, D, h, w]` to their codes. Computes in the codes' type, f32 at least.
     pub fn forward(&self, latent: Tensor<4>) -> Quantized {
         self.forward_in_training(latent, None)
     }
 
-    /// As [`forward`](Self::forward), but for a Gumbel quantizer that draws its codes by `sampling`.
+    /// Like [`forward`](Self::forward), but a Gumbel quantizer draws its codes by `sampling`.
     pub fn forward_in_training(&self, latent: Tensor<4>, sampling: Option<Sampling>) -> Quantized {
         match self {
             Self::Nearest(quantizer) => quantizer.forward(latent),
@@ -124,7 +124,7 @@ impl Quantizer {
         }
     }
 
-    /// The decoder's input for given codes: `[N * h * w]` indices to `[N, D, h, w]`.
+    /// Returns the decoder's input for given codes: `[N * h * w]` indices to `[N, D, h, w]`.
     pub fn lookup(&self, codes: Tensor<1, Int>, [n, h, w]: [usize; 3]) -> Tensor<4> {
         let codebook = match self {
             Self::Nearest(quantizer) => quantizer.codebook(),
@@ -136,7 +136,7 @@ impl Quantizer {
 }
 
 impl NearestCode {
-    /// As [`Quantizer::forward`]; the latent is that of the codes in value, and the latents' in gradient (straight-through).
+    /// Like [`Quantizer::forward`]. The new latent has the codes' value and the latents' gradient (straight-through).
     fn forward(&self, latent: Tensor<4>) -> Quantized {
         let [n, d, h, w] = latent.dims();
         let (vectors, codebook) = self.compared(latent);
@@ -157,8 +157,8 @@ impl NearestCode {
         }
     }
 
-    /// Latents `[N, D, h, w]` as vectors `[N * h * w, D]` and the codes `[codes, D]`, both normalised where the codebook is and
-    /// in the codes' type.
+    /// Returns latents `[N, D, h, w]` as vectors `[N * h * w, D]` and the codes `[codes, D]`, in the codes' type; both
+    /// normalised if the codebook is.
     pub fn compared(&self, latent: Tensor<4>) -> (Tensor<2>, Tensor<2>) {
         let codebook = self.codebook();
         let vectors = as_vectors(latent, codebook.dtype());
@@ -177,23 +177,23 @@ fn as_vectors(latent: Tensor<4>, dtype: DType) -> Tensor<2> {
     latent.cast(dtype).permute([0, 2, 3, 1]).reshape([n * h * w, d])
 }
 
-/// Rows of `x`, `[M, D]`, at unit length.
+/// Scales the rows of `x`, `[M, D]`, to unit length.
 fn normalize(x: Tensor<2>) -> Tensor<2> {
     let length = x.clone().square().sum_dim(1).clamp_min(NORM_EPSILON * NORM_EPSILON).sqrt();
     x / length
 }
 
-/// How many rows of distances to `codes` codes are worked on at once.
+/// Number of rows whose distances to `codes` codes are computed at once.
 pub(crate) fn rows_at_once(codes: usize) -> usize {
     (DISTANCES_AT_ONCE / codes).max(1)
 }
 
-/// Splits `[M, D]` into pieces whose distances to `codes` codes fit the bound above.
+/// Splits `[M, D]` into pieces of [`rows_at_once`] rows.
 pub(crate) fn tiles(vectors: Tensor<2>, codes: usize) -> Vec<Tensor<2>> {
     vectors.split(rows_at_once(codes), 0)
 }
 
-/// Index of the nearest code for each row: `[M, D]` and `[K, D]` to `[M]`.
+/// Returns the index of the nearest code for each row: `[M, D]` and `[K, D]` to `[M]`.
 ///
 /// `argmin_k |e_k|^2 - 2 z.e_k`: the term `|z|^2` is the same for all codes.
 fn nearest(vectors: Tensor<2>, codebook: Tensor<2>) -> Tensor<1, Int> {
@@ -207,25 +207,25 @@ fn nearest(vectors: Tensor<2>, codebook: Tensor<2>) -> Tensor<1, Int> {
     Tensor::cat(tiles(vectors, k).into_iter().map(of_tile).collect(), 0)
 }
 
-/// How often each of `codes` codes stands in `indices`: `[M]` to counts `[codes]`, exact up to 2^24 each.
+/// Counts how often each of `codes` codes occurs in `indices`: `[M]` to counts `[codes]`, exact up to 2^24 each.
 pub fn count_codes(indices: Tensor<1, Int>, codes: usize) -> Tensor<1> {
     let device = indices.device();
     let ones = Tensor::<1>::ones([indices.dims()[0]], (&device, DType::F32));
     Tensor::<1>::zeros([codes], (&device, DType::F32)).select_assign(0, indices, ones, IndexingUpdateOp::Add)
 }
 
-/// How a codebook is used, from the counts of its codes.
+/// How evenly a codebook is used.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct CodebookUse {
     /// Share of the codes that occurred, 0..1.
     pub used: f64,
-    /// `exp` of the entropy of the codes' frequencies: 1 if all positions have one code, the number of codes if all are
-    /// equally frequent.
+    /// `exp` of the entropy of the codes' frequencies: 1 if all positions have the same code, the number of codes if
+    /// all are equally frequent.
     pub perplexity: f64,
 }
 
 impl CodebookUse {
-    /// From one count for each code.
+    /// Computes it from one count per code.
     pub fn from_counts(counts: &[f32]) -> Self {
         let total: f64 = counts.iter().map(|&c| f64::from(c)).sum();
         let entropy: f64 =

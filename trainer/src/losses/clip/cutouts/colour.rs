@@ -1,7 +1,7 @@
 //! Jitter of hue and saturation (kornia's `ColorJitter`) as one matrix on red, green and blue.
 //!
-//! kornia goes through HSV for the hue and clips to 0..1. Here the hue is a rotation about the grey axis, and nothing is
-//! clipped: linear, so the gradient reaches every pixel, and the same in -1..1 as in 0..1, since grey stays grey.
+//! kornia uses HSV for the hue and clips to 0..1. Here the hue is a rotation about the grey axis without clipping. This
+//! is linear, so the gradient reaches every pixel, and it is the same in -1..1 as in 0..1, because grey stays grey.
 
 use std::f64::consts::TAU;
 
@@ -13,18 +13,18 @@ use super::uniform;
 /// Largest change of hue, in turns.
 const HUE: f64 = 0.1;
 
-/// Largest change of the saturation's factor from 1.
+/// Largest deviation of the saturation's factor from 1.
 const SATURATION: f64 = 0.1;
 
-/// What red, green and blue give to the luma (ITU-R BT.601), towards which saturation is lost.
+/// Share of red, green and blue in the luma (ITU-R BT.601), which is what remains without saturation.
 const LUMA: [f64; 3] = [0.299, 0.587, 0.114];
 
-/// From a pixel's red, green and blue to the new ones; each row has the sum 1.
+/// Maps a pixel's red, green and blue to the new ones; each row sums to 1.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(super) struct ColourMatrix([[f64; 3]; 3]);
 
 impl ColourMatrix {
-    /// With `probability` a change of hue and then of saturation.
+    /// Draws, with `probability`, a change of hue and then of saturation.
     pub fn draw(rng: &mut impl Rng, probability: f64) -> Option<Self> {
         let chance: f64 = rng.random();
         let (hue, saturation) = (uniform(rng, -HUE, HUE), uniform(rng, 1.0 - SATURATION, 1.0 + SATURATION));
@@ -45,7 +45,7 @@ impl ColourMatrix {
     }
 }
 
-/// Changes the colours of each of `views` `[V, 3, S, S]`; a view without a matrix keeps them to the last bit.
+/// Changes the colours of each of `views` `[V, 3, S, S]`; a view without a matrix stays the same to the last bit.
 pub(super) fn apply(views: Tensor<4>, matrices: &[Option<&ColourMatrix>]) -> Tensor<4> {
     if matrices.iter().all(Option::is_none) {
         return views;
@@ -56,7 +56,7 @@ pub(super) fn apply(views: Tensor<4>, matrices: &[Option<&ColourMatrix>]) -> Ten
     let place = (&views.device(), views.dtype());
     let matrices = Tensor::<3>::from_data(TensorData::new(values, [v, c, 3]), place);
     let pixels = views.reshape([v, c, h * w]);
-    // Not a matrix product, which a GPU may compute in fewer digits.
+    // Not a matrix product, which a GPU may compute with less precision.
     let part = |channel: usize| {
         let column = matrices.clone().slice([0..v, 0..c, channel..channel + 1]);
         pixels.clone().slice([0..v, channel..channel + 1, 0..h * w]) * column

@@ -1,14 +1,14 @@
-//! A rectangle of a view made black (Zhong et al. 2017, arXiv 1708.04896; kornia's `RandomErasing`).
+//! Makes a rectangle of a view black (Zhong et al. 2017, arXiv 1708.04896; kornia's `RandomErasing`).
 
 use burn::tensor::{Tensor, TensorData};
 use rand::{Rng, RngExt};
 
 use super::{index_below, uniform};
 
-/// Least and largest share of the area.
+/// Smallest and largest share of the area.
 const AREA: [f64; 2] = [0.1, 0.4];
 
-/// Least ratio of height to width; the largest is its inverse.
+/// Smallest ratio of height to width; the largest is its inverse.
 const RATIO: f64 = 0.3;
 
 /// The rectangle, in pixels of the view.
@@ -21,7 +21,7 @@ pub(super) struct Hole {
 }
 
 impl Hole {
-    /// With `probability` a rectangle in a view of `side` pixels: upright as often as lying, anywhere inside.
+    /// Draws, with `probability`, a rectangle in a view of `side` pixels: upright as often as lying, anywhere inside.
     pub fn draw(rng: &mut impl Rng, probability: f64, side: usize) -> Option<Self> {
         let chance: f64 = rng.random();
         let area = uniform(rng, AREA[0], AREA[1]) * (side * side) as f64;
@@ -82,7 +82,7 @@ mod tests {
             let area = (hole.height * hole.width) as f64 / (side * side) as f64;
             let ratio = hole.height as f64 / hole.width as f64;
             assert!((0.097..0.403).contains(&area), "{hole:?}");
-            // A hole that would be longer than the view is cut to it.
+            // A hole that would be longer than the view is limited to it.
             assert!((0.29..3.45).contains(&ratio), "{hole:?}");
             areas += area;
             upright += usize::from(hole.height > hole.width);

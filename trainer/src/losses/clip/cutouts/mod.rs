@@ -1,13 +1,13 @@
-//! Random cutouts of an image for CLIP (VQGAN-CLIP, Crowson et al. 2022, arXiv 2204.08583: `MakeCutouts`), differentiable at
-//! the image.
+//! Random cutouts of an image for CLIP (VQGAN-CLIP, Crowson et al. 2022, arXiv 2204.08583: `MakeCutouts`),
+//! differentiable at the image.
 //!
 //! ```text
 //! Cutout::draw   sample, index -> plan     on the host, a pure function
 //! Cutouts::apply images, plans -> views    crop and resize, warp, colour, hole, noise
 //! ```
 //!
-//! Everything random is in the plan, keyed by the sample and the cutout's index: the views are the same in whatever order
-//! and in however many groups they are asked for, and a plan does the same to an original and to its reconstruction.
+//! The plan holds all random choices, keyed by the sample and the cutout's index. So the views do not depend on the
+//! order or the groups in which they are computed, and a plan treats an original and its reconstruction alike.
 
 mod colour;
 mod erasing;
@@ -33,11 +33,11 @@ pub struct CutoutSettings {
     /// Exponent of the uniform number that chooses a cutout's side (`cut_pow`): above 1 prefers small ones, 0 takes the
     /// whole shorter side.
     pub power: f64,
-    /// Side of the views in pixels, which is CLIP's input.
+    /// Side of the views in pixels, which is that of CLIP's input.
     pub size: usize,
     /// Probability, 0..1, of a rotation by up to 15 degrees and a shift by up to 0.1 of the side.
     pub affine: f64,
-    /// Probability, 0..1, of a perspective that draws each corner inwards by up to 0.35 of the side.
+    /// Probability, 0..1, of a perspective that moves each corner inwards by up to 0.35 of the side.
     pub perspective: f64,
     /// Probability, 0..1, of a change of hue by up to 0.1 of a turn and of saturation by up to 0.1.
     pub jitter: f64,
@@ -47,7 +47,7 @@ pub struct CutoutSettings {
     pub noise: f64,
 }
 
-/// The plan of one cutout: everything random about it.
+/// The plan of one cutout, with all its random choices.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Cutout {
     /// The square that is cut out.
@@ -70,7 +70,7 @@ pub struct Window {
 }
 
 impl Window {
-    /// `side = floor(u^power * (max - min) + min)` with `max = min(height, width)` and `min = min(max, size)`, anywhere.
+    /// Anywhere, with `side = floor(u^power * (max - min) + min)`, `max = min(height, width)`, `min = min(max, size)`.
     fn draw(rng: &mut impl Rng, power: f64, size: usize, [height, width]: [usize; 2]) -> Self {
         let largest = height.min(width);
         let smallest = largest.min(size);
@@ -81,8 +81,8 @@ impl Window {
 }
 
 impl Cutout {
-    /// Cutout number `index` of a sample of `height` x `width` pixels. A pure function; each index has numbers of its own,
-    /// and each augmentation has numbers that do not depend on whether the others are on.
+    /// Draws cutout number `index` of a sample of `height` x `width` pixels. A pure function: each index has its own
+    /// random numbers, and those of one augmentation do not depend on whether the others are enabled.
     pub fn draw(settings: &CutoutSettings, key: SampleKey, index: usize, height: usize, width: usize) -> Self {
         let index = index as u64;
         let place = &mut key.rng_at(Purpose::Cutout, index);
@@ -104,17 +104,17 @@ pub struct Cutouts {
 }
 
 impl Cutouts {
-    /// From what a user chose.
+    /// Creates them from the user's settings.
     pub fn new(settings: CutoutSettings) -> Self {
         Self { settings }
     }
 
-    /// What they are drawn by.
+    /// The settings.
     pub fn settings(&self) -> &CutoutSettings {
         &self.settings
     }
 
-    /// The plans of the cutouts `indices` of one sample; see [`Cutout::draw`].
+    /// Draws the plans of the cutouts `indices` of one sample; see [`Cutout::draw`].
     pub fn draw(
         &self,
         key: SampleKey,
@@ -125,11 +125,11 @@ impl Cutouts {
         indices.into_iter().map(|index| Cutout::draw(&self.settings, key, index, height, width)).collect()
     }
 
-    /// Takes the cutouts `plans`, k >= 1 for each of the `images` `[n, 3, H, W]` in -1..1, which must have the size that the
-    /// plans were drawn for: `[n * k, 3, size, size]`, all of a sample after one another. In the images' type and on their
-    /// device; differentiable at the images.
+    /// Cuts `plans`, k >= 1 for each image, out of `images` `[n, 3, H, W]` in -1..1, whose size must be the one that
+    /// the plans were drawn for: `[n * k, 3, size, size]`, sample by sample. In the images' type and on their device;
+    /// differentiable at the images.
     ///
-    /// Values stay in -1..1 but for the cubic resampling's overshoot, colours at the edge of the gamut, and noise.
+    /// Values stay in -1..1 except for overshoot of the cubic resampling, colours at the edge of the gamut, and noise.
     pub fn apply(&self, images: Tensor<4>, plans: &[Vec<Cutout>]) -> Tensor<4> {
         fn each<T>(plans: &[Vec<Cutout>], part: impl Fn(&Cutout) -> Option<&T>) -> Vec<Option<&T>> {
             plans.iter().flatten().map(part).collect()
@@ -142,8 +142,8 @@ impl Cutouts {
     }
 }
 
-/// Each window at `size` x `size`: `[n, C, H, W]` to `[n * k, C, size, size]`, by one matrix product along each axis, in f32 at
-/// least. A window's edge is resampled from the pixels around it too.
+/// Resamples each window to `size` x `size`, `[n, C, H, W]` to `[n * k, C, size, size]`, with one matrix product along
+/// each axis, in f32 at least. Pixels around a window contribute to its edge too.
 fn crop_and_resize(images: Tensor<4>, plans: &[Vec<Cutout>], size: usize) -> Tensor<4> {
     let [n, c, h, w] = images.dims();
     let k = plans.first().map_or(0, Vec::len);
@@ -157,19 +157,19 @@ fn crop_and_resize(images: Tensor<4>, plans: &[Vec<Cutout>], size: usize) -> Ten
     let columns = Tensor::<3>::from_data(TensorData::new(weights(w, |at| at.left), [n, k * size, w]), place);
     let rows = Tensor::<3>::from_data(TensorData::new(weights(h, |at| at.top), [n * k, size, h]), place);
 
-    // All cutouts of a sample share one product along the width, so that the image is never repeated.
+    // One product along the width serves all cutouts of a sample, so the image is never repeated.
     let rows_of_pixels = images.cast(wide).reshape([n, c * h, w]);
     let narrowed = rows_of_pixels.matmul(columns.swap_dims(1, 2)).reshape([n, c, h, k, size]);
     let narrowed = narrowed.permute([0, 3, 2, 1, 4]).reshape([n * k, h, c * size]);
     rows.matmul(narrowed).reshape([n * k, size, c, size]).permute([0, 2, 1, 3]).cast(dtype)
 }
 
-/// A uniform number from 0 to `count - 1`.
+/// Draws a uniform integer from 0 to `count - 1`.
 fn index_below(rng: &mut impl Rng, count: usize) -> usize {
     ((rng.random::<f64>() * count as f64) as usize).min(count.saturating_sub(1))
 }
 
-/// A uniform number.
+/// Draws a uniform number.
 fn uniform(rng: &mut impl Rng, low: f64, high: f64) -> f64 {
     low + rng.random::<f64>() * (high - low)
 }

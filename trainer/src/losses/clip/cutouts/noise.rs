@@ -1,4 +1,4 @@
-//! Gaussian noise on a view, of a strength drawn for each view (`noise_fac` of VQGAN-CLIP's `MakeCutouts`).
+//! Gaussian noise on a view, with a strength drawn for each view (`noise_fac` of VQGAN-CLIP's `MakeCutouts`).
 
 use std::f32::consts::TAU;
 
@@ -9,7 +9,7 @@ use rayon::prelude::*;
 
 use super::uniform;
 
-/// Which normal numbers are added, and how strongly.
+/// The normal numbers to add, and their strength.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(super) struct Noise {
     /// Standard deviation for pixels in -1..1.
@@ -19,14 +19,14 @@ pub(super) struct Noise {
 }
 
 impl Noise {
-    /// A deviation from 0 to `largest`, which is for pixels in 0..1; nothing if that is 0. The normal numbers are those of
-    /// cutout `index` of the sample.
+    /// Draws a deviation from 0 to `largest`, which is for pixels in 0..1; `None` if that is 0. The normal numbers are
+    /// those of cutout `index` of the sample.
     pub fn draw(rng: &mut impl Rng, largest: f64, key: SampleKey, index: u64) -> Option<Self> {
         let deviation = 2.0 * uniform(rng, 0.0, largest);
         (deviation > 0.0).then_some(Self { deviation, key, index })
     }
 
-    /// Two standard normal numbers at a time (Box and Muller 1958), then scaled.
+    /// Draws two standard normal numbers at a time (Box and Muller 1958) and scales them.
     fn fill(&self, values: &mut [f32]) {
         /// 2^32, the number of values of a `u32`.
         const STEPS: f32 = 4_294_967_296.0;
@@ -42,7 +42,7 @@ impl Noise {
     }
 }
 
-/// Adds its noise to each of `views` `[V, C, S, S]`.
+/// Adds to each of `views` `[V, C, S, S]` its noise.
 pub(super) fn apply(views: Tensor<4>, noises: &[Option<&Noise>]) -> Tensor<4> {
     if noises.iter().all(Option::is_none) {
         return views;
@@ -50,7 +50,7 @@ pub(super) fn apply(views: Tensor<4>, noises: &[Option<&Noise>]) -> Tensor<4> {
     let shape = views.dims();
     let size: usize = shape[1..].iter().product();
     let mut values = vec![0.0; noises.len() * size];
-    // A view's numbers are its own, so it does not matter which thread draws them.
+    // Each view has its own numbers, so it does not matter which thread draws them.
     values.par_chunks_mut(size).zip(noises).for_each(|(values, noise)| {
         if let Some(noise) = noise {
             noise.fill(values);
@@ -81,7 +81,7 @@ mod tests {
         assert!((moment(2) - 1.0).abs() < 0.02, "{}", moment(2));
         assert!(moment(3).abs() < 0.05, "{}", moment(3));
         assert!((moment(4) - 3.0).abs() < 0.15, "{}", moment(4));
-        // Neighbours come from one pair of uniform numbers.
+        // Neighbours come from the same pair of uniform numbers.
         let together = values.chunks_exact(2).map(|p| f64::from(p[0] * p[1])).sum::<f64>() / count as f64 * 2.0;
         assert!(together.abs() < 0.005, "{together}");
     }

@@ -91,7 +91,7 @@ fn a_power_above_1_prefers_small_cutouts_and_0_takes_all() {
         (0..4000).map(|index| Cutout::draw(&settings, key(0), index, 120, 120).window.side as f64).collect()
     };
     let mean = sides(2.0).iter().sum::<f64>() / 4000.0;
-    // 20 + 100 / 3, less the half that is cut off.
+    // 20 + 100 / 3, minus the half lost by rounding down.
     assert!((mean - 52.83).abs() < 1.5, "{mean}");
     assert!(sides(0.0).iter().all(|&side| side == 120.0));
 }
@@ -166,7 +166,7 @@ fn the_gradient_at_the_image_is_that_of_finite_differences() {
         cutout.warp.is_some() && cutout.colour.is_some() && cutout.hole.is_some() && cutout.noise.is_some()
     };
     assert!(plans.iter().flatten().all(all));
-    // Cubic in the pixels, and with a weight for each value of each view.
+    // Cubic in the pixels, with a different weight for each value of each view.
     let loss = |images: Tensor<4>| {
         let views = cutouts.apply(images, &plans);
         let weights: Vec<f64> = (0..views.shape().num_elements()).map(|i| (i as f64 * 0.9).cos()).collect();

@@ -1,7 +1,7 @@
-//! Rotation, shift and perspective of a view (kornia's `RandomAffine` and `RandomPerspective`) as one homography, sampled
-//! bilinearly once.
+//! Rotation, shift and perspective of a view (kornia's `RandomAffine` and `RandomPerspective`) as one homography, with
+//! a single bilinear sampling.
 //!
-//! Beyond its edge a view goes on with its border pixels, after the perspective too, where kornia fills in black.
+//! Outside its edge a view repeats its border pixels, after the perspective too, where kornia fills in black.
 
 use burn::tensor::{Tensor, TensorData};
 use rand::{Rng, RngExt};
@@ -15,21 +15,21 @@ const DEGREES: f64 = 15.0;
 /// Largest shift along an axis, as a share of the side.
 const SHIFT: f64 = 0.1;
 
-/// How far a corner may move inwards along an axis, as a share of half the side.
+/// Largest move of a corner inwards along an axis, as a share of half the side.
 const DISTORTION: f64 = 0.7;
 
-/// The least distance to the horizon, 1 in the middle of the view. Points on it and behind it are taken from the border.
+/// Smallest distance to the horizon, 1 in the middle of the view. Points on or behind the horizon use the border.
 const NEAREST: f64 = 1e-6;
 
 type Matrix = [[f64; 3]; 3];
 
-/// From a point of the view to the point that is seen there. Both are homogeneous, with the square at -1..1 from edge to edge,
-/// x to the right and y down; the middle has the third coordinate 1.
+/// Maps a point of the output view to the point of the input seen there. Both are homogeneous: the square is -1..1 from
+/// edge to edge, x to the right and y down, and the third coordinate is 1 in the middle.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(super) struct Homography(Matrix);
 
 impl Homography {
-    /// With probability `affine` a rotation and a shift, after it with probability `perspective` a perspective.
+    /// Draws a rotation and a shift with probability `affine`, then a perspective with probability `perspective`.
     pub fn draw(rng: &mut impl Rng, affine: f64, perspective: f64) -> Option<Self> {
         let chances: [f64; 2] = [rng.random(), rng.random()];
         let angle = uniform(rng, -DEGREES, DEGREES);
@@ -48,7 +48,7 @@ impl Homography {
         Self(matrix.map(|row| row.map(|value| value / matrix[2][2])))
     }
 
-    /// The same between pixels' indices, for a view of `side` pixels.
+    /// The same in pixel indices, for a view of `side` pixels.
     fn in_pixels(&self, side: usize) -> Matrix {
         let (scale, offset) = (2.0 / side as f64, 1.0 / side as f64 - 1.0);
         let to_square = [[scale, 0.0, offset], [0.0, scale, offset], [0.0, 0.0, 1.0]];
@@ -57,13 +57,13 @@ impl Homography {
     }
 }
 
-/// The inverse of a rotation by `angle` degrees about the middle, followed by a shift.
+/// Returns the inverse of a rotation by `angle` degrees about the middle, followed by a shift.
 fn undo_affine(angle: f64, [x, y]: [f64; 2]) -> Matrix {
     let (sin, cos) = angle.to_radians().sin_cos();
     [[cos, sin, -(cos * x + sin * y)], [-sin, cos, sin * x - cos * y], [0.0, 0.0, 1.0]]
 }
 
-/// The inverse of the perspective that moves each corner inwards, x and y of the corners from the top left clockwise.
+/// Returns the inverse of the perspective that moves the corners inwards, x and y each, clockwise from the top left.
 fn undo_perspective(inwards: [f64; 8]) -> Matrix {
     let signs = [[-1.0, -1.0], [1.0, -1.0], [1.0, 1.0], [-1.0, 1.0]];
     let mut corners = signs;
@@ -74,7 +74,7 @@ fn undo_perspective(inwards: [f64; 8]) -> Matrix {
     adjugate(&product(&unit_square_to(corners), &to_unit_square))
 }
 
-/// The homography that takes (0, 0), (1, 0), (1, 1), (0, 1) to a convex quadrilateral's corners (Heckbert 1989).
+/// Returns the homography from (0, 0), (1, 0), (1, 1), (0, 1) to a convex quadrilateral's corners (Heckbert 1989).
 fn unit_square_to([[x0, y0], [x1, y1], [x2, y2], [x3, y3]]: [[f64; 2]; 4]) -> Matrix {
     let (dx1, dx2, sx) = (x1 - x2, x3 - x2, x0 - x1 + x2 - x3);
     let (dy1, dy2, sy) = (y1 - y2, y3 - y2, y0 - y1 + y2 - y3);
@@ -88,7 +88,7 @@ fn product(a: &Matrix, b: &Matrix) -> Matrix {
     std::array::from_fn(|i| std::array::from_fn(|j| (0..3).map(|k| a[i][k] * b[k][j]).sum()))
 }
 
-/// The inverse up to a factor, which a homography does not have.
+/// Returns the inverse up to a factor, which does not matter for a homography.
 fn adjugate(m: &Matrix) -> Matrix {
     let minor = |r: usize, c: usize| {
         let ([r1, r2], [c1, c2]) = ([(r + 1) % 3, (r + 2) % 3], [(c + 1) % 3, (c + 2) % 3]);
@@ -97,11 +97,11 @@ fn adjugate(m: &Matrix) -> Matrix {
     std::array::from_fn(|i| std::array::from_fn(|j| minor(j, i)))
 }
 
-/// Warps each of `views` `[V, C, S, S]` by its homography; a view without one stays as it is to the last bit, whatever the
-/// others have.
+/// Warps each of `views` `[V, C, S, S]` by its homography. A view without one stays the same to the last bit, whatever
+/// the others have.
 ///
-/// Burn's own `grid_sample_2d` would take the coordinates in the type of the views, which half precision places an eighth of
-/// a pixel off, and would compute them otherwise with autodiff than without.
+/// Burn's own `grid_sample_2d` would take the coordinates in the views' type, which is off by an eighth of a pixel in
+/// half precision, and would compute them differently with autodiff than without.
 pub(super) fn apply(views: Tensor<4>, homographies: &[Option<&Homography>]) -> Tensor<4> {
     if homographies.iter().all(Option::is_none) {
         return views;
@@ -111,7 +111,7 @@ pub(super) fn apply(views: Tensor<4>, homographies: &[Option<&Homography>]) -> T
     let wide = statistics_dtype(dtype);
     let pixels = side * side;
 
-    // Between pixels' indices the identity is exact: a pixel's coordinates come out whole.
+    // In pixel indices the identity is exact: a pixel's coordinates are integers.
     let identity = [[1.0, 0.0, 0.0], [0.0, 1.0, 0.0], [0.0, 0.0, 1.0]];
     let matrices = homographies.iter().map(|h| h.map_or(identity, |h| h.in_pixels(side)));
     let coefficients: Vec<f64> = matrices.flatten().flatten().collect();
@@ -167,8 +167,8 @@ mod tests {
         [x / z, y / z]
     }
 
-    /// `f` at the middle of each pixel, in -1..1.
-    fn picture(side: usize, f: impl Fn([f64; 2]) -> f64) -> Vec<f64> {
+    /// Evaluates `f` at the middle of each pixel, in -1..1.
+    fn image(side: usize, f: impl Fn([f64; 2]) -> f64) -> Vec<f64> {
         let at = |index: usize| (2 * index + 1) as f64 / side as f64 - 1.0;
         (0..side * side).map(|pixel| f([at(pixel % side), at(pixel / side)])).collect()
     }
@@ -185,11 +185,11 @@ mod tests {
         ];
         for matrix in cases {
             let homography = Homography::new(matrix);
-            let view = tensor(picture(side, plane), [1, 1, side, side]);
+            let view = tensor(image(side, plane), [1, 1, side, side]);
             let found = read(apply(view, &[Some(&homography)]));
             let edge = 1.0 - 1.0 / side as f64;
             let inside = |at: [f64; 2]| at.iter().all(|c| c.abs() < edge);
-            let expected = picture(side, |at| {
+            let expected = image(side, |at| {
                 let seen = through(&matrix, at);
                 if inside(seen) { plane(seen) } else { f64::NAN }
             });
@@ -200,7 +200,7 @@ mod tests {
     }
 
     #[test]
-    fn a_shift_moves_the_picture_and_repeats_its_border() {
+    fn a_shift_moves_the_image_and_repeats_its_border() {
         let values: Vec<f64> = (0..16).map(f64::from).collect();
         let right_by_one = Homography::new(undo_affine(0.0, [0.5, 0.0]));
         let found = read(apply(tensor(values, [1, 1, 4, 4]), &[Some(&right_by_one)]));
@@ -253,11 +253,11 @@ mod tests {
         }
     }
 
-    // The horizon of a strong perspective crosses the view; behind it, too, the border is seen, and never a number that is none.
+    // The horizon of a strong perspective crosses the view; the border is seen behind it too, and never NaN.
     #[test]
     fn every_draw_gives_finite_values_within_those_of_the_view() {
         let side = 8;
-        let view = picture(side, |[x, y]| 0.5 * x + 0.4 * y);
+        let view = image(side, |[x, y]| 0.5 * x + 0.4 * y);
         let (low, high) = view.iter().fold((f64::MAX, f64::MIN), |(l, h), &v| (l.min(v), h.max(v)));
         let mut crossed = 0;
         for draw in 0..300 {

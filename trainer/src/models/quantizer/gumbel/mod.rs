@@ -1,12 +1,12 @@
 //! The Gumbel quantizer (Jang et al. 2016, arXiv 1611.01144), as `GumbelQuantize` of taming-transformers.
 //!
-//! A 1x1 convolution gives each position a logit per code. The code is the one with the largest logit; in training Gumbel
-//! noise is added to the logits first, which draws each code with its probability. Gradients pass the choice as if it were the
-//! softmax of the same noisy logits over a temperature (straight-through).
+//! A 1x1 convolution gives each position a logit per code, and the code with the largest logit is chosen. Training
+//! first adds Gumbel noise to the logits, which draws each code with its probability. Gradients pass the choice as if
+//! it were the softmax of the same noisy logits over a temperature (straight-through).
 //!
-//! Logits of thousands of codes are larger than anything else in the model. No position's depend on another's, so they are
-//! computed for few positions at a time, and again in the backward pass, whose gradient through the softmax is known in closed
-//! form: there is never a graph of them.
+//! Logits of thousands of codes are larger than anything else in the model. Positions do not depend on each other, so
+//! the logits are computed for few positions at a time, and again in the backward pass. Their gradient through the
+//! softmax is known in closed form, so they never have a graph.
 
 use std::fmt::Debug;
 use std::ops::Range;
@@ -23,7 +23,7 @@ use super::{Embedding, Quantized, Terms, as_vectors, tiles};
 use crate::models::surrogate::surrogate;
 use crate::models::weights::{ModelError, WeightReader};
 
-/// How many tensors of the logits' size exist at once.
+/// Number of tensors of the logits' size that exist at once.
 const TENSORS_AT_ONCE: usize = 4;
 
 /// Gives each position a logit for each code.
@@ -43,11 +43,11 @@ struct Projection {
 
 /// Standard Gumbel noise.
 pub trait GumbelNoise: Debug + Send + Sync {
-    /// Writes the noise of all codes at position `position` (row by row) of the sample at `draw` of the training stream.
+    /// Writes the noise of all codes at `position` (row by row) of the sample at `draw` of the training stream.
     fn fill(&self, draw: u64, position: u64, values: &mut [f32]);
 }
 
-/// Noise that follows from a run's seed alone.
+/// Noise that depends on a run's seed alone.
 #[derive(Debug, Clone, Copy)]
 pub struct SeededNoise {
     /// The run's seed.
@@ -55,7 +55,7 @@ pub struct SeededNoise {
 }
 
 impl GumbelNoise for SeededNoise {
-    /// `-ln(-ln u)` of uniform numbers `u` from 0 to 1, neither of which occurs.
+    /// `-ln(-ln u)` of uniform numbers `u` strictly between 0 and 1.
     fn fill(&self, draw: u64, position: u64, values: &mut [f32]) {
         /// 2^32, the number of values of a `u32`.
         const STEPS: f64 = 4_294_967_296.0;
@@ -70,15 +70,15 @@ impl GumbelNoise for SeededNoise {
 /// How the codes of a micro-batch are drawn.
 #[derive(Debug, Clone)]
 pub struct Sampling {
-    /// What is added to the logits.
+    /// The noise that is added to the logits.
     pub noise: Arc<dyn GumbelNoise>,
     /// Each sample's position in the training stream.
     pub draws: Vec<u64>,
-    /// What the noisy logits are divided by in the softmax that gradients take, above 0.
+    /// The noisy logits are divided by it in the softmax that gradients use; above 0.
     pub temperature: f64,
 }
 
-/// What logits are made of, with a graph where the model has one.
+/// The inputs of the logits, with a graph where the model has one.
 #[derive(Debug)]
 pub struct GumbelTerms {
     /// Latent vectors, `[N * h * w, D]`.
@@ -91,7 +91,7 @@ pub struct GumbelTerms {
     embed: Tensor<2>,
     /// `h * w`.
     per_sample: usize,
-    /// `None` is no noise and a temperature of 1.
+    /// `None` means no noise and a temperature of 1.
     sampling: Option<Sampling>,
 }
 
@@ -113,8 +113,8 @@ impl GumbelQuantizer {
         self.embed.weight.val()
     }
 
-    /// Latents `[N, D, h, w]` to codes: those with the largest logit, after the noise of `sampling` is added. Gradients go through
-    /// [`Quantized::surrogate`] alone.
+    /// Maps latents `[N, D, h, w]` to the codes with the largest logit, after adding the noise of `sampling`. Gradients
+    /// go through [`Quantized::surrogate`] only.
     pub(super) fn forward(&self, latent: Tensor<4>, sampling: Option<Sampling>) -> Quantized {
         let [n, d, h, w] = latent.dims();
         let (weight, embed) = (self.proj.weight.val(), self.codebook());
@@ -156,7 +156,7 @@ impl GumbelTerms {
         self.vectors.dims()[0] / self.per_sample
     }
 
-    /// Shows `visit` a few positions at a time: their logits `[m, codes]`, their latent vectors `[m, D]` and which they are.
+    /// Calls `visit` with a few positions at a time: their logits `[m, codes]`, latent vectors `[m, D]` and indices.
     fn each_tile(&self, mut visit: impl FnMut(Tensor<2>, Tensor<2>, Range<usize>)) {
         let columns = self.weight.clone().without_autodiff().swap_dims(0, 1);
         let bias = self.bias.clone().without_autodiff().unsqueeze::<2>();
@@ -169,12 +169,12 @@ impl GumbelTerms {
         }
     }
 
-    /// `logits` of the positions `rows` with their noise.
+    /// Adds their noise to the `logits` of the positions `rows`.
     fn with_noise(&self, logits: Tensor<2>, rows: Range<usize>) -> Tensor<2> {
         let Some(Sampling { noise, draws, .. }) = &self.sampling else { return logits };
         let shape = logits.dims();
         let mut values = vec![0.0; shape[0] * shape[1]];
-        // A position's noise is its own, so it does not matter which thread draws it.
+        // Each position has its own noise, so it does not matter which thread draws it.
         values.par_chunks_mut(shape[1]).zip(rows).for_each(|(values, row)| {
             noise.fill(draws[row / self.per_sample], (row % self.per_sample) as u64, values);
         });
@@ -182,8 +182,8 @@ impl GumbelTerms {
         logits + noise
     }
 
-    /// A scalar with the gradients at latents and projection that follow from `at_logits`, which gives the gradient at the
-    /// logits `[m, codes]` of the positions that it is told.
+    /// Returns a scalar whose gradient at latents and projection follows from `at_logits`. That gives the gradient at
+    /// the logits `[m, codes]` for a range of positions.
     pub(crate) fn through_logits(&self, mut at_logits: impl FnMut(Tensor<2>, Range<usize>) -> Tensor<2>) -> Tensor<1> {
         let weight = self.weight.clone().without_autodiff();
         let (mut at_weight, mut at_bias) = (weight.zeros_like(), self.bias.clone().without_autodiff().zeros_like());
@@ -199,7 +199,7 @@ impl GumbelTerms {
             + surrogate(self.bias.clone(), at_bias)
     }
 
-    /// See [`Quantized::surrogate`]. With `y` the softmax and `v` the gradient at the codes' shares, that at the logits is
+    /// See [`Quantized::surrogate`]. With `y` the softmax and `v` the gradient at `y`, the gradient at the logits is
     /// `y (v - y.v) / temperature`.
     pub(super) fn straight_through(&self, codes: Tensor<1, Int>, gradient: Tensor<4>) -> Tensor<1> {
         let embed = self.embed.clone().without_autodiff();
@@ -215,7 +215,7 @@ impl GumbelTerms {
     }
 }
 
-/// The gradient before a softmax over `[M, K]`, given what came out of it and the gradient there.
+/// Returns the gradient before a softmax over `[M, K]`, given its output and the gradient there.
 pub(crate) fn softmax_gradient(output: Tensor<2>, gradient: Tensor<2>) -> Tensor<2> {
     let mean = (output.clone() * gradient.clone()).sum_dim(1);
     output * (gradient - mean)

@@ -8,7 +8,7 @@ const DIM: usize = 3;
 const SIDE: usize = 2;
 const POSITIONS: usize = 2 * SIDE * SIDE;
 
-/// What a Gumbel quantizer computes with, in f64: latents as vectors, projection, bias, codes.
+/// The inputs of a Gumbel quantizer, in f64: latents as vectors, projection, bias, codes.
 #[derive(Clone)]
 struct Inputs([Vec<f64>; 4]);
 
@@ -60,7 +60,7 @@ fn gradients(terms: &GumbelTerms, scalar: Tensor<1>) -> [Vec<f64>; 4] {
     ]
 }
 
-/// Holds `gradients` against central differences of `value`.
+/// Compares `gradients` with central differences of `value`.
 fn check(gradients: &[Vec<f64>], value: impl Fn(&Inputs) -> f64) {
     let (inputs, step) = (Inputs::new(), 1e-6);
     for (input, gradient) in gradients.iter().enumerate() {
@@ -81,7 +81,7 @@ fn the_divergences_gradient_is_that_of_finite_differences() {
     let [vectors, weight, bias, embed] = gradients(&terms, divergence(&terms).1);
     assert!(embed.is_empty(), "the codes have no part in it");
     check(&[vectors, weight, bias], value);
-    // Noise has none either, and even probabilities diverge by nothing.
+    // The divergence ignores noise, and it is 0 for even probabilities.
     assert_eq!(value(&Inputs::new()), read(divergence(&Inputs::new().terms(None)).0)[0]);
     let mut even = Inputs::new();
     even.0[1].fill(0.0);
@@ -89,7 +89,7 @@ fn the_divergences_gradient_is_that_of_finite_differences() {
     assert!(value(&even).abs() < 1e-9, "{}", value(&even));
 }
 
-/// What stands in for the choice of a code is the mean of the codes by their probabilities, whose derivative this is.
+/// The straight-through gradient is the derivative of the mean of the codes, weighted by their probabilities.
 #[test]
 fn the_gradient_through_a_choice_is_that_of_finite_differences_of_the_softmax() {
     let at_latent: Vec<f64> = (0..POSITIONS * DIM).map(|i| (i as f64 * 0.9).cos()).collect();
@@ -118,7 +118,7 @@ fn the_gradient_through_a_choice_is_that_of_finite_differences_of_the_softmax() 
         let indices = Tensor::<1, Int>::from_data(codes, &Device::flex());
         let [vectors, weight, bias, embed] = gradients(&terms, terms.straight_through(indices, gradient()));
         check(&[vectors, weight, bias], value);
-        // The codes that were chosen learn, and no share of the others.
+        // Only the chosen codes learn.
         let mut expected = vec![0.0; CODES * DIM];
         for (code, at) in codes.iter().zip(at_latent.chunks(DIM)) {
             expected[*code as usize * DIM..].iter_mut().zip(at).for_each(|(sum, at)| *sum += at);
@@ -163,7 +163,7 @@ fn a_position_has_its_own_noise_and_a_sample_has_it_in_any_company() {
     assert_ne!(f64::from(other[0]), together[0]);
 }
 
-/// With many draws, each code comes up as often as its probability says.
+/// Over many draws, each code occurs as often as its probability says.
 #[test]
 fn codes_are_drawn_by_their_probabilities() {
     const DRAWS: u64 = 4000;
@@ -188,7 +188,7 @@ fn codes_are_drawn_by_their_probabilities() {
         let share = f64::from(*count) / DRAWS as f64;
         assert!((share - probability).abs() < 0.03, "{counts:?} {probabilities:?}");
     }
-    // Without noise it is the likeliest at all times, and the decoder sees its vector.
+    // Without noise the likeliest code is always chosen, and the decoder gets its vector.
     let likeliest = (0..CODES).max_by(|a, b| probabilities[*a].total_cmp(&probabilities[*b])).unwrap();
     let plain = quantizer.forward(latent, None);
     assert!(
