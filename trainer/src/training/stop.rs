@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use burn_train::Interrupter;
 
 use crate::memory::Stopped;
-use crate::show::progress::give_terminal_back;
+use crate::show::progress::{give_terminal_back, let_go_of_terminal};
 use crate::show::terminal::write_line_soon;
 
 /// Exit code of a run that was asked to stop.
@@ -81,6 +81,9 @@ impl Stop {
     /// Asks the run to save and stop. Ends the process at once if the run has not begun (it downloads or lists images),
     /// or at a second SIGINT or SIGTERM. A second SIGHUP does not, since one hang-up can send several.
     pub fn ask(&self, reason: Reason) {
+        if reason == Reason::Hangup {
+            let_go_of_terminal();
+        }
         // Acts before it prints: the terminal may be gone.
         let mut phase = self.phase.lock().unwrap_or_else(PoisonError::into_inner);
         match *phase {

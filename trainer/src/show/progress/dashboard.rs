@@ -3,7 +3,7 @@
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeSet;
 use std::io::IsTerminal;
-use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind, set_hook, take_hook};
 use std::sync::Arc;
 
 use burn_train::Interrupter;
@@ -63,6 +63,7 @@ impl Dashboard {
         losses: &'static Groups,
     ) -> Self {
         signals::remember();
+        let_go_where_the_dashboard_fails();
         let first_step = position.step as usize;
         let renderer = TuiMetricsRendererWrapper::new(interrupter.clone(), Some(first_step));
         let dashboard = Self {
@@ -183,8 +184,13 @@ impl View for Dashboard {
     }
 
     fn finish(&self) {
-        // Drops the renderer before it writes: that gives the terminal back.
-        drop(self.renderer.borrow_mut().take());
+        let renderer = self.renderer.borrow_mut().take();
+        match signals::is_gone() {
+            // To drop it is to wait for its thread, which reads the terminal that is gone without end.
+            true => std::mem::forget(renderer),
+            // Drops the renderer before it writes: that gives the terminal back.
+            false => drop(renderer),
+        }
         signals::forget();
         self.lines.borrow_mut().drain(..).for_each(|line| note!("{line}"));
     }
@@ -196,28 +202,51 @@ impl Drop for Dashboard {
     }
 }
 
+/// The dashboard's thread panics if the terminal is gone, and once more where it says so on stderr, which ends the process.
+fn let_go_where_the_dashboard_fails() {
+    let others = take_hook();
+    set_hook(Box::new(move |panic| match std::thread::current().name() {
+        Some("train-renderer") => let_go_of_terminal(),
+        _ => others(panic),
+    }));
+}
+
 /// Gives the terminal back if a dashboard has it, for a process that ends at once.
 pub fn give_terminal_back() {
     signals::restore();
 }
 
+/// Writes to a terminal that is gone no more, if a dashboard has it. The dashboard's thread would end the process where it
+/// cannot write.
+pub fn let_go_of_terminal() {
+    signals::let_go();
+}
+
 #[cfg(unix)]
 mod signals {
-    use std::io::Write;
+    use std::fs::OpenOptions;
+    use std::io::{IsTerminal, Write};
+    use std::sync::atomic::{AtomicBool, Ordering};
     use std::sync::{Mutex, PoisonError};
     use std::thread::sleep;
     use std::time::Duration;
 
+    use rustix::stdio::{dup2_stderr, dup2_stdout};
     use rustix::termios::{LocalModes, OptionalActions, Termios, tcgetattr, tcsetattr};
 
-    /// The terminal's settings from before a dashboard took it, while the dashboard has it.
-    static BEFORE: Mutex<Option<Termios>> = Mutex::new(None);
+    /// The terminal's settings from before a dashboard took it, while the dashboard has it, and whether stderr is a terminal too.
+    static BEFORE: Mutex<Option<(Termios, bool)>> = Mutex::new(None);
+
+    /// Whether the terminal that a dashboard has is gone.
+    static GONE: AtomicBool = AtomicBool::new(false);
 
     /// Turns the mouse off, restores the screen, and shows the cursor.
     const LEAVE: &[u8] = b"\x1b[?1006l\x1b[?1015l\x1b[?1003l\x1b[?1002l\x1b[?1000l\x1b[?1049l\x1b[?25h";
 
     pub(super) fn remember() {
-        *BEFORE.lock().unwrap_or_else(PoisonError::into_inner) = tcgetattr(std::io::stdin()).ok();
+        let settings = tcgetattr(std::io::stdin()).ok();
+        let before = settings.map(|settings| (settings, std::io::stderr().is_terminal()));
+        *BEFORE.lock().unwrap_or_else(PoisonError::into_inner) = before;
     }
 
     pub(super) fn forget() {
@@ -225,11 +254,25 @@ mod signals {
     }
 
     pub(super) fn restore() {
-        let Some(before) = BEFORE.lock().unwrap_or_else(PoisonError::into_inner).take() else { return };
+        let Some((before, _)) = BEFORE.lock().unwrap_or_else(PoisonError::into_inner).take() else { return };
         // The process ends here, so errors cannot be reported.
         let _ = tcsetattr(std::io::stdin(), OptionalActions::Now, &before);
         let _ = std::io::stdout().write_all(LEAVE);
         let _ = std::io::stdout().flush();
+    }
+
+    pub(super) fn let_go() {
+        let Some((_, stderr_too)) = BEFORE.lock().unwrap_or_else(PoisonError::into_inner).take() else { return };
+        GONE.store(true, Ordering::SeqCst);
+        let Ok(nowhere) = OpenOptions::new().write(true).open("/dev/null") else { return };
+        let _ = dup2_stdout(&nowhere);
+        if stderr_too {
+            let _ = dup2_stderr(&nowhere);
+        }
+    }
+
+    pub(super) fn is_gone() -> bool {
+        GONE.load(Ordering::SeqCst)
     }
 
     /// Turns signals back on. A terminal that a dashboard reads key by key sends none for Ctrl-C and Ctrl-\, but Ctrl-C
@@ -256,6 +299,12 @@ mod signals {
     pub(super) fn forget() {}
 
     pub(super) fn restore() {}
+
+    pub(super) fn let_go() {}
+
+    pub(super) fn is_gone() -> bool {
+        false
+    }
 
     pub(super) fn let_through() {}
 }

@@ -15,7 +15,7 @@ use serde_json::Value;
 
 use self::bars::Bars;
 use self::dashboard::Dashboard;
-pub use self::dashboard::{NoTerminal, check_terminal, give_terminal_back};
+pub use self::dashboard::{NoTerminal, check_terminal, give_terminal_back, let_go_of_terminal};
 use self::lines::Lines;
 use crate::show::readable;
 
