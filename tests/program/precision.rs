@@ -173,7 +173,7 @@ fn a_step_that_one_network_skips_is_the_others_all_the_same() {
     assert_eq!(one.state["adversarial"]["lecam"], before.state["adversarial"]["lecam"]);
 }
 
-/// At micro-batch 1 the rest of the step is left out, and with it what the balance is made of.
+/// An overflow makes the adaptive weight of its step useless, whichever micro-batch it is in.
 #[test]
 fn a_skipped_step_keeps_the_adaptive_weight_for_every_batch_split() {
     let folder = with_discriminator();
