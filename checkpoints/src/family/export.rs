@@ -3,6 +3,8 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
+use strum::VariantArray;
+
 use super::{Architecture, ExportFile, Family, QuantizerKind, in_words};
 use crate::disk::write_whole;
 use crate::files::{WeightsError, write_safetensors, write_torch};
@@ -101,7 +103,7 @@ fn refuse_obstacle(architecture: &Architecture, family: Family) -> Result<(), We
     let Some(what) = obstacle(architecture, family) else {
         return Ok(());
     };
-    let able = in_words(Family::ALL.iter().filter(|family| obstacle(architecture, **family).is_none()), "and");
+    let able = in_words(Family::VARIANTS.iter().filter(|family| obstacle(architecture, **family).is_none()), "and");
     Err(WeightsError::Architecture(format!("{family} cannot have {what}; {able} can")))
 }
 

@@ -8,6 +8,7 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value as Json};
+use strum::{EnumString, IntoStaticStr, VariantArray};
 
 mod architecture;
 mod diffusers;
@@ -29,13 +30,12 @@ pub use load::{load_vqgan, vqgan_notes};
 macro_rules! families {
     ($($(#[$doc:meta])+ $family:ident => $layout:expr,)+) => {
         /// Who made the model: decides the names in its files and the defaults of its quantizer.
-        #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+        #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, EnumString, IntoStaticStr, VariantArray)]
         #[serde(rename_all = "lowercase")]
+        #[strum(serialize_all = "lowercase")]
         pub enum Family { $($(#[$doc])+ $family,)+ }
 
         impl Family {
-            const ALL: &[Family] = &[$(Family::$family),+];
-
             fn layout(self) -> &'static Layout {
                 match self { $(Family::$family => &$layout),+ }
             }
@@ -61,7 +61,7 @@ impl fmt::Display for Family {
 impl Family {
     /// Files beside the weights from which any family's configuration is read.
     pub(crate) fn config_files() -> Vec<&'static str> {
-        Family::ALL.iter().filter_map(|family| family.layout().config_file).collect()
+        Family::VARIANTS.iter().filter_map(|family| family.layout().config_file).collect()
     }
 }
 

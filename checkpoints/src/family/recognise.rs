@@ -2,6 +2,8 @@
 
 use std::collections::BTreeMap;
 
+use strum::VariantArray;
+
 use super::{CODEBOOK, Family, MOVQ, QuantizerKind, family_name, in_words};
 use crate::files::{WeightsError, WeightsFile, enumerate};
 
@@ -34,14 +36,14 @@ impl<'a> ModelNames<'a> {
         let starts = |prefix: &str| names.keys().any(|name| name.starts_with(prefix));
         let is_of = |family: &&Family| family.layout().prefixes.iter().any(|prefix| starts(prefix));
         // taming's names are the plain ones, so it is asked last.
-        let Some(&family) = Family::ALL.iter().rev().find(is_of) else {
-            let known = in_words(Family::ALL.iter(), "or");
+        let Some(&family) = Family::VARIANTS.iter().rev().find(is_of) else {
+            let known = in_words(Family::VARIANTS.iter(), "or");
             return file.refuse(format!("it is no VQGAN of {known}; its tensors are {}, ...", file.first_names()));
         };
         let layout = family.layout();
         let quantizer = match starts("quantize.embed.") || starts("quantize.proj.") {
             true if !layout.has_gumbel => {
-                let able = in_words(Family::ALL.iter().filter(|family| family.layout().has_gumbel), "and");
+                let able = in_words(Family::VARIANTS.iter().filter(|family| family.layout().has_gumbel), "and");
                 return file.refuse(format!(
                     "it is a GumbelVQ (quantize.proj, quantize.embed), which only {able}'s format has; its other names \
                      are those of {family}"

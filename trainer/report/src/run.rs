@@ -105,6 +105,10 @@ impl Run {
             Ok(table) => {
                 self.steps = table.get("run").and_then(|run| run.get("steps")?.as_integer()?.try_into().ok());
                 flatten("", &toml::Value::Table(table), &mut self.config);
+                // The name in earlier runs, which would show as a difference.
+                if let Some(recompute) = self.config.remove("memory.checkpoint") {
+                    self.config.insert("memory.recompute".to_owned(), recompute);
+                }
             }
         }
     }
@@ -249,7 +253,7 @@ mod tests {
     #[test]
     fn a_whole_run_has_no_notes() {
         let run = read(&[
-            ("config.toml", "[run]\nsteps = 2\n[losses.pixel]\nnorm = \"l1\"\n"),
+            ("config.toml", "[run]\nsteps = 2\n[memory]\ncheckpoint = \"blocks\"\n[losses.pixel]\nnorm = \"l1\"\n"),
             ("metrics.jsonl", "{\"step\":1,\"loss\":0.5}\n{\"step\":2,\"loss\":0.25,\"skipped\":true}\n"),
             ("validation.jsonl", "{\"step\":0,\"psnr\":10}\n{\"step\":2,\"psnr\":11.5}\n"),
             ("samples/step-000002.png", ""),
@@ -263,6 +267,7 @@ mod tests {
         assert_eq!(run.curves["validation/psnr"].steps, [0, 2]);
         assert_eq!(run.samples.iter().map(|sample| sample.step).collect::<Vec<_>>(), [0, 2]);
         assert_eq!(run.config["losses.pixel.norm"], "\"l1\"");
+        assert_eq!(run.config["memory.recompute"], "\"blocks\"", "as runs of earlier versions call it");
     }
 
     #[test]

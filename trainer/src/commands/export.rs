@@ -4,8 +4,10 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use checkpoints::{Family, export_vqgan};
-use clap::{Args, ValueEnum};
+use clap::Args;
+use clap::builder::{PossibleValuesParser, TypedValueParser};
 use serde_json::json;
+use strum::VariantArray;
 
 use super::{CommandError, Json, print_json, print_line};
 use crate::training::pretrained::pretrained;
@@ -16,8 +18,8 @@ pub(super) struct ExportArgs {
     #[arg(long, value_name = "RUN-OR-MODEL")]
     checkpoint: String,
     /// Whose names and files to write [default: those of the pretrained model]
-    #[arg(long)]
-    format: Option<Format>,
+    #[arg(long, value_parser = family())]
+    format: Option<Family>,
     /// Folder to write
     #[arg(long, value_name = "DIR")]
     output: PathBuf,
@@ -25,21 +27,14 @@ pub(super) struct ExportArgs {
     json: Json,
 }
 
-#[derive(Debug, Clone, Copy, ValueEnum)]
-enum Format {
-    Taming,
-    Llamagen,
-    Diffusers,
+fn family() -> impl TypedValueParser<Value = Family> {
+    let names = Family::VARIANTS.iter().map(|family| -> &'static str { family.into() });
+    PossibleValuesParser::new(names).try_map(|name| name.parse::<Family>())
 }
 
 pub(super) fn run(args: &ExportArgs) -> Result<ExitCode, CommandError> {
     let initial = pretrained(&args.checkpoint)?;
-    let family = match args.format {
-        Some(Format::Taming) => Family::Taming,
-        Some(Format::Llamagen) => Family::LlamaGen,
-        Some(Format::Diffusers) => Family::Diffusers,
-        None => initial.architecture.family,
-    };
+    let family = args.format.unwrap_or(initial.architecture.family);
     let export = export_vqgan(&initial.weights, &initial.architecture, family)?;
     let weights = export.write(&args.output)?;
     note!("exported {}", initial.description);

@@ -151,10 +151,11 @@ impl Probe {
     }
 }
 
-/// Whether all of `value` is finite; waits for the device. A value that cannot be read is reported elsewhere.
-pub(crate) fn is_finite<const D: usize>(value: &Tensor<D>) -> bool {
+/// Whether all of `value` is finite; waits for the device. A value that cannot be read counts as finite: that the device has
+/// failed is reported elsewhere.
+fn is_finite<const D: usize>(value: &Tensor<D>) -> bool {
     let nan = value.clone().without_autodiff().contains_nan();
-    largest(value).is_finite() && !nan.into_data().iter::<bool>().any(|nan| nan)
+    largest(value).is_finite() && !nan.try_into_data().is_ok_and(|nan| nan.iter::<bool>().any(|nan| nan))
 }
 
 /// Returns the largest absolute value, or 0 if it cannot be read.

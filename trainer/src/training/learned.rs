@@ -108,8 +108,11 @@ impl Learned {
         Snapshot::take(state, self.model(), ema, &self.optimizer, self.losses.discriminator())
     }
 
-    /// Bytes of the model in a checkpoint: weights, moments and average, all in f32.
+    /// About how many bytes a checkpoint has: weights, moments and average of the model, weights and moments of the
+    /// discriminator, all in f32.
     pub(super) fn bytes_of_checkpoint(&self) -> u64 {
-        self.model().num_params() as u64 * 4 * (3 + u64::from(self.ema.is_some()))
+        let model = self.model().num_params() * (3 + usize::from(self.ema.is_some()));
+        let discriminator = self.losses.discriminator().map_or(0, |own| own.model().num_params() * 3);
+        4 * (model + discriminator) as u64
     }
 }
