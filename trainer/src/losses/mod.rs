@@ -203,4 +203,15 @@ mod tests {
             assert_eq!(report::keys::tag(key, &METRICS), tag);
         }
     }
+
+    #[test]
+    fn the_page_on_adding_a_loss_shows_the_code_as_it_is() {
+        let page = include_str!("../../docs/adding-a-loss.md");
+        let code = [include_str!("charbonnier.rs"), include_str!("mod.rs")];
+        let blocks: Vec<&str> = page.split("```rust\n").skip(1).filter_map(|rest| rest.split("```").next()).collect();
+        assert_eq!(blocks.len(), 5);
+        for line in blocks.concat().lines().filter(|line| line.trim() != "…") {
+            assert!(code.iter().any(|code| code.lines().any(|other| other == line)), "{line}");
+        }
+    }
 }
