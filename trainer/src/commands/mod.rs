@@ -1,4 +1,5 @@
-//! The command line.
+//! The command line: a file for each verb, with its arguments, what it prints and its exit code. It may use all other
+//! modules, and none uses it.
 
 mod ballast;
 mod check;

@@ -1,4 +1,5 @@
-//! The configuration of a run: strict TOML, every key with a default.
+//! The configuration of a run: strict TOML, every key with a default. It collects the tables of losses, optimizers and
+//! precision, which stand beside what they configure, and depends on nothing above the engine.
 
 mod check;
 mod micro;

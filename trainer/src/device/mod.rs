@@ -1,4 +1,4 @@
-//! Chooses the device that a run computes on, and interprets its failures.
+//! Chooses the device that a run computes on, and interprets its failures. It depends on precision only.
 
 #[cfg(any(feature = "cuda", feature = "wgpu"))]
 pub mod kernels;

@@ -1,5 +1,5 @@
 //! Mixed precision (Micikevicius et al. 2018, arXiv 1710.03740): networks compute in half precision; sums and decisions
-//! are in f32.
+//! are in f32. It depends on models only.
 //!
 //! With `compute = "fp16"` or `"bf16"` these stay in f32:
 //!

@@ -1,4 +1,4 @@
-//! A run from its configuration to its last checkpoint.
+//! A run from its configuration to its last checkpoint. It depends on all but commands and verification.
 //!
 //! From burn-train this module uses what fits a run that is counted in optimizer steps: the `Interrupter`, which asks a
 //! run to stop, also between two micro-batches; and the terminal dashboard with its types of metrics. The rest is its
