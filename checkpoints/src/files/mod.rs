@@ -20,6 +20,7 @@ mod state_dict;
 #[cfg(test)]
 mod tests;
 mod torch_file;
+mod torch_storage;
 mod torch_writer;
 
 use crate::tensor::HostTensor;

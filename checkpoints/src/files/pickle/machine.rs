@@ -1,102 +1,15 @@
-//! Python's pickle format, read as data: protocols 0 to 5, nothing is ever imported, called or executed.
-//!
-//! Where Python would call a function or build an object, a [`Value::Object`] keeps the name of the callable and its
-//! arguments. Values lie in one arena and name each other by [`Id`], so a value shared or nested in itself costs
-//! nothing, and no hostile nesting can exhaust the call stack.
+//! The machine that a pickle is a program for. It builds values and does nothing else.
 
 use std::collections::HashMap;
-use std::io::{BufRead, Read};
+use std::io::BufRead;
+
+use super::input::{Input, decimal, integer, text, text_or_bytes};
+use super::values::{Class, Id, Object, Pickle, PickleError, Value};
 
 /// Most values one pickle may hold: about 300,000 tensors' worth, and at most 256 MiB of arena.
 const MAX_VALUES: usize = 1 << 23;
-/// Longest text line of protocol 0.
-const MAX_LINE: u64 = 1 << 20;
 /// Most bytes one pickle may have; weights lie outside of it.
 const MAX_BYTES: u64 = 1 << 28;
-
-/// Why a pickle cannot be read.
-#[derive(Debug, thiserror::Error)]
-pub enum PickleError {
-    /// The input ends inside the pickle, or cannot be read.
-    #[error("it ends in the middle of a value")]
-    Truncated,
-    /// A byte that is no instruction.
-    #[error("byte {0:#04x} is no pickle instruction")]
-    Opcode(u8),
-    /// An instruction that does not fit what came before.
-    #[error("a pickle instruction does not fit the values before it ({0})")]
-    Malformed(&'static str),
-    /// Something that only a running Python could provide.
-    #[error("it needs {0}, which no checkpoint does")]
-    Unsupported(&'static str),
-    /// More than any real checkpoint holds.
-    #[error("it holds more values than any real checkpoint")]
-    TooLarge,
-    /// The disk failed.
-    #[error("{0}")]
-    Io(std::io::Error),
-}
-
-impl From<std::io::Error> for PickleError {
-    fn from(error: std::io::Error) -> Self {
-        match error.kind() {
-            std::io::ErrorKind::UnexpectedEof => PickleError::Truncated,
-            _ => PickleError::Io(error),
-        }
-    }
-}
-
-/// Names a value of one [`Pickle`].
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub(crate) struct Id(u32);
-
-/// One Python value.
-#[derive(Debug)]
-pub(crate) enum Value {
-    None,
-    Bool(bool),
-    Int(i64),
-    /// An integer beyond `i64`: two's complement, little-endian.
-    BigInt(Vec<u8>),
-    Float(f64),
-    /// A byte string; nothing that is read from a checkpoint is one, so its content is dropped.
-    Bytes,
-    Text(String),
-    List(Vec<Id>),
-    Tuple(Vec<Id>),
-    Set(Vec<Id>),
-    Dict(Vec<(Id, Id)>),
-    /// A class or function, by name alone.
-    Class(Box<Class>),
-    /// What a call would have made.
-    Object(Box<Object>),
-    /// A reference to something outside of the pickle; torch's storages are such.
-    Persistent(Id),
-}
-
-/// The name of a class or function.
-#[derive(Debug)]
-pub(crate) struct Class {
-    pub module: String,
-    pub name: String,
-}
-
-/// What a call would have made: the callable, its arguments, and what was put in afterwards.
-#[derive(Debug)]
-pub(crate) struct Object {
-    pub class: Id,
-    pub args: Id,
-    pub state: Option<Id>,
-    pub items: Vec<(Id, Id)>,
-    pub elements: Vec<Id>,
-}
-
-/// One pickle, read to its end.
-#[derive(Debug)]
-pub(crate) struct Pickle {
-    values: Vec<Value>,
-    root: Id,
-}
 
 impl Pickle {
     /// Reads one pickle; `input` is left just behind it, so that files of several pickles can be read on.
@@ -111,104 +24,6 @@ impl Pickle {
         let root = machine.run()?;
         let values = machine.values;
         Ok(Pickle { values, root })
-    }
-
-    /// The value that was pickled.
-    pub fn root(&self) -> Id {
-        self.root
-    }
-
-    /// The value with this name.
-    pub fn get(&self, id: Id) -> &Value {
-        // Ids are made by pushing onto the arena, which never shrinks.
-        &self.values[id.0 as usize]
-    }
-
-    /// Every value, in the order in which they were made.
-    pub fn values(&self) -> &[Value] {
-        &self.values
-    }
-
-    /// A text.
-    pub fn text(&self, id: Id) -> Option<&str> {
-        match self.get(id) {
-            Value::Text(text) => Some(text),
-            _ => None,
-        }
-    }
-
-    /// A non-negative integer.
-    pub fn unsigned(&self, id: Id) -> Option<usize> {
-        match self.get(id) {
-            Value::Int(value) => usize::try_from(*value).ok(),
-            _ => None,
-        }
-    }
-
-    /// The elements of a tuple, a list or a `torch.Size`.
-    pub fn sequence(&self, id: Id) -> Option<&[Id]> {
-        match self.get(id) {
-            Value::Tuple(ids) | Value::List(ids) => Some(ids),
-            Value::Object(object) if self.class_is(object.class, "torch", "Size") => match self.get(object.args) {
-                Value::Tuple(args) => match self.get(*args.first()?) {
-                    Value::Tuple(ids) | Value::List(ids) => Some(ids),
-                    _ => None,
-                },
-                _ => None,
-            },
-            _ => None,
-        }
-    }
-
-    /// The entries of a dict or of an object filled like one (OrderedDict, defaultdict).
-    pub fn entries(&self, id: Id) -> Option<Vec<(Id, Id)>> {
-        match self.get(id) {
-            Value::Dict(items) => Some(items.clone()),
-            Value::Object(object) if !object.items.is_empty() => Some(object.items.clone()),
-            // Python 2 gives OrderedDict its entries as a list of pairs.
-            Value::Object(object) if self.class_is(object.class, "collections", "OrderedDict") => {
-                let Some(&pairs) = self.sequence(object.args)?.first() else {
-                    return Some(Vec::new());
-                };
-                let pair = |&id| match self.sequence(id) {
-                    Some(&[key, value]) => Some((key, value)),
-                    _ => None,
-                };
-                self.sequence(pairs)?.iter().map(pair).collect()
-            }
-            _ => None,
-        }
-    }
-
-    /// The attributes of an object such as `argparse.Namespace`.
-    pub fn attributes(&self, id: Id) -> Option<Vec<(Id, Id)>> {
-        match self.get(id) {
-            Value::Object(object) => self.entries(object.state?),
-            _ => None,
-        }
-    }
-
-    /// A class or function's module and name.
-    pub fn class(&self, id: Id) -> Option<(&str, &str)> {
-        match self.get(id) {
-            Value::Class(class) => Some((&class.module, &class.name)),
-            _ => None,
-        }
-    }
-
-    /// A call that Python would have made: module, name, arguments.
-    pub fn call(&self, id: Id) -> Option<(&str, &str, &[Id])> {
-        match self.get(id) {
-            Value::Object(object) => {
-                let (module, name) = self.class(object.class)?;
-                Some((module, name, self.sequence(object.args)?))
-            }
-            _ => None,
-        }
-    }
-
-    fn class_is(&self, id: Id, module: &str, name: &str) -> bool {
-        self.class(id) == Some((module, name))
     }
 }
 
@@ -513,72 +328,6 @@ impl<R: BufRead> Machine<'_, R> {
     }
 }
 
-struct Input<'a, R> {
-    input: &'a mut R,
-    left: u64,
-}
-
-impl<R: BufRead> Input<'_, R> {
-    fn spend(&mut self, bytes: u64) -> Result<(), PickleError> {
-        let left = self.left.checked_sub(bytes);
-        self.left = left.ok_or(PickleError::TooLarge)?;
-        Ok(())
-    }
-
-    fn array<const N: usize>(&mut self) -> Result<[u8; N], PickleError> {
-        self.spend(N as u64)?;
-        let mut bytes = [0; N];
-        self.input.read_exact(&mut bytes)?;
-        Ok(bytes)
-    }
-
-    fn byte(&mut self) -> Result<u8, PickleError> {
-        let [byte] = self.array()?;
-        Ok(byte)
-    }
-
-    /// Bytes after their number, which has 1 byte or 4.
-    fn counted(&mut self, is_short: bool) -> Result<Vec<u8>, PickleError> {
-        let length = if is_short { self.byte()?.into() } else { u32::from_le_bytes(self.array()?) };
-        self.bytes(length.into())
-    }
-
-    /// Bytes after their number, which has 8 bytes.
-    fn counted8(&mut self) -> Result<Vec<u8>, PickleError> {
-        let length = u64::from_le_bytes(self.array()?);
-        self.bytes(length)
-    }
-
-    /// The name of a class in two lines.
-    fn class(&mut self) -> Result<Value, PickleError> {
-        let module = self.line()?;
-        let name = self.line()?;
-        Ok(Value::Class(Box::new(Class { module, name })))
-    }
-
-    /// Grows with what is really there, not with the length that the file claims.
-    fn bytes(&mut self, length: u64) -> Result<Vec<u8>, PickleError> {
-        self.spend(length)?;
-        let mut bytes = Vec::new();
-        let read = (&mut *self.input).take(length).read_to_end(&mut bytes)?;
-        if read as u64 == length { Ok(bytes) } else { Err(PickleError::Truncated) }
-    }
-
-    fn line(&mut self) -> Result<String, PickleError> {
-        let mut bytes = Vec::new();
-        let limited = &mut (&mut *self.input).take(MAX_LINE);
-        limited.read_until(b'\n', &mut bytes)?;
-        self.spend(bytes.len() as u64)?;
-        if bytes.pop() != Some(b'\n') {
-            return Err(PickleError::Truncated);
-        }
-        if bytes.last() == Some(&b'\r') {
-            bytes.pop();
-        }
-        Ok(String::from_utf8_lossy(&bytes).into_owned())
-    }
-}
-
 fn pairs(items: Vec<Id>) -> Result<Vec<(Id, Id)>, PickleError> {
     let (pairs, rest) = items.as_chunks::<2>();
     if !rest.is_empty() {
@@ -589,47 +338,6 @@ fn pairs(items: Vec<Id>) -> Result<Vec<(Id, Id)>, PickleError> {
 
 fn object(class: Id, args: Id) -> Value {
     Value::Object(Box::new(Object { class, args, state: None, items: Vec::new(), elements: Vec::new() }))
-}
-
-/// Text of which nothing is lost but lone surrogates, which Python allows and no name has.
-fn text(bytes: Vec<u8>) -> Value {
-    let text = String::from_utf8(bytes);
-    Value::Text(text.unwrap_or_else(|error| String::from_utf8_lossy(error.as_bytes()).into_owned()))
-}
-
-fn text_or_bytes(bytes: Vec<u8>) -> Value {
-    String::from_utf8(bytes).map_or(Value::Bytes, Value::Text)
-}
-
-/// An integer from two's complement, little-endian.
-fn integer(mut bytes: Vec<u8>) -> Value {
-    shorten(&mut bytes);
-    if bytes.len() > 8 {
-        return Value::BigInt(bytes);
-    }
-    let negative = bytes.last().is_some_and(|byte| byte & 0x80 != 0);
-    let mut whole = if negative { [0xff; 8] } else { [0; 8] };
-    whole[..bytes.len()].copy_from_slice(&bytes);
-    Value::Int(i64::from_le_bytes(whole))
-}
-
-/// Drops the bytes that only repeat the sign.
-fn shorten(bytes: &mut Vec<u8>) {
-    while let [.., before, last] = bytes[..]
-        && last == if before & 0x80 != 0 { 0xff } else { 0 }
-    {
-        bytes.pop();
-    }
-}
-
-/// A decimal integer; beyond `i64` up to the size of torch's magic number, which is the only such one that matters.
-fn decimal(digits: &str) -> Result<Value, PickleError> {
-    let digits = digits.trim();
-    if let Ok(value) = digits.parse() {
-        return Ok(Value::Int(value));
-    }
-    let value: i128 = digits.parse().map_err(|_| PickleError::Malformed("a number"))?;
-    Ok(integer(value.to_le_bytes().to_vec()))
 }
 
 #[cfg(test)]
