@@ -501,3 +501,16 @@ fn linear_layers_that_are_none() {
     let missing = refused(&folder, 1, &["losses.perceptual.linear=nowhere.pth"]);
     assert_eq!(missing, "error: `losses.perceptual.linear`: there is no nowhere.pth");
 }
+
+/// The reference follows from the list of losses.
+#[test]
+fn keys_of_losses_are_documented_by_the_program() {
+    let folder = tempfile::tempdir().unwrap();
+    let printed = run(folder.path(), &["config", "--reference", "losses.charbonnier", "--json"]).success().stdout;
+    let json: Value = serde_json::from_str(&printed).unwrap();
+    let keys: Vec<&str> = json["keys"].as_array().unwrap().iter().map(|key| key["key"].as_str().unwrap()).collect();
+    assert_eq!(keys, ["weight", "start", "ramp", "epsilon"].map(|key| format!("losses.charbonnier.{key}")));
+    assert_eq!(json["keys"][3]["default"], 1e-3);
+    let error = run(folder.path(), &["config", "--reference", "losses.charbonier"]).error(2);
+    assert!(error.contains("`losses.charbonnier`"), "{error}");
+}

@@ -3,6 +3,7 @@
 
 mod ballast;
 mod check;
+mod config;
 mod devices;
 mod export;
 mod measure;
@@ -63,6 +64,8 @@ enum Verb {
     /// Measure one row of a sweep
     #[command(hide = true)]
     Measure(measure::MeasureArgs),
+    /// Print what keys of the configuration do
+    Config(config::ConfigArgs),
     /// List the devices that this program can compute on
     Devices(devices::DevicesArgs),
     /// Check that a device computes the same results as the CPU
@@ -165,6 +168,7 @@ fn dispatch(command_line: &CommandLine) -> Result<ExitCode, CommandError> {
         Some(Verb::Sweep(args)) => sweep::run(args),
         Some(Verb::Plan(args)) => plan::run(args),
         Some(Verb::Measure(args)) => measure::run(args),
+        Some(Verb::Config(args)) => config::run(args),
         Some(Verb::Devices(args)) => devices::run(args),
         Some(Verb::Check(args)) => check::run(args),
         Some(Verb::Ballast(args)) => ballast::run(args),

@@ -27,7 +27,7 @@ macro_rules! loss_table {
     (
         $(#[$doc:meta])*
         $name:ident: $Table:ident, weight = $weight:literal,
-        $($(#[$key_doc:meta])* $key:ident: $Type:ty = $default:expr,)*
+        $($(#[doc = $key_doc:literal])+ $(#[serde($($serde:tt)+)])? $key:ident: $Type:ty = $default:expr,)*
     ) => {
         $(#[$doc])*
         #[derive(Debug, Clone, PartialEq, serde::Deserialize, serde::Serialize)]
@@ -39,7 +39,7 @@ macro_rules! loss_table {
             pub start: u64,
             /// Optimizer steps over which the weight grows.
             pub ramp: u64,
-            $($(#[$key_doc])* pub $key: $Type,)*
+            $($(#[doc = $key_doc])+ $(#[serde($($serde)+)])? pub $key: $Type,)*
         }
 
         impl Default for $Table {
@@ -51,6 +51,15 @@ macro_rules! loss_table {
         impl $crate::losses::loss::LossKeys for $Table {
             fn name(&self) -> &'static str {
                 stringify!($name)
+            }
+
+            fn keys(&self) -> &'static [(&'static str, &'static str)] {
+                &[
+                    ("weight", "Weight; 0 disables the loss."),
+                    ("start", "First optimizer step at which the weight applies."),
+                    ("ramp", "Optimizer steps over which the weight grows."),
+                    $((stringify!($key), concat!($($key_doc,)+)),)*
+                ]
             }
 
             fn weight_key(&self) -> &'static str {
