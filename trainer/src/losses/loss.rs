@@ -193,13 +193,6 @@ pub struct Surroundings<'a> {
     pub losses: Vec<(Sees, Weight)>,
 }
 
-impl Surroundings<'_> {
-    /// Whether a loss that looks at `what` is on.
-    pub fn has(&self, what: Sees) -> bool {
-        self.losses.iter().any(|(sees, _)| *sees == what)
-    }
-}
-
 /// What a loss needs to read its networks.
 pub struct LoadContext<'a> {
     /// The rest of the configuration.

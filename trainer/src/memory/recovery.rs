@@ -110,7 +110,7 @@ impl Recovery {
     }
 
     /// Makes a step need less memory: cleans what its first attempt has left in the pools, or lowers `settings`. Nothing of the
-    /// failed attempt may still be in use. Returns the settings to go on with, and what to say, if anything.
+    /// failed attempt may still be in use. Returns the settings of the next attempt, and what to say, if anything.
     ///
     /// # Errors
     /// If the device fails, or if nothing is left to lower.

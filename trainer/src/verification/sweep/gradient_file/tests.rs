@@ -20,8 +20,8 @@ fn model() -> VqGan {
     VqGan::new(&architecture, &random_weights(&architecture, 7), &device, DType::F32).unwrap()
 }
 
-/// Pictures `samples` by formula, each another one.
-fn pictures(samples: std::ops::Range<usize>) -> Batch {
+/// Images `samples` by formula, each another one.
+fn images(samples: std::ops::Range<usize>) -> Batch {
     let pixel = |sample: usize, i: usize| ((i * (7 + 3 * sample) + 11 * sample * sample) % 256) as u8;
     Batch {
         draws: samples.clone().map(|sample| sample as u64).collect(),
@@ -50,7 +50,7 @@ fn scaled_gradient(
         ..Losses::default()
     };
     let settings = StepSettings { effective, loss_scales, ..StepSettings::default() };
-    let batches = || splits.iter().map(|split| Ok::<_, String>(pictures(split.0..split.1)));
+    let batches = || splits.iter().map(|split| Ok::<_, String>(images(split.0..split.1)));
     effective_batch_gradient(model, &losses, settings, batches(), batches(), |_| {}).unwrap()
 }
 
