@@ -1,0 +1,8 @@
+//! Kernels of the CPU backend, over plain slices.
+
+pub mod conv2d;
+mod element;
+mod matrix;
+mod scratch;
+
+pub use element::Element;
