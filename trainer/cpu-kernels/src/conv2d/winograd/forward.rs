@@ -6,6 +6,7 @@ use rayon::prelude::*;
 use super::panel::{Row, WIDTH, multiply};
 use super::tiles::{ALL_POINTS, AT_ONCE, Tiling};
 use super::transform::{KERNEL, OfInput, OfOutput, OfWeights, POINTS, TILE, Transform};
+use super::transpose::{Block, SIDE, transpose};
 use crate::Element;
 use crate::conv2d::Geometry;
 use crate::scratch::with_scratch;
@@ -171,9 +172,27 @@ impl<E: Element> ComputePanel<'_, '_, E> {
                 }
             }
             let columns = start * TILE..((start + tiles) * TILE).min(width);
+            let blocks = if out.len() == WIDTH { columns.len() / SIDE } else { 0 };
+            let mut block = Block::default();
+            for i in 0..TILE {
+                for first_pixel in (0..blocks * SIDE).step_by(SIDE) {
+                    for first in (0..WIDTH).step_by(SIDE) {
+                        for (row, pixel) in block.iter_mut().zip(&pixels[i][first_pixel..]) {
+                            row.copy_from_slice(&pixel[first..first + SIDE]);
+                        }
+                        let block = transpose(simd, &block);
+                        for (out, row) in out[first..].iter_mut().zip(&block) {
+                            let Some(out) = out.get_mut(i * width + columns.start + first_pixel..) else { continue };
+                            for (out, value) in out.iter_mut().zip(row) {
+                                *out = E::from_f32(*value);
+                            }
+                        }
+                    }
+                }
+            }
             for (lane, out) in out.iter_mut().enumerate() {
                 for (out, pixels) in out.chunks_mut(width).zip(&pixels) {
-                    for (out, pixel) in out[columns.clone()].iter_mut().zip(pixels) {
+                    for (out, pixel) in out[columns.clone()].iter_mut().zip(pixels).skip(blocks * SIDE) {
                         *out = E::from_f32(pixel[lane]);
                     }
                 }

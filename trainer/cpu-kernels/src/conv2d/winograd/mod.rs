@@ -11,6 +11,7 @@ mod forward;
 mod panel;
 mod tiles;
 mod transform;
+mod transpose;
 mod weight_gradient;
 
 pub use forward::{Role, forward};

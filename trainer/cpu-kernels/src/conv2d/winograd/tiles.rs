@@ -6,13 +6,14 @@ use pulp::Simd;
 
 use super::panel::{Row, WIDTH};
 use super::transform::{POINTS, TILE, Transform};
+use super::transpose::{Block, SIDE, transpose};
 use crate::Element;
 
 /// Points of a transformed tile.
 pub const ALL_POINTS: usize = POINTS * POINTS;
 
 /// Tiles that are transposed at a time, so that their pixels stay in the nearest cache.
-pub const AT_ONCE: usize = 8;
+pub const AT_ONCE: usize = 16;
 
 /// Columns of pixels that these tiles read.
 const PIXELS: usize = AT_ONCE * TILE + POINTS - TILE;
@@ -59,7 +60,7 @@ impl Tiling {
             let image = &images[row_of_tiles / rows * self.image()..][..self.image()];
             for first in (0..columns).step_by(AT_ONCE) {
                 let tiles = AT_ONCE.min(columns - first);
-                self.transpose(image, [row_of_tiles % rows, first], tiles, panel, &mut pixels);
+                self.transpose(simd, image, [row_of_tiles % rows, first], tiles, panel, &mut pixels);
                 for tile in 0..tiles {
                     transform_tile::<S, T, I>(simd, &pixels, tile, &mut out[index * columns + first + tile..], count);
                 }
@@ -69,8 +70,9 @@ impl Tiling {
 
     /// Transposes the pixels of some neighbouring tiles, `I` rows of them, to rows of a panel; outside the image they are 0.
     #[inline(always)]
-    fn transpose<E: Element, const I: usize>(
+    fn transpose<S: Simd, E: Element, const I: usize>(
         &self,
+        simd: S,
         image: &[E],
         [row, column]: [usize; 2],
         tiles: usize,
@@ -95,9 +97,28 @@ impl Tiling {
             pixels[..start].fill([0.0; WIDTH]);
             pixels[end..].fill([0.0; WIDTH]);
             let offset = y as usize * self.width + (left + start as isize) as usize;
+            let source = &image[first_channel * self.height * self.width + offset..];
+            let blocks = if channels == WIDTH { (end - start) / SIDE } else { 0 };
+            let mut block = Block::default();
+            for i in 0..blocks {
+                let pixels = &mut pixels[start + i * SIDE..][..SIDE];
+                for first in (0..WIDTH).step_by(SIDE) {
+                    for (channel, row) in block.iter_mut().enumerate() {
+                        let source = &source[(first + channel) * self.height * self.width + i * SIDE..][..SIDE];
+                        for (value, source) in row.iter_mut().zip(source) {
+                            *value = source.to_f32();
+                        }
+                    }
+                    let block = transpose(simd, &block);
+                    for (pixel, row) in pixels.iter_mut().zip(&block) {
+                        pixel[first..first + SIDE].copy_from_slice(row);
+                    }
+                }
+            }
+            let done = blocks * SIDE;
             for channel in 0..channels {
-                let source = &image[(first_channel + channel) * self.height * self.width + offset..][..end - start];
-                for (pixel, value) in pixels[start..end].iter_mut().zip(source) {
+                let source = &source[channel * self.height * self.width..][..end - start];
+                for (pixel, value) in pixels[start..end].iter_mut().zip(source).skip(done) {
                     pixel[channel] = value.to_f32();
                 }
             }
