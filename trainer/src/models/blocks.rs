@@ -10,7 +10,7 @@ use burn::tensor::module::interpolate;
 use burn::tensor::ops::{InterpolateMode, InterpolateOptions};
 use burn::tensor::{DType, Tensor};
 
-use super::group_norm::GroupNorm;
+use super::ops::group_norm::GroupNorm;
 use super::weights::{ModelError, WeightReader};
 
 /// The type that statistics are computed in: f32 for half precision, otherwise `dtype` itself.

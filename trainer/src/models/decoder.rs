@@ -6,7 +6,7 @@ use checkpoints::Architecture;
 
 use super::blocks::{AttnBlock, Block, ResnetBlock, Upsample, conv3x3};
 use super::encoder::{Middle, level_blocks, read_level};
-use super::group_norm::GroupNorm;
+use super::ops::group_norm::GroupNorm;
 use super::weights::{ModelError, WeightReader};
 
 /// `[N, latent channels, H/f, W/f]` to `[N, 3, H, W]`, not clamped.

@@ -5,7 +5,7 @@ use burn::nn::conv::Conv2d;
 use checkpoints::Architecture;
 
 use super::blocks::{AttnBlock, Block, Downsample, ResnetBlock, conv3x3};
-use super::group_norm::GroupNorm;
+use super::ops::group_norm::GroupNorm;
 use super::weights::{ModelError, WeightReader};
 
 /// `[N, 3, H, W]` in -1..1 to `[N, latent channels, H/f, W/f]`.

@@ -11,8 +11,8 @@ use checkpoints::HostTensor;
 use rand::RngExt;
 use serde::{Deserialize, Serialize};
 
-use super::group_norm::GroupNorm;
 use super::initialize::rng_for;
+use super::ops::group_norm::GroupNorm;
 use super::statistics_dtype;
 use super::weights::{ModelError, StateDict, WeightReader};
 

@@ -7,8 +7,8 @@ use burn::module::{Module, Param};
 use burn::tensor::Tensor;
 
 use self::operation::{Kind, group_norm};
-use super::statistics_dtype;
-use super::weights::{ModelError, WeightReader};
+use crate::models::statistics_dtype;
+use crate::models::weights::{ModelError, WeightReader};
 
 #[cfg(any(feature = "cuda", feature = "wgpu"))]
 mod cube;
@@ -29,7 +29,7 @@ pub struct GroupNorm {
 }
 
 impl GroupNorm {
-    pub(super) fn read(from: &WeightReader, groups: usize) -> Result<Self, ModelError> {
+    pub(in crate::models) fn read(from: &WeightReader, groups: usize) -> Result<Self, ModelError> {
         let from = from.wide();
         Ok(Self { weight: from.param("weight")?, bias: from.param("bias")?, groups })
     }

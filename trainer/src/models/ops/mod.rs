@@ -1,0 +1,3 @@
+//! The operations with kernels of our own, where Burn's would be too slow or would keep too much memory.
+
+pub mod group_norm;
