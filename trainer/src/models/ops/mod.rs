@@ -1,3 +1,4 @@
 //! The operations with kernels of our own, where Burn's would be too slow or would keep too much memory.
 
+mod flex;
 pub mod group_norm;

@@ -2,52 +2,17 @@
 
 use burn::backend::Flex;
 use burn::backend::TensorMetadata;
-use burn::tensor::{DType, Element, TensorData, bf16, f16};
 use burn_flex::FlexTensor;
-use bytemuck::Pod;
-
 use num_traits::{Float, Zero};
 use rayon::prelude::*;
 
 use super::EPSILON;
 use super::operation::{Forward, GroupNormKernels, Kind};
-
-/// An element of a tensor, and the type to compute in.
-trait Number: Element + Pod + Send + Sync {
-    type Wide: Float + Element + Pod + Into<f64> + Send + Sync;
-    /// Whether elements have the type to compute in.
-    const IS_WIDE: bool = size_of::<Self>() == size_of::<Self::Wide>();
-    fn widen(self) -> Self::Wide;
-    fn narrow(wide: Self::Wide) -> Self;
-}
-
-macro_rules! number {
-    ($type:ty, $wide:ty, $widen:expr, $narrow:expr) => {
-        impl Number for $type {
-            type Wide = $wide;
-            fn widen(self) -> $wide {
-                $widen(self)
-            }
-            fn narrow(wide: $wide) -> Self {
-                $narrow(wide)
-            }
-        }
-    };
-}
-
-number!(f64, f64, std::convert::identity, std::convert::identity);
-number!(f32, f32, std::convert::identity, std::convert::identity);
-number!(f16, f32, f16::to_f32, f16::from_f32);
-number!(bf16, f32, bf16::to_f32, bf16::from_f32);
+use crate::models::ops::flex::{Number, elements, tensor, with_number};
 
 impl GroupNormKernels for Flex {
     fn forward(x: FlexTensor, weight: FlexTensor, bias: FlexTensor, kind: Kind) -> Forward<Self> {
-        match x.dtype() {
-            DType::F64 => forward::<f64>(&x, &weight, &bias, kind),
-            DType::F16 => forward::<f16>(&x, &weight, &bias, kind),
-            DType::BF16 => forward::<bf16>(&x, &weight, &bias, kind),
-            _ => forward::<f32>(&x, &weight, &bias, kind),
-        }
+        with_number!(x.dtype(), forward(&x, &weight, &bias, kind))
     }
 
     fn backward(
@@ -58,22 +23,8 @@ impl GroupNormKernels for Flex {
         kind: Kind,
     ) -> [FlexTensor; 3] {
         let all = [x, gradient, mean, inverse, weight, bias].map(|tensor| tensor.to_contiguous());
-        match all[0].dtype() {
-            DType::F64 => backward::<f64>(&all, kind),
-            DType::F16 => backward::<f16>(&all, kind),
-            DType::BF16 => backward::<bf16>(&all, kind),
-            _ => backward::<f32>(&all, kind),
-        }
+        with_number!(all[0].dtype(), backward(&all, kind))
     }
-}
-
-/// The elements of a contiguous tensor.
-fn elements<E: Element + Pod>(tensor: &FlexTensor) -> &[E] {
-    tensor.as_slice().expect("a contiguous tensor of this type")
-}
-
-fn tensor<E: Element>(values: Vec<E>, shape: impl Into<Vec<usize>>) -> FlexTensor {
-    FlexTensor::from_data(TensorData::new(values, shape.into()))
 }
 
 /// Sums in f64, eight values at a time, so that the processor can add them in parallel.
