@@ -54,27 +54,15 @@ impl GroupNorm {
 #[cfg(test)]
 mod tests {
     use burn::tensor::activation::silu;
-    use burn::tensor::{DType, Device, TensorData};
-    use rand::rngs::ChaCha8Rng;
-    use rand::{RngExt, SeedableRng};
+    use burn::tensor::{DType, Device};
 
     use super::*;
     use crate::device::tested;
+    use crate::models::ops::testing::{deviations, precisions, read, values, with_channels_last};
 
     /// 12, 6 or 3 channels in a group. The pixels have no equal parts, and a cube loops over the parts more than once.
     const GROUPS: [usize; 3] = [2, 4, 8];
     const SHAPE: [usize; 4] = [2, 24, 67, 37];
-
-    /// Numbers that f16 and bf16 represent exactly.
-    fn numbers(seed: u64, count: usize, around: f64) -> Vec<f64> {
-        let mut random = ChaCha8Rng::seed_from_u64(seed);
-        (0..count).map(|_| (random.random_range(-1.0..1.0_f64) * 64.0).round() / 32.0 + around).collect()
-    }
-
-    fn values<const D: usize>(seed: u64, shape: [usize; D], around: f64, device: &Device, dtype: DType) -> Tensor<D> {
-        let data = TensorData::new(numbers(seed, shape.iter().product(), around), shape);
-        Tensor::from_data(data, (device, dtype))
-    }
 
     /// Its parameters are in f32 or wider, as in a copy that computes in half precision.
     fn norm(groups: usize, device: &Device, dtype: DType) -> GroupNorm {
@@ -105,29 +93,15 @@ mod tests {
         let upstream = values(4, SHAPE, 0.25, &device, dtype);
         let wide = statistics_dtype(dtype);
         let gradients = (y.clone().cast(wide) * upstream.cast(wide)).sum().backward();
-        fn read<const D: usize>(tensor: Tensor<D>) -> Vec<f64> {
-            tensor.into_data().iter().collect()
-        }
         let of = |param: &Param<Tensor<1>>| read(param.val().grad(&gradients).unwrap());
         [read(y), read(x.grad(&gradients).unwrap()), of(&norm.weight), of(&norm.bias)]
-    }
-
-    fn deviations(a: &[Vec<f64>; 4], b: &[Vec<f64>; 4]) -> [f64; 4] {
-        let squares = |values: &mut dyn Iterator<Item = f64>| values.map(|value| value * value).sum::<f64>();
-        let of = |a: &Vec<f64>, b: &Vec<f64>| {
-            assert_eq!(a.len(), b.len());
-            (squares(&mut a.iter().zip(b).map(|(a, b)| a - b)) / squares(&mut b.iter().copied())).sqrt()
-        };
-        std::array::from_fn(|i| of(&a[i], &b[i]))
     }
 
     #[test]
     fn values_and_derivatives_are_those_of_burns_own_operations() {
         let (device, exact) = (tested(), (&Device::flex(), DType::F64));
         let of_each = [(DType::F64, 1e-12), (DType::F32, 1e-5), (DType::F16, 2e-3), (DType::BF16, 1.5e-2)];
-        // Models in f64 are for tests on the CPU only; Vulkan has no exponential in f64.
-        let has = |dtype| device.supports_dtype(dtype) && (dtype != DType::F64 || device == Device::flex());
-        for (dtype, most) in of_each.into_iter().filter(|(dtype, _)| has(*dtype)) {
+        for (dtype, most) in precisions(of_each, &device) {
             for groups in GROUPS {
                 let own = |forward: fn(&GroupNorm, Tensor<4>) -> Tensor<4>| run(groups, (&device, dtype), forward);
                 let plain = deviations(&own(GroupNorm::forward), &run(groups, exact, composed));
@@ -142,10 +116,7 @@ mod tests {
     /// Convolutions return tensors whose elements have another order in memory.
     #[test]
     fn the_order_of_the_elements_in_memory_does_not_matter() {
-        let forward = |norm: &GroupNorm, x: Tensor<4>| {
-            let turned = x.permute([0, 2, 3, 1]) * 1.0;
-            norm.forward_silu(turned.permute([0, 3, 1, 2]))
-        };
+        let forward = |norm: &GroupNorm, x: Tensor<4>| norm.forward_silu(with_channels_last(x));
         let device = tested();
         let [turned, plain] = [&forward as &dyn Fn(&_, _) -> _, &GroupNorm::forward_silu]
             .map(|forward| run(4, (&device, DType::F32), forward));
