@@ -4,12 +4,11 @@
 //! not depend on the batch it comes in.
 
 use burn::module::{Module, ModuleVisitor, Param};
-use burn::nn::PaddingConfig2d;
-use burn::nn::conv::Conv2d;
 use burn::tensor::module::interpolate;
 use burn::tensor::ops::{InterpolateMode, InterpolateOptions};
 use burn::tensor::{DType, Tensor};
 
+use super::ops::conv2d::Conv2d;
 use super::ops::group_norm::GroupNorm;
 use super::weights::{ModelError, WeightReader};
 
@@ -31,24 +30,16 @@ pub(crate) fn softmax<const D: usize>(scores: Tensor<D>) -> Tensor<D> {
 
 /// A 3x3 convolution that keeps the size.
 pub(super) fn conv3x3(from: &WeightReader) -> Result<Conv2d, ModelError> {
-    conv(from, 3, 1, PaddingConfig2d::Explicit(1, 1, 1, 1))
+    conv(from, 1, [[1, 1], [1, 1]])
 }
 
 /// A 1x1 convolution.
 pub(super) fn conv1x1(from: &WeightReader) -> Result<Conv2d, ModelError> {
-    conv(from, 1, 1, PaddingConfig2d::Valid)
+    conv(from, 1, [[0, 0], [0, 0]])
 }
 
-fn conv(from: &WeightReader, kernel: usize, stride: usize, padding: PaddingConfig2d) -> Result<Conv2d, ModelError> {
-    Ok(Conv2d {
-        weight: from.param("weight")?,
-        bias: Some(from.param("bias")?),
-        stride: [stride; 2],
-        kernel_size: [kernel; 2],
-        dilation: [1; 2],
-        groups: 1,
-        padding,
-    })
+fn conv(from: &WeightReader, stride: usize, padding: [[usize; 2]; 2]) -> Result<Conv2d, ModelError> {
+    Ok(Conv2d { weight: from.param("weight")?, bias: Some(from.param("bias")?), stride: [stride; 2], padding })
 }
 
 /// Two normalised 3x3 convolutions and a shortcut around them, which is a 1x1 convolution where the channels change.
@@ -141,7 +132,7 @@ pub struct Downsample {
 
 impl Downsample {
     pub(super) fn read(from: &WeightReader) -> Result<Self, ModelError> {
-        Ok(Self { conv: conv(&from.at("conv"), 3, 2, PaddingConfig2d::Explicit(0, 0, 1, 1))? })
+        Ok(Self { conv: conv(&from.at("conv"), 2, [[0, 1], [0, 1]])? })
     }
 
     /// `[N, C, H, W]` to `[N, C, H/2, W/2]`.

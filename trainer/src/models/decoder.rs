@@ -1,11 +1,11 @@
 //! Maps quantized latents to images: a middle with attention, then residual levels, each of twice the size.
 
 use burn::module::Module;
-use burn::nn::conv::Conv2d;
 use checkpoints::Architecture;
 
 use super::blocks::{AttnBlock, Block, ResnetBlock, Upsample, conv3x3};
 use super::encoder::{Middle, level_blocks, read_level};
+use super::ops::conv2d::Conv2d;
 use super::ops::group_norm::GroupNorm;
 use super::weights::{ModelError, WeightReader};
 

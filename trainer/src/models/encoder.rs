@@ -1,10 +1,10 @@
 //! Maps images to latents: residual levels, each of half the size, then a middle with attention.
 
 use burn::module::Module;
-use burn::nn::conv::Conv2d;
 use checkpoints::Architecture;
 
 use super::blocks::{AttnBlock, Block, Downsample, ResnetBlock, conv3x3};
+use super::ops::conv2d::Conv2d;
 use super::ops::group_norm::GroupNorm;
 use super::weights::{ModelError, WeightReader};
 

@@ -1,8 +1,8 @@
 //! Structural similarity (Wang et al. 2004): how similar two images are in luminance, contrast and structure.
 
-use burn::tensor::module::conv2d;
-use burn::tensor::ops::ConvOptions;
 use burn::tensor::{DType, Device, Tensor, TensorData};
+
+use super::ops::conv2d::conv2d;
 
 /// Side of the window that statistics are computed over, in pixels. Smaller images have no SSIM.
 pub const WINDOW: usize = 11;
@@ -25,9 +25,8 @@ pub fn ssim(a: &Tensor<4>, b: &Tensor<4>) -> Option<Tensor<1>> {
     let (a, b) = (plane(a), plane(b));
     let kernel = gaussian(&a.device());
     let blur = |t: Tensor<4>| {
-        let options = || ConvOptions::new([1, 1], [0, 0], [1, 1], 1);
-        let rows = conv2d(t, kernel.clone(), None, options());
-        conv2d(rows, kernel.clone().swap_dims(2, 3), None, options())
+        let along = |t, kernel| conv2d(t, kernel, None, [1, 1], [[0, 0], [0, 0]]);
+        along(along(t, kernel.clone()), kernel.clone().swap_dims(2, 3))
     };
     let [c1, c2] = [0.01, 0.03].map(|k: f64| k * k);
     let (mean_a, mean_b) = (blur(a.clone()), blur(b.clone()));

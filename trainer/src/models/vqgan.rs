@@ -2,13 +2,13 @@
 //! taming-transformers and latent-diffusion, LlamaGen (arXiv 2406.06525), diffusers' `VQModel`.
 
 use burn::module::Module;
-use burn::nn::conv::Conv2d;
 use burn::tensor::{DType, Device, Tensor};
 use checkpoints::Architecture;
 
 use super::blocks::{Block, conv1x1};
 use super::decoder::Decoder;
 use super::encoder::Encoder;
+use super::ops::conv2d::Conv2d;
 use super::quantizer::gumbel::Sampling;
 use super::quantizer::{Quantized, Quantizer};
 use super::statistics_dtype;

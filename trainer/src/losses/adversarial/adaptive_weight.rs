@@ -1,11 +1,9 @@
 //! The gradients at the last layer that determine the weight of the adversarial loss (Esser, Rombach, Ommer 2021, arXiv
 //! 2012.09841, equation 7).
 
-use burn::nn::conv::Conv2d;
-use burn::tensor::module::conv2d_weight_backward;
-use burn::tensor::ops::ConvOptions;
 use burn::tensor::{DType, Tensor};
 
+use crate::models::ops::conv2d::Conv2d;
 use crate::models::statistics_dtype;
 use crate::optim::overflow_as;
 
@@ -25,12 +23,8 @@ impl LastLayerGradients {
         let weight = layer.weight.val();
         let narrow = weight.dtype();
         let [outputs, ..] = weight.dims();
-        let padding = layer.kernel_size.map(|size| size / 2);
-        let options = ConvOptions::new(layer.stride, padding, layer.dilation, layer.groups);
-        // One layer with twice the outputs, so that the input is read once.
         let both = Tensor::cat(at_output.map(Tensor::clone).to_vec(), 1).cast(narrow);
-        let weights = Tensor::cat(vec![weight.clone(), weight], 0);
-        let gradients = conv2d_weight_backward(input.clone(), weights, both, options);
+        let gradients = layer.weight_gradient(input.clone(), both);
         let wide = statistics_dtype(gradients.dtype());
         let gradients = gradients.cast(wide);
         let [reconstruction, adversarial] = [0, outputs].map(|first| gradients.clone().narrow(0, first, outputs));
@@ -71,7 +65,7 @@ pub fn adaptive_weight<const D: usize>(
 
 #[cfg(test)]
 mod tests {
-    use burn::nn::conv::Conv2dConfig;
+    use burn::module::Param;
     use burn::tensor::Device;
 
     use super::*;
@@ -82,7 +76,8 @@ mod tests {
     fn a_sum_that_f16_cannot_hold_has_no_weight_in_however_many_micro_batches() {
         let device = Device::flex();
         for (dtype, overflows) in [(DType::F16, true), (DType::BF16, false), (DType::F32, false)] {
-            let layer: Conv2d = Conv2dConfig::new([1, 3], [1, 1]).init(&device);
+            let weight = Param::from_tensor(Tensor::ones([3, 1, 1, 1], &device));
+            let layer = Conv2d { weight, bias: None, stride: [1; 2], padding: [[0; 2]; 2] };
             let layer = compute_copy(&layer, dtype);
             let adaptive_weight = |of_each: &[f32]| {
                 let mut sums = LastLayerGradients::default();

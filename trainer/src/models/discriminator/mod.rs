@@ -3,8 +3,6 @@
 //! Its parameters have taming's names, `main.<index>.weight`. Activations have an index too, but no parameter.
 
 use burn::module::{Module, Param};
-use burn::nn::PaddingConfig2d;
-use burn::nn::conv::Conv2d;
 use burn::tensor::activation::leaky_relu;
 use burn::tensor::{DType, Tensor};
 use checkpoints::HostTensor;
@@ -12,6 +10,7 @@ use rand::RngExt;
 use serde::{Deserialize, Serialize};
 
 use super::initialize::rng_for;
+use super::ops::conv2d::Conv2d;
 use super::ops::group_norm::GroupNorm;
 use super::statistics_dtype;
 use super::weights::{ModelError, StateDict, WeightReader};
@@ -261,10 +260,7 @@ impl Convolution {
             weight: from.shaped("weight", [self.outputs, self.inputs, KERNEL, KERNEL])?,
             bias: bias.then(|| from.shaped("bias", [self.outputs])).transpose()?,
             stride: [self.stride; 2],
-            kernel_size: [KERNEL; 2],
-            dilation: [1; 2],
-            groups: 1,
-            padding: PaddingConfig2d::Explicit(1, 1, 1, 1),
+            padding: [[1; 2]; 2],
         })
     }
 }

@@ -5,12 +5,11 @@
 //! its gradient is NaN where all features are zero. It keeps the features of both images and both sides of every ReLU.
 
 use burn::module::{Module, Param};
-use burn::nn::PaddingConfig2d;
-use burn::nn::conv::Conv2d;
 use burn::nn::pool::{MaxPool2d, MaxPool2dConfig};
 use burn::tensor::{DType, Tensor};
 use checkpoints::LpipsNetwork;
 
+use super::ops::conv2d::Conv2d;
 use super::statistics_dtype;
 use super::weights::{ModelError, WeightReader};
 
@@ -145,10 +144,7 @@ impl Convolution {
             weight: from.shaped("weight", [self.channels, inputs, self.kernel, self.kernel])?,
             bias: Some(from.shaped("bias", [self.channels])?),
             stride: [self.stride; 2],
-            kernel_size: [self.kernel; 2],
-            dilation: [1; 2],
-            groups: 1,
-            padding: PaddingConfig2d::Explicit(self.padding, self.padding, self.padding, self.padding),
+            padding: [[self.padding; 2]; 2],
         })
     }
 }
