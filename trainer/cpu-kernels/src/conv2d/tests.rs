@@ -16,14 +16,14 @@ struct Definition {
 
 const SAMPLES: usize = 3;
 
-/// Numbers that f16 and bf16 represent exactly.
+/// Numbers of eight bits and eight magnitudes, which f16 and bf16 represent exactly: their sums depend on the order.
 fn numbers(seed: u32, count: usize) -> Vec<f64> {
     let mut state = seed.wrapping_mul(0x9e37_79b9) | 1;
     let mut next = || {
-        for shift in [13, -17, 5_i32] {
-            state ^= if shift > 0 { state << shift } else { state >> -shift };
-        }
-        <f64 as From<u32>>::from(state % 65) / 32.0 - 1.0
+        state ^= state << 13;
+        state ^= state >> 17;
+        state ^= state << 5;
+        (<f64 as From<u32>>::from(state % 255) - 127.0) / <f64 as From<u32>>::from(32_u32 << (state >> 8 & 7))
     };
     (0..count).map(|_| next()).collect()
 }

@@ -7,6 +7,12 @@
 //! The gradient at the input is the same convolution with channels exchanged and the kernel turned by 180 degrees, and
 //! the gradient at the weights is a product over tiles at each point.
 
+#![allow(
+    clippy::manual_memcpy,
+    clippy::needless_range_loop,
+    reason = "loops over constant ranges: they are unrolled, and the closures of iterators are not always inlined"
+)]
+
 mod forward;
 mod panel;
 mod tiles;
