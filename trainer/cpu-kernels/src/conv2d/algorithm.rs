@@ -14,11 +14,32 @@ pub enum Algorithm {
 /// Channels from which on, on one side at least, Winograd's algorithm is the faster one.
 const WIDE: usize = 16;
 
+/// What is computed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Pass {
+    Output,
+    /// The gradient at the input or at the weights.
+    Gradient,
+}
+
 impl Algorithm {
-    /// The faster one, by the measurements in the benchmark `conv2d`. f64 is there to be exact, and is always direct.
-    pub fn choose(geometry: &Geometry, is_f64: bool) -> Self {
-        let Geometry { inputs, outputs, kernel, stride, padding, .. } = geometry;
-        let fits = *kernel == [3, 3] && *stride == [1, 1] && padding.as_flattened().iter().all(|zeros| *zeros <= 2);
-        if fits && !is_f64 && *inputs.max(outputs) >= WIDE { Self::Winograd } else { Self::Direct }
+    /// The fastest one that is exact enough, by the measurements in the benchmark `conv2d`.
+    ///
+    /// The output is always direct. Winograd's error of some 1e-6 is that of a whole tile, and losses enlarge it: LPIPS takes the
+    /// difference of the features of two similar images, whose gradient was off by 5e-3, and the entropy of codes divides distances
+    /// by 0.01. A gradient only goes through sums from there on. f64 is there to be exact, and is direct in all passes.
+    pub fn choose(geometry: &Geometry, pass: Pass, is_f64: bool) -> Self {
+        let wide = geometry.inputs.max(geometry.outputs) >= WIDE;
+        if pass == Pass::Gradient && !is_f64 && wide && Self::winograd_can(geometry) {
+            Self::Winograd
+        } else {
+            Self::Direct
+        }
+    }
+
+    /// Whether Winograd's algorithm can compute it.
+    pub fn winograd_can(geometry: &Geometry) -> bool {
+        let Geometry { kernel, stride, padding, .. } = geometry;
+        *kernel == [3, 3] && *stride == [1, 1] && padding.as_flattened().iter().all(|zeros| *zeros <= 2)
     }
 }

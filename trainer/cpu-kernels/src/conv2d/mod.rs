@@ -12,7 +12,7 @@ use num_traits::{Float, NumCast};
 use pulp::Arch;
 use rayon::prelude::*;
 
-use self::algorithm::Algorithm;
+use self::algorithm::{Algorithm, Pass};
 use self::winograd::Role;
 use crate::Element;
 
@@ -69,7 +69,7 @@ impl Geometry {
 /// If the slices are not as long as the sizes say.
 pub fn forward<E: Element>(geometry: &Geometry, x: &[E], weights: &[E], bias: Option<&[E]>) -> Vec<E> {
     geometry.check(Some(x), Some(weights), None);
-    match algorithm::<E>(geometry) {
+    match algorithm::<E>(geometry, Pass::Output) {
         Algorithm::Direct => direct::forward(geometry, x, weights, bias),
         Algorithm::Winograd => winograd::forward(Arch::new(), geometry, Role::Output, x, weights, bias),
     }
@@ -81,7 +81,7 @@ pub fn forward<E: Element>(geometry: &Geometry, x: &[E], weights: &[E], bias: Op
 /// If the slices are not as long as the sizes say.
 pub fn input_gradient<E: Element>(geometry: &Geometry, weights: &[E], gradient: &[E]) -> Vec<E> {
     geometry.check(None, Some(weights), Some(gradient));
-    match algorithm::<E>(geometry) {
+    match algorithm::<E>(geometry, Pass::Gradient) {
         Algorithm::Direct => direct::input_gradient(geometry, weights, gradient),
         Algorithm::Winograd => winograd::forward(Arch::new(), geometry, Role::InputGradient, gradient, weights, None),
     }
@@ -93,7 +93,7 @@ pub fn input_gradient<E: Element>(geometry: &Geometry, weights: &[E], gradient: 
 /// If the slices are not as long as the sizes say.
 pub fn weight_gradient<E: Element>(geometry: &Geometry, x: &[E], gradient: &[E]) -> Vec<E> {
     geometry.check(Some(x), None, Some(gradient));
-    match algorithm::<E>(geometry) {
+    match algorithm::<E>(geometry, Pass::Gradient) {
         Algorithm::Direct => direct::weight_gradient(geometry, x, gradient),
         Algorithm::Winograd => winograd::weight_gradient(Arch::new(), geometry, x, gradient),
     }
@@ -114,8 +114,8 @@ pub fn bias_gradient<E: Element>(geometry: &Geometry, gradient: &[E]) -> Vec<E> 
     (0..geometry.outputs).into_par_iter().map(of_channel).collect()
 }
 
-fn algorithm<E: Element>(geometry: &Geometry) -> Algorithm {
-    Algorithm::choose(geometry, size_of::<E::Wide>() == size_of::<f64>())
+fn algorithm<E: Element>(geometry: &Geometry, pass: Pass) -> Algorithm {
+    Algorithm::choose(geometry, pass, size_of::<E::Wide>() == size_of::<f64>())
 }
 
 /// Sums in f64, eight values at a time, so that the processor can add them in parallel.

@@ -164,7 +164,7 @@ fn archs() -> Vec<Arch> {
 /// All algorithms that can compute a convolution.
 fn algorithms(geometry: &Geometry) -> Vec<(Algorithm, Arch)> {
     let direct = [(Algorithm::Direct, Arch::Scalar)];
-    let fits = Algorithm::choose(&Geometry { inputs: 64, ..*geometry }, false) == Algorithm::Winograd;
+    let fits = Algorithm::winograd_can(geometry);
     let winograd = archs().into_iter().filter(|_| fits).map(|arch| (Algorithm::Winograd, arch));
     direct.into_iter().chain(winograd).collect()
 }
@@ -210,4 +210,17 @@ fn neither_other_samples_nor_threads_change_a_bit() {
 fn a_kernel_larger_than_the_padded_image_has_no_output() {
     assert_eq!(geometry([1, 1], [2, 9], 4, 2, [[0, 1]; 2]).output(), None);
     assert_eq!(geometry([1, 1], [3, 9], 4, 2, [[0, 1]; 2]).output(), Some([1, 4]));
+}
+
+#[test]
+fn an_output_is_exact_to_rounding() {
+    for geometry in geometries().into_iter().filter(Algorithm::winograd_can) {
+        let definition = Definition::new(geometry);
+        let narrow = |values: &[f64]| values.iter().map(|value| *value as f32).collect::<Vec<_>>();
+        let [x, weights, bias] = [&definition.x, &definition.weights, &definition.bias].map(|values| narrow(values));
+        let found =
+            forward(&geometry, &x, &weights, Some(&bias)).into_iter().map(<f64 as From<f32>>::from).collect::<Vec<_>>();
+        let apart = deviation(&found, &definition.compute()[0]);
+        assert!(apart < 3e-7, "{geometry:?}: {apart}");
+    }
 }
