@@ -141,6 +141,8 @@ fn geometries() -> Vec<Geometry> {
         geometry([20, 16], [6, 7], 3, 1, [[2, 0], [1, 2]]),
         geometry([16, 16], [1, 1], 3, 1, around(1)),
         geometry([1, 1], [4, 5], 3, 1, around(1)),
+        // Several blocks of channels, chunks of tiles, and bands.
+        geometry([100, 2], [40, 64], 3, 1, around(1)),
         geometry([8, 12], [9, 10], 3, 2, [[0, 1], [0, 1]]),
         geometry([5, 7], [11, 9], 4, 2, around(1)),
         geometry([6, 1], [5, 6], 4, 1, around(1)),
