@@ -11,7 +11,8 @@ pub enum Algorithm {
     Winograd,
 }
 
-/// Channels from which on, on one side at least, Winograd's algorithm is the faster one.
+/// Channels from which on, on one side at least, Winograd's algorithm is taken: with fewer its panels of 32 channels are mostly
+/// empty.
 const WIDE: usize = 16;
 
 /// What is computed.
@@ -23,7 +24,7 @@ pub enum Pass {
 }
 
 impl Algorithm {
-    /// The fastest one that is exact enough, by the measurements in the benchmark `conv2d`.
+    /// Winograd's algorithm where it is exact enough and has enough channels.
     ///
     /// The output is always direct. Winograd's error of some 1e-6 is that of a whole tile, and losses enlarge it: LPIPS takes the
     /// difference of the features of two similar images, whose gradient was off by 5e-3, and the entropy of codes divides distances

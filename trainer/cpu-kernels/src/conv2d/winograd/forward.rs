@@ -1,10 +1,12 @@
 //! The convolution itself, which is also the gradient at its input.
 
+use std::marker::PhantomData;
+
 use pulp::{Arch, Simd, WithSimd};
 use rayon::prelude::*;
 
 use super::panel::{Row, WIDTH, multiply};
-use super::tiles::{ALL_POINTS, AT_ONCE, Tiling};
+use super::tiles::{ALL_POINTS, AT_ONCE, Tiling, TransformTiles};
 use super::transform::{KERNEL, OfInput, OfOutput, OfWeights, POINTS, TILE, Transform};
 use super::transpose::{Block, SIDE, transpose};
 use crate::Element;
@@ -20,8 +22,7 @@ pub enum Role {
 
 /// Tiles in a block. Its products with a panel of the kernels stay in a core's second cache.
 const BLOCK_TILES: usize = 64;
-/// Bytes of transformed tiles at a time. Kernels are transformed anew for each such chunk, which for 100 tiles is some
-/// percent of the work.
+/// Bytes of transformed tiles at a time. Kernels are transformed anew for each such chunk, so it should have many tiles.
 const CHUNK_BYTES: usize = 6 << 20;
 
 /// Reads weights, `[O, C, 3, 3]`, as `[from, to, 3, 3]` for one of the roles.
@@ -75,25 +76,6 @@ impl<E: Element> Kernels<'_, E> {
                 }
             }
         }
-    }
-}
-
-/// Transforms the tiles of one block and panel.
-struct TransformTiles<'a, E> {
-    tiling: Tiling,
-    images: &'a [E],
-    rows_of_tiles: std::ops::Range<usize>,
-    panel: usize,
-    out: &'a mut [Row],
-}
-
-impl<E: Element> WithSimd for TransformTiles<'_, E> {
-    type Output = ();
-
-    #[inline(always)]
-    fn with_simd<S: Simd>(self, simd: S) {
-        let Self { tiling, images, rows_of_tiles, panel, out } = self;
-        tiling.transform::<S, E, OfInput, POINTS>(simd, images, rows_of_tiles, panel, out);
     }
 }
 
@@ -255,7 +237,8 @@ pub fn forward<E: Element>(
             let blocks = in_chunk.div_ceil(in_block);
             transformed[..blocks * block].par_chunks_mut(of_panel).enumerate().for_each(|(index, out)| {
                 let (index, panel) = (index / tiling.panels(), index % tiling.panels());
-                arch.dispatch(TransformTiles { tiling, images, rows_of_tiles: rows_of(index), panel, out });
+                let (rows_of_tiles, transform) = (rows_of(index), PhantomData::<OfInput>);
+                arch.dispatch(TransformTiles { tiling, images, rows_of_tiles, panel, transform, out });
             });
             // Each task transforms the kernels of its panel, so it takes as many blocks as it can.
             let tasks_of_panel = (2 * threads).div_ceil(panels).min(blocks);

@@ -1,8 +1,9 @@
 //! Tiles of an image, transposed to vectors of channels and transformed.
 
+use std::marker::PhantomData;
 use std::ops::Range;
 
-use pulp::Simd;
+use pulp::{Simd, WithSimd};
 
 use super::panel::{Row, WIDTH};
 use super::transform::{POINTS, TILE, Transform};
@@ -123,6 +124,25 @@ impl Tiling {
                 }
             }
         }
+    }
+}
+
+/// Transforms the tiles of one block, of one panel of channels; see [`Tiling::transform`].
+pub struct TransformTiles<'a, E, T, const I: usize> {
+    pub tiling: Tiling,
+    pub images: &'a [E],
+    pub rows_of_tiles: Range<usize>,
+    pub panel: usize,
+    pub transform: PhantomData<T>,
+    pub out: &'a mut [Row],
+}
+
+impl<E: Element, T: Transform<I, POINTS>, const I: usize> WithSimd for TransformTiles<'_, E, T, I> {
+    type Output = ();
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, simd: S) {
+        self.tiling.transform::<S, E, T, I>(simd, self.images, self.rows_of_tiles, self.panel, self.out);
     }
 }
 

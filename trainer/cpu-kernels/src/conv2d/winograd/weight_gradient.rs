@@ -1,12 +1,12 @@
 //! The gradient at the weights: at each point a product over tiles, of the transformed gradient and the transformed input.
 
-use std::ops::Range;
+use std::marker::PhantomData;
 
 use pulp::{Arch, Simd, WithSimd};
 use rayon::prelude::*;
 
 use super::panel::{Row, WIDTH, multiply_transposed};
-use super::tiles::{ALL_POINTS, Tiling};
+use super::tiles::{ALL_POINTS, Tiling, TransformTiles};
 use super::transform::{KERNEL, OfGradient, OfInput, OfWeightGradient, POINTS, TILE, Transform};
 use crate::Element;
 use crate::conv2d::Geometry;
@@ -18,30 +18,6 @@ const BLOCK_TILES: usize = 32;
 const CHUNK_TILES: usize = 128;
 
 const TAPS: usize = KERNEL * KERNEL;
-
-/// Transforms the tiles of one block: of a panel of the input or of the gradient.
-struct TransformTiles<'a, E> {
-    tiling: Tiling,
-    images: &'a [E],
-    rows_of_tiles: Range<usize>,
-    panel: usize,
-    is_gradient: bool,
-    out: &'a mut [Row],
-}
-
-impl<E: Element> WithSimd for TransformTiles<'_, E> {
-    type Output = ();
-
-    #[inline(always)]
-    fn with_simd<S: Simd>(self, simd: S) {
-        let Self { tiling, images, rows_of_tiles, panel, is_gradient, out } = self;
-        if is_gradient {
-            tiling.transform::<S, E, OfGradient, TILE>(simd, images, rows_of_tiles, panel, out);
-        } else {
-            tiling.transform::<S, E, OfInput, POINTS>(simd, images, rows_of_tiles, panel, out);
-        }
-    }
-}
 
 /// Adds the gradient of a chunk for one panel of inputs and one of outputs.
 struct AddPanel<'a> {
@@ -111,12 +87,15 @@ pub fn weight_gradient<E: Element>(arch: Arch, geometry: &Geometry, images: &[E]
                 };
                 transformed[..blocks * block].par_chunks_mut(of_panel).enumerate().for_each(|(task, out)| {
                     let (index, panel) = (task / (panels[0] + panels[1]), task % (panels[0] + panels[1]));
-                    let is_gradient = panel < panels[0];
-                    let (tiling, images, panel) =
-                        if is_gradient { (output, gradient, panel) } else { (input, images, panel - panels[0]) };
                     let rows = rows_of(index);
                     let rows_of_tiles = sample * rows_of_tiles + rows.start..sample * rows_of_tiles + rows.end;
-                    arch.dispatch(TransformTiles { tiling, images, rows_of_tiles, panel, is_gradient, out });
+                    if panel < panels[0] {
+                        let (tiling, images, transform) = (output, gradient, PhantomData::<OfGradient>);
+                        arch.dispatch(TransformTiles { tiling, images, rows_of_tiles, panel, transform, out });
+                    } else {
+                        let (tiling, panel, transform) = (input, panel - panels[0], PhantomData::<OfInput>);
+                        arch.dispatch(TransformTiles { tiling, images, rows_of_tiles, panel, transform, out });
+                    }
                 });
                 let transformed = &*transformed;
                 sums.par_chunks_mut(TAPS).enumerate().for_each(|(task, sums)| {

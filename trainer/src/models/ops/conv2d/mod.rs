@@ -11,6 +11,8 @@ use cpu_kernels::conv2d::Geometry;
 mod cube;
 mod flex;
 mod operation;
+#[cfg(test)]
+mod tests;
 
 /// A convolution. Its output has the type of its parameters, which the input has to have too.
 #[derive(Module, Debug)]
@@ -75,5 +77,3 @@ fn geometry(
     assert_eq!(channels, inputs, "the input channels of a convolution");
     Geometry { inputs, outputs, image: [height, width], kernel: [kernel_height, kernel_width], stride, padding }
 }
-#[cfg(test)]
-mod tests;
