@@ -14,7 +14,7 @@ use rayon::prelude::*;
 
 use self::algorithm::{Algorithm, Pass};
 use self::winograd::Role;
-use crate::Element;
+use crate::{Element, sum};
 
 /// The sizes of a convolution. Images are `[N, C, H, W]` and weights `[O, C, KH, KW]`, in the order of memory.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -108,7 +108,7 @@ pub fn bias_gradient<E: Element>(geometry: &Geometry, gradient: &[E]) -> Vec<E> 
     let pixels = geometry.output().map_or(0, |[height, width]| height * width);
     let of_channel = |channel: usize| {
         let samples = gradient.chunks(geometry.outputs * pixels);
-        let sums = samples.map(|gradient| sum(&gradient[channel * pixels..][..pixels]));
+        let sums = samples.map(|gradient| sum(&gradient[channel * pixels..][..pixels], |value| value.widen().into()));
         E::narrow(<E::Wide as NumCast>::from(sums.sum::<f64>()).unwrap_or_else(Float::nan))
     };
     (0..geometry.outputs).into_par_iter().map(of_channel).collect()
@@ -116,16 +116,4 @@ pub fn bias_gradient<E: Element>(geometry: &Geometry, gradient: &[E]) -> Vec<E> 
 
 fn algorithm<E: Element>(geometry: &Geometry, pass: Pass) -> Algorithm {
     Algorithm::choose(geometry, pass, size_of::<E::Wide>() == size_of::<f64>())
-}
-
-/// Sums in f64, eight values at a time, so that the processor can add them in parallel.
-fn sum<E: Element>(values: &[E]) -> f64 {
-    let (eights, rest) = values.as_chunks::<8>();
-    let mut sums = [0.0; 8];
-    for eight in eights {
-        for (sum, value) in sums.iter_mut().zip(eight) {
-            *sum += value.widen().into();
-        }
-    }
-    sums.iter().sum::<f64>() + rest.iter().map(|value| value.widen().into()).sum::<f64>()
 }

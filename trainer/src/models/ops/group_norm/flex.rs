@@ -3,6 +3,7 @@
 use burn::backend::Flex;
 use burn::backend::TensorMetadata;
 use burn_flex::FlexTensor;
+use cpu_kernels::sum;
 use num_traits::{Float, Zero};
 use rayon::prelude::*;
 
@@ -25,18 +26,6 @@ impl GroupNormKernels for Flex {
         let all = [x, gradient, mean, inverse, weight, bias].map(|tensor| tensor.to_contiguous());
         with_number!(all[0].dtype(), backward(&all, kind))
     }
-}
-
-/// Sums in f64, eight values at a time, so that the processor can add them in parallel.
-fn sum<T: Copy>(values: &[T], of: impl Fn(T) -> f64) -> f64 {
-    let (eights, rest) = values.as_chunks::<8>();
-    let mut sums = [0.0; 8];
-    for eight in eights {
-        for (sum, value) in sums.iter_mut().zip(eight) {
-            *sum += of(*value);
-        }
-    }
-    sums.iter().sum::<f64>() + rest.iter().map(|value| of(*value)).sum::<f64>()
 }
 
 fn wide<W: Float>(value: f64) -> W {
