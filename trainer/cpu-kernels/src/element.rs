@@ -1,13 +1,13 @@
 //! The types of a tensor's elements.
 
+use crate::real::Real;
 use bytemuck::Pod;
 use half::{bf16, f16};
-use num_traits::Float;
 
 /// An element of a tensor, and the type to compute in.
 pub trait Element: Pod + Send + Sync + 'static {
     /// f64 for itself, f32 for the others.
-    type Wide: Float + Pod + Into<f64> + Send + Sync;
+    type Wide: Real;
     /// Whether elements have the type to compute in.
     const IS_WIDE: bool = size_of::<Self>() == size_of::<Self::Wide>();
     /// The same value in the type to compute in.
@@ -18,11 +18,6 @@ pub trait Element: Pod + Send + Sync + 'static {
     fn to_f32(self) -> f32;
     /// The nearest value of this type.
     fn from_f32(value: f32) -> Self;
-}
-
-/// The same values, where elements have the type to compute in.
-pub(crate) fn as_wide<E: Element>(values: &[E]) -> Option<&[E::Wide]> {
-    E::IS_WIDE.then(|| bytemuck::cast_slice(values))
 }
 
 macro_rules! element {

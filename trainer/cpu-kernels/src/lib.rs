@@ -2,7 +2,7 @@
 
 pub mod conv2d;
 mod element;
-mod matrix;
+mod real;
 mod scratch;
 mod sum;
 

@@ -1,19 +1,22 @@
 //! Convolution in two dimensions and its gradients.
 //!
-//! [`algorithm`] chooses between [`direct`] and [`winograd`].
+//! The output is computed by [`correlation`]. For the gradients, [`algorithm`] chooses between [`correlation`] and
+//! [`weight_gradient`] on one side and [`winograd`] on the other.
 
 mod algorithm;
-mod direct;
+mod band;
+mod correlation;
+mod products;
 #[cfg(test)]
 mod tests;
+mod weight_gradient;
 mod winograd;
 
 use num_traits::{Float, NumCast};
 use pulp::Arch;
 use rayon::prelude::*;
 
-use self::algorithm::{Algorithm, Pass};
-use self::winograd::Role;
+use self::algorithm::Algorithm;
 use crate::{Element, sum};
 
 /// The sizes of a convolution. Images are `[N, C, H, W]` and weights `[O, C, KH, KW]`, in the order of memory.
@@ -69,10 +72,7 @@ impl Geometry {
 /// If the slices are not as long as the sizes say.
 pub fn forward<E: Element>(geometry: &Geometry, x: &[E], weights: &[E], bias: Option<&[E]>) -> Vec<E> {
     geometry.check(Some(x), Some(weights), None);
-    match algorithm::<E>(geometry, Pass::Output) {
-        Algorithm::Direct => direct::forward(geometry, x, weights, bias),
-        Algorithm::Winograd => winograd::forward(Arch::new(), geometry, Role::Output, x, weights, bias),
-    }
+    correlation::forward(Arch::new(), geometry, x, weights, bias)
 }
 
 /// The gradient at the input, `[N, C, H, W]`, from that at the output, `[N, O, H', W']`.
@@ -81,9 +81,9 @@ pub fn forward<E: Element>(geometry: &Geometry, x: &[E], weights: &[E], bias: Op
 /// If the slices are not as long as the sizes say.
 pub fn input_gradient<E: Element>(geometry: &Geometry, weights: &[E], gradient: &[E]) -> Vec<E> {
     geometry.check(None, Some(weights), Some(gradient));
-    match algorithm::<E>(geometry, Pass::Gradient) {
-        Algorithm::Direct => direct::input_gradient(geometry, weights, gradient),
-        Algorithm::Winograd => winograd::forward(Arch::new(), geometry, Role::InputGradient, gradient, weights, None),
+    match Algorithm::for_gradient::<E>(geometry) {
+        Algorithm::Direct => correlation::input_gradient(Arch::new(), geometry, weights, gradient),
+        Algorithm::Winograd => winograd::input_gradient(Arch::new(), geometry, weights, gradient),
     }
 }
 
@@ -93,8 +93,8 @@ pub fn input_gradient<E: Element>(geometry: &Geometry, weights: &[E], gradient: 
 /// If the slices are not as long as the sizes say.
 pub fn weight_gradient<E: Element>(geometry: &Geometry, x: &[E], gradient: &[E]) -> Vec<E> {
     geometry.check(Some(x), None, Some(gradient));
-    match algorithm::<E>(geometry, Pass::Gradient) {
-        Algorithm::Direct => direct::weight_gradient(geometry, x, gradient),
+    match Algorithm::for_gradient::<E>(geometry) {
+        Algorithm::Direct => weight_gradient::weight_gradient(Arch::new(), geometry, x, gradient),
         Algorithm::Winograd => winograd::weight_gradient(Arch::new(), geometry, x, gradient),
     }
 }
@@ -112,8 +112,4 @@ pub fn bias_gradient<E: Element>(geometry: &Geometry, gradient: &[E]) -> Vec<E> 
         E::narrow(<E::Wide as NumCast>::from(sums.sum::<f64>()).unwrap_or_else(Float::nan))
     };
     (0..geometry.outputs).into_par_iter().map(of_channel).collect()
-}
-
-fn algorithm<E: Element>(geometry: &Geometry, pass: Pass) -> Algorithm {
-    Algorithm::choose(geometry, pass, size_of::<E::Wide>() == size_of::<f64>())
 }

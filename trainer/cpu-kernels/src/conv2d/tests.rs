@@ -96,14 +96,14 @@ fn run<E: Element>(
     let [weights, bias] = [&definition.weights, &definition.bias].map(|values| narrow(values, 0));
     let bias = Some(&bias[..]);
     let [output, at_x, at_weights] = match algorithm {
-        (Algorithm::Direct, _) => [
-            direct::forward(geometry, &x, &weights, bias),
-            direct::input_gradient(geometry, &weights, &gradient),
-            direct::weight_gradient(geometry, &x, &gradient),
+        (Algorithm::Direct, arch) => [
+            correlation::forward(arch, geometry, &x, &weights, bias),
+            correlation::input_gradient(arch, geometry, &weights, &gradient),
+            super::weight_gradient::weight_gradient(arch, geometry, &x, &gradient),
         ],
         (Algorithm::Winograd, arch) => [
-            winograd::forward(arch, geometry, Role::Output, &x, &weights, bias),
-            winograd::forward(arch, geometry, Role::InputGradient, &gradient, &weights, None),
+            correlation::forward(arch, geometry, &x, &weights, bias),
+            winograd::input_gradient(arch, geometry, &weights, &gradient),
             winograd::weight_gradient(arch, geometry, &x, &gradient),
         ],
     };
@@ -143,6 +143,10 @@ fn geometries() -> Vec<Geometry> {
         geometry([1, 1], [4, 5], 3, 1, around(1)),
         // Several blocks of channels, chunks of tiles, and bands.
         geometry([100, 2], [40, 64], 3, 1, around(1)),
+        // Several tasks for channels on both sides.
+        geometry([140, 100], [12, 9], 3, 1, around(1)),
+        // Several bands with a stride.
+        geometry([6, 5], [70, 66], 4, 2, around(1)),
         geometry([8, 12], [9, 10], 3, 2, [[0, 1], [0, 1]]),
         geometry([5, 7], [11, 9], 4, 2, around(1)),
         geometry([6, 1], [5, 6], 4, 1, around(1)),
@@ -165,10 +169,9 @@ fn archs() -> Vec<Arch> {
 
 /// All algorithms that can compute a convolution.
 fn algorithms(geometry: &Geometry) -> Vec<(Algorithm, Arch)> {
-    let direct = [(Algorithm::Direct, Arch::Scalar)];
-    let fits = Algorithm::winograd_can(geometry);
-    let winograd = archs().into_iter().filter(|_| fits).map(|arch| (Algorithm::Winograd, arch));
-    direct.into_iter().chain(winograd).collect()
+    let winograd = Algorithm::winograd_can(geometry).then_some(Algorithm::Winograd);
+    let both = [Algorithm::Direct].into_iter().chain(winograd);
+    both.flat_map(|algorithm| archs().into_iter().map(move |arch| (algorithm, arch))).collect()
 }
 
 #[test]
@@ -181,7 +184,9 @@ fn values_and_gradients_are_those_of_the_definition() {
             println!("{geometry:?} {name}: {apart:?}");
             assert!(apart.iter().all(|apart| *apart <= most), "{geometry:?} {name}: {apart:?}");
         };
-        check("f64", run::<f64>(&definition, (Algorithm::Direct, Arch::Scalar), 0..SAMPLES), 1e-13);
+        for arch in archs() {
+            check("f64", run::<f64>(&definition, (Algorithm::Direct, arch), 0..SAMPLES), 1e-13);
+        }
         for algorithm in algorithms(&geometry) {
             check("f32", run::<f32>(&definition, algorithm, 0..SAMPLES), 5e-6);
             check("f16", run::<f16>(&definition, algorithm, 0..SAMPLES), 1e-3);
@@ -216,7 +221,7 @@ fn a_kernel_larger_than_the_padded_image_has_no_output() {
 
 #[test]
 fn an_output_is_exact_to_rounding() {
-    for geometry in geometries().into_iter().filter(Algorithm::winograd_can) {
+    for geometry in geometries() {
         let definition = Definition::new(geometry);
         let narrow = |values: &[f64]| values.iter().map(|value| *value as f32).collect::<Vec<_>>();
         let [x, weights, bias] = [&definition.x, &definition.weights, &definition.bias].map(|values| narrow(values));

@@ -13,12 +13,12 @@
     reason = "loops over constant ranges: they are unrolled, and the closures of iterators are not always inlined"
 )]
 
-mod forward;
+mod input_gradient;
 mod panel;
 mod tiles;
 mod transform;
 mod transpose;
 mod weight_gradient;
 
-pub use forward::{Role, forward};
+pub use input_gradient::input_gradient;
 pub use weight_gradient::weight_gradient;

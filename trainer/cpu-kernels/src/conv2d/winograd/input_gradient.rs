@@ -1,4 +1,5 @@
-//! The convolution itself, which is also the gradient at its input.
+//! The gradient at the input: the convolution of that at the output with the kernels turned by 180 degrees and their channels
+//! exchanged.
 
 use std::marker::PhantomData;
 
@@ -13,25 +14,17 @@ use crate::Element;
 use crate::conv2d::Geometry;
 use crate::scratch::with_scratch;
 
-/// What is computed: the output from the input, or the gradient at the input from that at the output.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Role {
-    Output,
-    InputGradient,
-}
-
 /// Tiles in a block. Its products with a panel of the kernels stay in a core's second cache.
 const BLOCK_TILES: usize = 64;
 /// Bytes of transformed tiles at a time. Kernels are transformed anew for each such chunk, so it should have many tiles.
 const CHUNK_BYTES: usize = 6 << 20;
 
-/// Reads weights, `[O, C, 3, 3]`, as `[from, to, 3, 3]` for one of the roles.
+/// Reads weights, `[from, to, 3, 3]`, where `from` are the channels of the gradient at the output.
 #[derive(Clone, Copy)]
 struct Kernels<'a, E> {
     weights: &'a [E],
     from: usize,
     to: usize,
-    role: Role,
 }
 
 impl<E: Element> Kernels<'_, E> {
@@ -41,16 +34,11 @@ impl<E: Element> Kernels<'_, E> {
         const TAPS: usize = KERNEL * KERNEL;
         let lanes = WIDTH.min(self.to - panel * WIDTH);
         for lane in 0..lanes {
-            let to = panel * WIDTH + lane;
-            let first = match self.role {
-                Role::Output => (to * self.from + from) * TAPS,
-                Role::InputGradient => (from * self.to + to) * TAPS,
-            };
+            let first = (from * self.to + panel * WIDTH + lane) * TAPS;
             let weights: &[E; TAPS] =
                 self.weights[first..].first_chunk().unwrap_or_else(|| unreachable!("nine weights"));
             for tap in 0..TAPS {
-                let turned = if self.role == Role::Output { tap } else { TAPS - 1 - tap };
-                taps[turned][lane] = weights[tap].to_f32();
+                taps[TAPS - 1 - tap][lane] = weights[tap].to_f32();
             }
         }
     }
@@ -79,17 +67,16 @@ impl<E: Element> Kernels<'_, E> {
     }
 }
 
-/// Computes one panel of output channels for some blocks.
+/// Computes one panel of input channels for some blocks.
 struct ComputePanel<'a, 'b, E> {
     kernels: Kernels<'a, E>,
-    bias: Option<&'a [E]>,
     panel: usize,
-    /// Tiles in a row of tiles, pixels in a row of the output.
+    /// Tiles in a row of tiles, pixels in a row of the result.
     columns: usize,
     width: usize,
     /// Transformed tiles of each block, `[panels, points, tiles]`, and the rows of tiles in it.
     blocks: Vec<(&'a [Row], usize)>,
-    /// For each row of tiles and each channel: the rows of the output that its tiles cover.
+    /// For each row of tiles and each channel: the rows of the result that its tiles cover.
     out: &'a mut [Vec<&'b mut [E]>],
     /// Rows from a panel of a block to the next.
     of_panel: usize,
@@ -105,10 +92,6 @@ impl<E: Element> WithSimd for ComputePanel<'_, '_, E> {
         let from = self.kernels.from;
         let (kernels, products) = self.scratch.split_at_mut(ALL_POINTS * from);
         self.kernels.transform(simd, self.panel, kernels);
-        let mut bias = [0.0; WIDTH];
-        for (wide, bias) in bias.iter_mut().zip(self.bias.map_or(&[][..], |bias| &bias[self.panel * WIDTH..])) {
-            *wide = bias.to_f32();
-        }
         let mut out = self.out.iter_mut();
         for (tiles, rows) in &self.blocks {
             let count = rows * self.columns;
@@ -119,7 +102,7 @@ impl<E: Element> WithSimd for ComputePanel<'_, '_, E> {
             }
             for i in 0..*rows {
                 let Some(out) = out.next() else { break };
-                Self::write(simd, [self.columns, self.width], &bias, products, i * self.columns, out);
+                Self::write(simd, [self.columns, self.width], products, i * self.columns, out);
             }
         }
     }
@@ -128,7 +111,7 @@ impl<E: Element> WithSimd for ComputePanel<'_, '_, E> {
 impl<E: Element> ComputePanel<'_, '_, E> {
     /// Transforms products, `[points, tiles]` from `first` on, to the pixels of one row of tiles.
     #[inline(always)]
-    fn write<S: Simd>(simd: S, shape: [usize; 2], bias: &Row, products: &[Row], first: usize, out: &mut [&mut [E]]) {
+    fn write<S: Simd>(simd: S, shape: [usize; 2], products: &[Row], first: usize, out: &mut [&mut [E]]) {
         let [columns, width] = shape;
         let count = products.len() / ALL_POINTS;
         let mut pixels = [[[0.0; WIDTH]; AT_ONCE * TILE]; TILE];
@@ -144,11 +127,10 @@ impl<E: Element> ComputePanel<'_, '_, E> {
                         }
                     }
                     let of_tile = OfOutput::in_both(simd, points);
-                    let bias = S::as_simd_f32s(bias).0[vector];
                     for i in 0..TILE {
                         for j in 0..TILE {
                             let pixel = &mut pixels[i][tile * TILE + j];
-                            S::as_mut_simd_f32s(pixel).0[vector] = simd.add_f32s(of_tile[i][j], bias);
+                            S::as_mut_simd_f32s(pixel).0[vector] = of_tile[i][j];
                         }
                     }
                 }
@@ -183,25 +165,12 @@ impl<E: Element> ComputePanel<'_, '_, E> {
     }
 }
 
-/// The output, `[N, O, H', W']`, or the gradient at the input, `[N, C, H, W]`.
-pub fn forward<E: Element>(
-    arch: Arch,
-    geometry: &Geometry,
-    role: Role,
-    images: &[E],
-    weights: &[E],
-    bias: Option<&[E]>,
-) -> Vec<E> {
-    let [[top, _], [left, _]] = geometry.padding;
-    let output = geometry.output().unwrap_or([0; 2]);
-    let (from, to, image, result, before) = match role {
-        Role::Output => (geometry.inputs, geometry.outputs, geometry.image, output, [top, left]),
-        Role::InputGradient => {
-            let before = [KERNEL - 1 - top, KERNEL - 1 - left];
-            (geometry.outputs, geometry.inputs, output, geometry.image, before)
-        }
-    };
-    let [height, width] = result;
+/// The gradient at the input, `[N, C, H, W]`.
+pub fn input_gradient<E: Element>(arch: Arch, geometry: &Geometry, weights: &[E], gradient: &[E]) -> Vec<E> {
+    let (from, to) = (geometry.outputs, geometry.inputs);
+    let image = geometry.output().unwrap_or([0; 2]);
+    let before = geometry.padding.map(|[before, _]| KERNEL - 1 - before);
+    let [height, width] = geometry.image;
     let tiling = Tiling {
         channels: from,
         height: image[0],
@@ -209,7 +178,7 @@ pub fn forward<E: Element>(
         before,
         tiles: [height.div_ceil(TILE), width.div_ceil(TILE)],
     };
-    let samples = images.len() / tiling.image();
+    let samples = gradient.len() / tiling.image();
     let mut out = vec![E::zeroed(); samples * to * height * width];
     let [rows_of_tiles, columns] = tiling.tiles;
     let in_block = (BLOCK_TILES / columns).max(1);
@@ -217,7 +186,7 @@ pub fn forward<E: Element>(
     let in_chunk = (CHUNK_BYTES / (block * size_of::<Row>())).max(1) * in_block;
     let of_panel = ALL_POINTS * in_block * columns;
     let panels = to.div_ceil(WIDTH);
-    // For each row of tiles and each panel, the rows of the output in each channel.
+    // For each row of tiles and each panel, the rows of the result in each channel.
     let mut parts: Vec<Vec<Vec<&mut [E]>>> = (0..panels).map(|_| Vec::new()).collect();
     for sample in out.chunks_mut(to * height * width) {
         let mut channels: Vec<_> = sample.chunks_mut(height * width).map(|out| out.chunks_mut(TILE * width)).collect();
@@ -227,7 +196,7 @@ pub fn forward<E: Element>(
             }
         }
     }
-    let kernels = Kernels { weights, from, to, role };
+    let kernels = Kernels { weights, from, to };
     let all = samples * rows_of_tiles;
     let threads = rayon::current_num_threads();
     with_scratch(block * in_chunk.min(all).div_ceil(in_block), |transformed: &mut [Row]| {
@@ -238,7 +207,7 @@ pub fn forward<E: Element>(
             transformed[..blocks * block].par_chunks_mut(of_panel).enumerate().for_each(|(index, out)| {
                 let (index, panel) = (index / tiling.panels(), index % tiling.panels());
                 let (rows_of_tiles, transform) = (rows_of(index), PhantomData::<OfInput>);
-                arch.dispatch(TransformTiles { tiling, images, rows_of_tiles, panel, transform, out });
+                arch.dispatch(TransformTiles { tiling, images: gradient, rows_of_tiles, panel, transform, out });
             });
             // Each task transforms the kernels of its panel, so it takes as many blocks as it can.
             let tasks_of_panel = (2 * threads).div_ceil(panels).min(blocks);
@@ -256,17 +225,7 @@ pub fn forward<E: Element>(
                     })
                     .collect();
                 with_scratch(ALL_POINTS * (from + in_block * columns), |scratch| {
-                    arch.dispatch(ComputePanel {
-                        kernels,
-                        bias,
-                        panel,
-                        columns,
-                        width,
-                        blocks,
-                        out,
-                        of_panel,
-                        scratch,
-                    });
+                    arch.dispatch(ComputePanel { kernels, panel, columns, width, blocks, out, of_panel, scratch });
                 });
             });
         }

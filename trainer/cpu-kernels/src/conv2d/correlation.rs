@@ -1,0 +1,337 @@
+//! The output of a convolution, and the gradient at its input: both sum, for each pixel of the result, the pixels that the taps
+//! of the kernel see, times weights.
+
+use std::ops::Range;
+
+use pulp::{Arch, Simd, WithSimd};
+use rayon::prelude::*;
+
+use super::Geometry;
+use super::band::Reading;
+use super::products::{MOST_COLUMNS, add_products, columns, parts};
+use crate::Element;
+use crate::scratch::with_scratch;
+use num_traits::Zero;
+
+/// Results of a band in each channel, at most, where a row has fewer.
+const BAND_PIXELS: usize = 1024;
+/// Bytes of a band of the image that are laid out at a time, for as many channels as fit: they stay in a core's second cache.
+const BLOCK_BYTES: usize = 384 << 10;
+/// Products that are added one after the other, at most, which bounds rounding errors.
+const TERMS: usize = 512;
+
+/// A weight of a kernel, and the pixel that it sees for the first result: row and column of the padded image.
+#[derive(Debug, Clone, Copy)]
+struct Tap {
+    weight: usize,
+    at: [usize; 2],
+}
+
+/// Results that see the image through the same taps: every `step`-th row and column from the first.
+#[derive(Debug, Clone)]
+struct Phase {
+    first: [usize; 2],
+    taps: Vec<Tap>,
+}
+
+/// What one of the passes computes.
+#[derive(Debug, Clone)]
+struct Correlation {
+    /// Channels of the image and of the result.
+    from: usize,
+    to: usize,
+    /// From a weight to that of the next channel of the image and of the result.
+    weights: [usize; 2],
+    reading: Reading,
+    /// Height and width of the result, and the rows and columns from one result of a phase to the next.
+    result: [usize; 2],
+    step: [usize; 2],
+    phases: Vec<Phase>,
+}
+
+impl Correlation {
+    fn output(geometry: &Geometry) -> Self {
+        let Geometry { inputs, outputs, image, kernel, stride, padding } = *geometry;
+        let result = geometry.output().unwrap_or([0; 2]);
+        let tap = |weight: usize| Tap { weight, at: [weight / kernel[1], weight % kernel[1]] };
+        Self {
+            from: inputs,
+            to: outputs,
+            weights: [geometry.taps(), inputs * geometry.taps()],
+            reading: Reading {
+                image,
+                step: stride,
+                before: padding.map(|[before, _]| before),
+                reach: [0, 1].map(|axis| (kernel[axis] - 1) / stride[axis]),
+                width: result[1],
+            },
+            result,
+            step: [1; 2],
+            phases: vec![Phase { first: [0; 2], taps: (0..geometry.taps()).map(tap).collect() }],
+        }
+    }
+
+    /// A pixel of the input is seen by the output through those taps alone that lie on its stride.
+    fn input_gradient(geometry: &Geometry) -> Self {
+        let Geometry { inputs, outputs, image, kernel, stride, padding } = *geometry;
+        let gradient = geometry.output().unwrap_or([0; 2]);
+        let before = [0, 1].map(|axis| ((kernel[axis] - 1).saturating_sub(padding[axis][0])).div_ceil(stride[axis]));
+        // The taps of a phase along one axis, and the pixel of the padded gradient that each sees for the first result.
+        let along = |axis: usize, phase: usize| {
+            let seen = phase + padding[axis][0];
+            let taps = (seen % stride[axis]..kernel[axis]).step_by(stride[axis]);
+            taps.map(move |tap| (tap, (seen + before[axis] * stride[axis] - tap) / stride[axis])).collect::<Vec<_>>()
+        };
+        let phase = |first: [usize; 2]| {
+            let rows = along(0, first[0]).into_iter();
+            let taps = rows.flat_map(|(down, y)| {
+                let columns = along(1, first[1]).into_iter();
+                columns.map(move |(right, x)| Tap { weight: down * kernel[1] + right, at: [y, x] })
+            });
+            Phase { first, taps: taps.collect() }
+        };
+        let phases: Vec<_> =
+            (0..stride[0] * stride[1]).map(|index| phase([index / stride[1], index % stride[1]])).collect();
+        let reach = [0, 1].map(|axis| {
+            let seen = phases.iter().flat_map(|phase| phase.taps.iter().map(|tap| tap.at[axis]));
+            seen.max().unwrap_or(0)
+        });
+        Self {
+            from: outputs,
+            to: inputs,
+            weights: [inputs * geometry.taps(), geometry.taps()],
+            reading: Reading { image: gradient, step: [1; 2], before, reach, width: image[1].div_ceil(stride[1]) },
+            result: image,
+            step: stride,
+            phases,
+        }
+    }
+
+    /// Rows of results of each phase in a band: as many as leave the fewest sums that nobody needs.
+    fn band(&self) -> usize {
+        let rows = self.result[0].div_ceil(self.step[0]).max(1);
+        let most = (BAND_PIXELS / self.reading.pitch()).clamp(1, rows);
+        let sums = |band: &usize| {
+            let of = |rows: usize| if rows == 0 { 0 } else { self.length(rows).next_multiple_of(MOST_COLUMNS) };
+            let count = rows / band * of(*band) + of(rows % band);
+            (count, usize::MAX - band)
+        };
+        (most.div_ceil(2)..=most).min_by_key(sums).unwrap_or(1)
+    }
+
+    /// Channels of the image that are laid out at a time.
+    fn block(&self, element: usize) -> usize {
+        let fitting = BLOCK_BYTES / (self.reading.of_channel(self.band()) * element).max(1);
+        let taps = self.phases.iter().map(|phase| phase.taps.len()).max().unwrap_or(0);
+        fitting.min(TERMS / taps.max(1)).clamp(1, self.from.max(1))
+    }
+
+    /// Results of a band in one channel: they follow each other, with those between rows that nobody needs.
+    fn length(&self, rows: usize) -> usize {
+        (rows - 1) * self.reading.pitch() + self.reading.width
+    }
+
+    /// Weights of each channel of the result, of all phases.
+    fn of_channel(&self) -> usize {
+        self.from * self.phases.iter().map(|phase| phase.taps.len()).sum::<usize>()
+    }
+}
+
+/// Parts of the channels of the result that are computed at a time.
+struct Parts(usize);
+
+impl WithSimd for Parts {
+    type Output = usize;
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, _: S) -> usize {
+        parts::<S>(self.0)
+    }
+}
+
+/// Lays out the weights of some channels of the result, for each phase `[from, taps, channels]`.
+struct LayOutWeights<'a, E: Element> {
+    correlation: &'a Correlation,
+    weights: &'a [E],
+    channels: Range<usize>,
+    out: &'a mut [E::Wide],
+}
+
+impl<E: Element> WithSimd for LayOutWeights<'_, E> {
+    type Output = ();
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, _: S) {
+        let [of_from, of_to] = self.correlation.weights;
+        let mut out = self.out.chunks_exact_mut(self.channels.len());
+        for phase in &self.correlation.phases {
+            for from in 0..self.correlation.from {
+                for tap in &phase.taps {
+                    let weights = &self.weights[self.channels.start * of_to + from * of_from + tap.weight..];
+                    let Some(out) = out.next() else { return };
+                    for (out, weight) in out.iter_mut().zip(weights.iter().step_by(of_to)) {
+                        *out = weight.widen();
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// Computes some channels of the result for a band of rows.
+struct ComputeBand<'a, 'b, E: Element> {
+    correlation: &'a Correlation,
+    image: &'a [E],
+    bias: Option<&'a [E]>,
+    /// Rows of results of each phase.
+    rows: Range<usize>,
+    /// The channels, in parts, each with its weights.
+    parts: &'a [(Range<usize>, &'a [E::Wide])],
+    /// The rows of each channel.
+    out: &'a mut [&'b mut [E]],
+    /// For a band of some channels of the image.
+    scratch: &'a mut [E::Wide],
+    /// For the sums of all phases and channels.
+    sums: &'a mut [E::Wide],
+}
+
+impl<E: Element> WithSimd for ComputeBand<'_, '_, E> {
+    type Output = ();
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, simd: S) {
+        let Correlation { from, reading, result, step, phases, .. } = self.correlation;
+        let rows = self.rows.len();
+        let of_channel = reading.of_channel(rows);
+        let pixels = reading.image[0] * reading.image[1];
+        let length = self.correlation.length(rows).next_multiple_of(columns::<S, E::Wide>());
+        let first = self.parts[0].0.start;
+        let of_phase = self.out.len() * length;
+        for sums in self.sums.chunks_mut(of_phase) {
+            for (channel, sums) in sums.chunks_mut(length).enumerate() {
+                let bias = match self.bias {
+                    Some(bias) => bias[first + channel].widen(),
+                    None => E::Wide::zero(),
+                };
+                sums.fill(bias);
+            }
+        }
+        let block = self.correlation.block(size_of::<E::Wide>());
+        let mut offsets = Vec::new();
+        for start in (0..*from).step_by(block) {
+            let block = block.min(from - start);
+            for channel in 0..block {
+                let out = &mut self.scratch[channel * of_channel..][..of_channel];
+                reading.lay_out(&self.image[(start + channel) * pixels..][..pixels], &self.rows, out);
+            }
+            self.scratch[block * of_channel..].fill(E::Wide::zero());
+            let mut before = 0;
+            for (phase, sums) in phases.iter().zip(self.sums.chunks_mut(of_phase)) {
+                offsets.clear();
+                for channel in 0..block {
+                    for tap in &phase.taps {
+                        offsets.push((channel * of_channel + reading.offset(rows, tap.at)) as u32);
+                    }
+                }
+                for (channels, weights) in self.parts {
+                    let count = channels.len();
+                    let factors = &weights[(before + start * phase.taps.len()) * count..][..offsets.len() * count];
+                    let sums = &mut sums[(channels.start - first) * length..];
+                    add_products(simd, count, factors, (self.scratch, &offsets), (sums, length, length));
+                }
+                before += from * phase.taps.len();
+            }
+        }
+        for (phase, sums) in phases.iter().zip(self.sums.chunks(of_phase)) {
+            for (out, sums) in self.out.iter_mut().zip(sums.chunks(length)) {
+                let out = out.chunks_mut(result[1]).skip(phase.first[0]).step_by(step[0]);
+                for (out, sums) in out.zip(sums.chunks(reading.pitch())) {
+                    if step[1] == 1 {
+                        for (out, sum) in out.iter_mut().zip(sums) {
+                            *out = E::narrow(*sum);
+                        }
+                    } else {
+                        let out = out.iter_mut().skip(phase.first[1]).step_by(step[1]);
+                        for (out, sum) in out.zip(sums) {
+                            *out = E::narrow(*sum);
+                        }
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// The output, `[N, O, H', W']`.
+pub fn forward<E: Element>(arch: Arch, geometry: &Geometry, x: &[E], weights: &[E], bias: Option<&[E]>) -> Vec<E> {
+    compute(arch, &Correlation::output(geometry), x, weights, bias)
+}
+
+/// The gradient at the input, `[N, C, H, W]`.
+pub fn input_gradient<E: Element>(arch: Arch, geometry: &Geometry, weights: &[E], gradient: &[E]) -> Vec<E> {
+    compute(arch, &Correlation::input_gradient(geometry), gradient, weights, None)
+}
+
+fn compute<E: Element>(
+    arch: Arch,
+    correlation: &Correlation,
+    images: &[E],
+    weights: &[E],
+    bias: Option<&[E]>,
+) -> Vec<E> {
+    let Correlation { from, to, reading, result, step, .. } = correlation;
+    let of_image = from * reading.image[0] * reading.image[1];
+    let samples = images.len().checked_div(of_image).unwrap_or(0);
+    let of_result = to * result[0] * result[1];
+    let mut out = vec![E::zeroed(); samples * of_result];
+    if out.is_empty() {
+        return out;
+    }
+    let band = correlation.band();
+    let rows = result[0].div_ceil(step[0]);
+    let bands = rows.div_ceil(band);
+    let count = arch.dispatch(Parts(*to));
+    let of_channel = correlation.of_channel();
+    with_scratch(to * of_channel, |laid_out: &mut [E::Wide]| {
+        let mut rest = &mut laid_out[..];
+        let mut parts = Vec::new();
+        for part in 0..count {
+            let channels = part * to / count..(part + 1) * to / count;
+            let (out, after) = rest.split_at_mut(channels.len() * of_channel);
+            rest = after;
+            parts.push((channels, out));
+        }
+        parts.par_iter_mut().for_each(|(channels, out)| {
+            arch.dispatch(LayOutWeights { correlation, weights, channels: channels.clone(), out });
+        });
+        let parts: Vec<_> = parts.into_iter().map(|(channels, out)| (channels, &*out)).collect();
+        // Where the bands of all samples are too few for the threads, each is computed by several of them.
+        let groups = (2 * rayon::current_num_threads()).div_ceil(samples * bands);
+        let parts: Vec<_> = parts.chunks(count.div_ceil(groups)).collect();
+        let mut tasks = Vec::new();
+        for (image, out) in images.chunks(of_image).zip(out.chunks_mut(of_result)) {
+            let mut channels: Vec<_> =
+                out.chunks_mut(result[0] * result[1]).map(|out| out.chunks_mut(band * step[0] * result[1])).collect();
+            for index in 0..bands {
+                let rows = index * band..((index + 1) * band).min(rows);
+                let mut channels = channels.iter_mut().filter_map(Iterator::next);
+                for parts in &parts {
+                    let out: Vec<_> =
+                        channels.by_ref().take(parts.iter().map(|(channels, _)| channels.len()).sum()).collect();
+                    tasks.push((image, rows.clone(), *parts, out));
+                }
+            }
+        }
+        tasks.into_par_iter().for_each(|(image, rows, parts, mut out)| {
+            let scratch = correlation.block(size_of::<E::Wide>()) * reading.of_channel(rows.len()) + 2 * MOST_COLUMNS;
+            let length = correlation.length(rows.len()).next_multiple_of(MOST_COLUMNS);
+            let sums = correlation.phases.len() * out.len() * length;
+            with_scratch(scratch + sums, |both| {
+                let (scratch, sums) = both.split_at_mut(scratch);
+                let out = &mut out;
+                arch.dispatch(ComputeBand { correlation, image, bias, rows, parts, out, scratch, sums });
+            });
+        });
+    });
+    out
+}
