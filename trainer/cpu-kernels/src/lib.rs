@@ -4,7 +4,10 @@ pub mod conv2d;
 mod element;
 mod real;
 mod scratch;
+mod sigmoid;
 mod sum;
 
 pub use element::Element;
+pub use real::Real;
+pub use sigmoid::sigmoid;
 pub use sum::sum;

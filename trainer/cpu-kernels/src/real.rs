@@ -4,6 +4,8 @@ use bytemuck::Pod;
 use num_traits::Float;
 use pulp::Simd;
 
+use crate::sigmoid::exponential;
+
 /// f32 or f64.
 pub trait Real: Float + Pod + Into<f64> + Send + Sync {
     /// A register of values.
@@ -12,6 +14,8 @@ pub trait Real: Float + Pod + Into<f64> + Send + Sync {
     fn lanes<S: Simd>() -> usize;
     /// The value in all lanes.
     fn splat<S: Simd>(simd: S, value: Self) -> Self::Vector<S>;
+    /// exp of it, in f32 from exp(-87) to exp(87).
+    fn exponential(self) -> Self;
     /// `a * b + c`, rounded once where the processor can do that.
     fn multiply_add<S: Simd>(simd: S, a: Self::Vector<S>, b: Self::Vector<S>, c: Self::Vector<S>) -> Self::Vector<S>;
     /// `a + b`.
@@ -23,7 +27,7 @@ pub trait Real: Float + Pod + Into<f64> + Send + Sync {
 }
 
 macro_rules! real {
-    ($type:ty, $vector:ident, $lanes:ident, $splat:ident, $mul_add:ident, $add:ident, $vectors:ident, $vectors_mut:ident) => {
+    ($type:ty, $vector:ident, $lanes:ident, $splat:ident, $mul_add:ident, $add:ident, $vectors:ident, $vectors_mut:ident, $exponential:expr) => {
         impl Real for $type {
             type Vector<S: Simd> = S::$vector;
             #[inline(always)]
@@ -33,6 +37,10 @@ macro_rules! real {
             #[inline(always)]
             fn splat<S: Simd>(simd: S, value: Self) -> S::$vector {
                 simd.$splat(value)
+            }
+            #[inline(always)]
+            fn exponential(self) -> Self {
+                $exponential(self)
             }
             #[inline(always)]
             fn multiply_add<S: Simd>(simd: S, a: S::$vector, b: S::$vector, c: S::$vector) -> S::$vector {
@@ -54,5 +62,5 @@ macro_rules! real {
     };
 }
 
-real!(f32, f32s, F32_LANES, splat_f32s, mul_add_e_f32s, add_f32s, as_simd_f32s, as_mut_simd_f32s);
-real!(f64, f64s, F64_LANES, splat_f64s, mul_add_e_f64s, add_f64s, as_simd_f64s, as_mut_simd_f64s);
+real!(f32, f32s, F32_LANES, splat_f32s, mul_add_e_f32s, add_f32s, as_simd_f32s, as_mut_simd_f32s, exponential);
+real!(f64, f64s, F64_LANES, splat_f64s, mul_add_e_f64s, add_f64s, as_simd_f64s, as_mut_simd_f64s, f64::exp);

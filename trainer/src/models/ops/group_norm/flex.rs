@@ -3,8 +3,8 @@
 use burn::backend::Flex;
 use burn::backend::TensorMetadata;
 use burn_flex::FlexTensor;
-use cpu_kernels::sum;
-use num_traits::{Float, Zero};
+use cpu_kernels::{Real, sigmoid, sum};
+use num_traits::{Float, One, Zero};
 use rayon::prelude::*;
 
 use super::EPSILON;
@@ -32,10 +32,6 @@ fn wide<W: Float>(value: f64) -> W {
     W::from(value).unwrap_or_else(W::nan)
 }
 
-fn sigmoid<W: Float>(z: W) -> W {
-    (W::one() + (-z).exp()).recip()
-}
-
 fn forward<E: Number>(x: &FlexTensor, weight: &FlexTensor, bias: &FlexTensor, kind: Kind) -> Forward<Flex> {
     let shape = x.shape();
     let [n, c, h, w] = shape.dims();
@@ -53,9 +49,18 @@ fn forward<E: Number>(x: &FlexTensor, weight: &FlexTensor, bias: &FlexTensor, ki
             let first = group % kind.groups * (c / kind.groups);
             for (channel, (x, y)) in x.chunks(pixels).zip(y.chunks_mut(pixels)).enumerate() {
                 let (scale, shift) = (weight[first + channel] * inverse, bias[first + channel]);
-                for (x, y) in x.iter().zip(y) {
-                    let z = (x.widen() - rounded) * scale + shift;
-                    *y = E::narrow(if kind.silu { z * sigmoid(z) } else { z });
+                let (mut z, mut of_z) = ([E::Wide::zero(); BLOCK], [E::Wide::one(); BLOCK]);
+                for (x, y) in x.chunks(BLOCK).zip(y.chunks_mut(BLOCK)) {
+                    for (z, x) in z.iter_mut().zip(x) {
+                        *z = (x.widen() - rounded) * scale + shift;
+                    }
+                    if kind.silu {
+                        of_z[..x.len()].copy_from_slice(&z[..x.len()]);
+                        sigmoid(&mut of_z[..x.len()]);
+                    }
+                    for (y, (z, of_z)) in y.iter_mut().zip(z.iter().zip(&of_z)) {
+                        *y = E::narrow(*z * *of_z);
+                    }
                 }
             }
             (rounded, inverse)
@@ -148,7 +153,7 @@ struct Block<W> {
     at_z: [W; BLOCK],
 }
 
-impl<W: Float> Channel<W> {
+impl<W: Real> Channel<W> {
     fn normalise<E: Number<Wide = W>>(&self, x: &[E], normalised: &mut [W; BLOCK]) {
         for (normalised, x) in normalised.iter_mut().zip(x) {
             *normalised = (x.widen() - self.mean) * self.inverse;
@@ -156,13 +161,18 @@ impl<W: Float> Channel<W> {
     }
 
     fn backward_silu<E: Number<Wide = W>>(&self, gradient: &[E], normalised: &[W; BLOCK], at_z: &mut [W; BLOCK]) {
+        if !self.silu {
+            at_z.iter_mut().zip(gradient).for_each(|(at_z, gradient)| *at_z = gradient.widen());
+            return;
+        }
+        let z = |normalised: W| normalised * self.weight + self.bias;
+        for (at_z, normalised) in at_z.iter_mut().zip(normalised).take(gradient.len()) {
+            *at_z = z(*normalised);
+        }
+        sigmoid(&mut at_z[..gradient.len()]);
         for (at_z, (gradient, normalised)) in at_z.iter_mut().zip(gradient.iter().zip(normalised)) {
-            *at_z = gradient.widen();
-            if self.silu {
-                let z = *normalised * self.weight + self.bias;
-                let s = sigmoid(z);
-                *at_z = *at_z * s * (W::one() + z * (W::one() - s));
-            }
+            let s = *at_z;
+            *at_z = gradient.widen() * s * (W::one() + z(*normalised) * (W::one() - s));
         }
     }
 }
