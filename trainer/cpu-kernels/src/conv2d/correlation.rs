@@ -6,9 +6,9 @@ use std::ops::Range;
 use pulp::{Arch, Simd, WithSimd};
 use rayon::prelude::*;
 
-use super::Geometry;
 use super::band::Reading;
 use super::products::{MOST_COLUMNS, add_products, columns, parts};
+use super::{Geometry, filtering};
 use crate::Element;
 use crate::scratch::with_scratch;
 use num_traits::Zero;
@@ -47,6 +47,8 @@ struct Correlation {
     result: [usize; 2],
     step: [usize; 2],
     phases: Vec<Phase>,
+    /// Whether phases are the points of [`filtering`].
+    filtered: bool,
 }
 
 impl Correlation {
@@ -68,7 +70,24 @@ impl Correlation {
             result,
             step: [1; 2],
             phases: vec![Phase { first: [0; 2], taps: (0..geometry.taps()).map(tap).collect() }],
+            filtered: false,
         }
+    }
+
+    /// The output by minimal filtering along rows, for a kernel that is three wide and a stride of one.
+    fn filtered_output(geometry: &Geometry) -> Self {
+        let direct = Self::output(geometry);
+        let point = |point: usize| {
+            let tap = |row: usize| Tap { weight: row * 3, at: [row, point] };
+            Phase { first: [0; 2], taps: (0..geometry.kernel[0]).map(tap).collect() }
+        };
+        let reading = Reading {
+            step: [1, filtering::POINTS],
+            reach: [direct.reading.reach[0], 0],
+            width: direct.reading.width.div_ceil(filtering::TILE),
+            ..direct.reading
+        };
+        Self { reading, phases: (0..filtering::POINTS).map(point).collect(), filtered: true, ..direct }
     }
 
     /// A pixel of the input is seen by the output through those taps alone that lie on its stride.
@@ -104,6 +123,7 @@ impl Correlation {
             result: image,
             step: stride,
             phases,
+            filtered: false,
         }
     }
 
@@ -123,7 +143,8 @@ impl Correlation {
     fn block(&self, element: usize) -> usize {
         let fitting = BLOCK_BYTES / (self.reading.of_channel(self.band()) * element).max(1);
         let taps = self.phases.iter().map(|phase| phase.taps.len()).max().unwrap_or(0);
-        fitting.min(TERMS / taps.max(1)).clamp(1, self.from.max(1))
+        let terms = if self.filtered { TERMS / 2 } else { TERMS };
+        fitting.min(terms / taps.max(1)).clamp(1, self.from.max(1))
     }
 
     /// Results of a band in one channel: they follow each other, with those between rows that nobody needs.
@@ -162,14 +183,29 @@ impl<E: Element> WithSimd for LayOutWeights<'_, E> {
 
     #[inline(always)]
     fn with_simd<S: Simd>(self, _: S) {
-        let [of_from, of_to] = self.correlation.weights;
-        let mut out = self.out.chunks_exact_mut(self.channels.len());
-        for phase in &self.correlation.phases {
-            for from in 0..self.correlation.from {
-                for tap in &phase.taps {
-                    let weights = &self.weights[self.channels.start * of_to + from * of_from + tap.weight..];
-                    let Some(out) = out.next() else { return };
-                    for (out, weight) in out.iter_mut().zip(weights.iter().step_by(of_to)) {
+        let Correlation { from, weights: [of_from, of_to], phases, filtered, .. } = self.correlation;
+        let count = self.channels.len();
+        let weights = &self.weights[self.channels.start * of_to..];
+        if *filtered {
+            let taps = phases[0].taps.iter();
+            let of_point = from * taps.len() * count;
+            let rows = (0..*from).flat_map(|from| taps.clone().map(move |tap| from * of_from + tap.weight));
+            for (row, first) in rows.enumerate() {
+                for (m, weights) in weights[first..].chunks(*of_to).take(count).enumerate() {
+                    let kernel = [weights[0].widen(), weights[1].widen(), weights[2].widen()];
+                    for (point, value) in filtering::points_of_weights(kernel).into_iter().enumerate() {
+                        self.out[point * of_point + row * count + m] = value;
+                    }
+                }
+            }
+            return;
+        }
+        let mut out = self.out.chunks_exact_mut(count);
+        for phase in phases {
+            for from in 0..*from {
+                for (tap, out) in phase.taps.iter().zip(&mut out) {
+                    let weights = weights[from * of_from + tap.weight..].iter().step_by(*of_to);
+                    for (out, weight) in out.iter_mut().zip(weights) {
                         *out = weight.widen();
                     }
                 }
@@ -207,22 +243,30 @@ impl<E: Element> WithSimd for ComputeBand<'_, '_, E> {
         let length = self.correlation.length(rows).next_multiple_of(columns::<S, E::Wide>());
         let first = self.parts[0].0.start;
         let of_phase = self.out.len() * length;
-        for sums in self.sums.chunks_mut(of_phase) {
+        for (phase, sums) in self.sums.chunks_mut(of_phase).enumerate() {
             for (channel, sums) in sums.chunks_mut(length).enumerate() {
                 let bias = match self.bias {
-                    Some(bias) => bias[first + channel].widen(),
-                    None => E::Wide::zero(),
+                    Some(bias) if !self.correlation.filtered || phase == filtering::SHARED_POINT => {
+                        bias[first + channel].widen()
+                    }
+                    _ => E::Wide::zero(),
                 };
                 sums.fill(bias);
             }
         }
         let block = self.correlation.block(size_of::<E::Wide>());
         let mut offsets = Vec::new();
+        let mut line = vec![E::Wide::zero(); filtering::pixels(reading.width)];
         for start in (0..*from).step_by(block) {
             let block = block.min(from - start);
             for channel in 0..block {
                 let out = &mut self.scratch[channel * of_channel..][..of_channel];
-                reading.lay_out(&self.image[(start + channel) * pixels..][..pixels], &self.rows, out);
+                let image = &self.image[(start + channel) * pixels..][..pixels];
+                if self.correlation.filtered {
+                    reading.lay_out_points(image, &self.rows, &mut line, out);
+                } else {
+                    reading.lay_out(image, &self.rows, out);
+                }
             }
             self.scratch[block * of_channel..].fill(E::Wide::zero());
             let mut before = 0;
@@ -241,6 +285,21 @@ impl<E: Element> WithSimd for ComputeBand<'_, '_, E> {
                 }
                 before += from * phase.taps.len();
             }
+        }
+        if self.correlation.filtered {
+            let (first, rest) = self.sums.split_at(of_phase);
+            let (second, rest) = rest.split_at(of_phase);
+            let (third, fourth) = rest.split_at(of_phase);
+            for (channel, out) in self.out.iter_mut().enumerate() {
+                for (row, out) in out.chunks_mut(result[1]).enumerate() {
+                    let start = channel * length + row * reading.width;
+                    let of_row = start..start + reading.width;
+                    let points =
+                        [&first[of_row.clone()], &second[of_row.clone()], &third[of_row.clone()], &fourth[of_row]];
+                    filtering::results(points, out);
+                }
+            }
+            return;
         }
         for (phase, sums) in phases.iter().zip(self.sums.chunks(of_phase)) {
             for (out, sums) in self.out.iter_mut().zip(sums.chunks(length)) {
@@ -264,7 +323,9 @@ impl<E: Element> WithSimd for ComputeBand<'_, '_, E> {
 
 /// The output, `[N, O, H', W']`.
 pub fn forward<E: Element>(arch: Arch, geometry: &Geometry, x: &[E], weights: &[E], bias: Option<&[E]>) -> Vec<E> {
-    compute(arch, &Correlation::output(geometry), x, weights, bias)
+    let filtered = geometry.kernel[1] == 3 && geometry.stride == [1; 2];
+    let correlation = if filtered { Correlation::filtered_output(geometry) } else { Correlation::output(geometry) };
+    compute(arch, &correlation, x, weights, bias)
 }
 
 /// The gradient at the input, `[N, C, H, W]`.

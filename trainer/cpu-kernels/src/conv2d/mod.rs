@@ -6,6 +6,7 @@
 mod algorithm;
 mod band;
 mod correlation;
+mod filtering;
 mod products;
 #[cfg(test)]
 mod tests;
