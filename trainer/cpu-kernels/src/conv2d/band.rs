@@ -4,7 +4,6 @@ use std::ops::Range;
 
 use num_traits::Zero;
 
-use super::filtering;
 use crate::Element;
 
 /// How a convolution reads an image.
@@ -87,45 +86,6 @@ impl Reading {
                 }
             }
         });
-    }
-
-    /// Lays out the points of a band of one channel, each in a plane of its own. `line` is for one row.
-    #[inline(always)]
-    pub fn lay_out_points<E: Element>(
-        &self,
-        channel: &[E],
-        rows: &Range<usize>,
-        line: &mut [E::Wide],
-        out: &mut [E::Wide],
-    ) {
-        let [height, width] = self.image;
-        let of_plane = (rows.len() + self.reach[0]) * self.width;
-        let (first, rest) = out.split_at_mut(of_plane);
-        let (second, rest) = rest.split_at_mut(of_plane);
-        let (third, fourth) = rest.split_at_mut(of_plane);
-        for row in 0..rows.len() + self.reach[0] {
-            let y = (rows.start + row).wrapping_sub(self.before[0]);
-            if y < height {
-                let pixels = width.min(line.len() - self.before[1].min(line.len()));
-                let (before, rest) = line.split_at_mut(line.len().min(self.before[1]));
-                let (inside, after) = rest.split_at_mut(pixels);
-                before.fill(E::Wide::zero());
-                after.fill(E::Wide::zero());
-                for (line, pixel) in inside.iter_mut().zip(&channel[y * width..]) {
-                    *line = pixel.widen();
-                }
-            } else {
-                line.fill(E::Wide::zero());
-            }
-            let of_row = row * self.width..(row + 1) * self.width;
-            let planes = [
-                &mut first[of_row.clone()],
-                &mut second[of_row.clone()],
-                &mut third[of_row.clone()],
-                &mut fourth[of_row],
-            ];
-            filtering::points_of_pixels(line, planes);
-        }
     }
 
     /// Lays out a band of one channel as one of `columns` columns.

@@ -6,7 +6,6 @@
 mod algorithm;
 mod band;
 mod correlation;
-mod filtering;
 mod products;
 #[cfg(test)]
 mod tests;

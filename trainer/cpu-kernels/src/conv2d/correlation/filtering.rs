@@ -5,7 +5,12 @@
 //! their own, so that a convolution is one with a kernel of one column for each of them. All factors are 1 and 1/2, so the results are
 //! as exact as those of the six products.
 
+use std::ops::Range;
+
+use num_traits::Zero;
+
 use crate::Element;
+use crate::conv2d::band::Reading;
 use crate::real::Real;
 
 /// Results of a tile.
@@ -22,7 +27,7 @@ pub fn pixels(tiles: usize) -> usize {
 
 /// The points of the tiles of a row of pixels, each in its plane.
 #[inline(always)]
-pub fn points_of_pixels<R: Real>(row: &[R], planes: [&mut [R]; POINTS]) {
+fn points_of_pixels<R: Real>(row: &[R], planes: [&mut [R]; POINTS]) {
     let [first, second, third, fourth] = planes;
     let pairs = row.as_chunks::<TILE>().0;
     let outputs = first.iter_mut().zip(second).zip(third.iter_mut().zip(fourth));
@@ -31,6 +36,37 @@ pub fn points_of_pixels<R: Real>(row: &[R], planes: [&mut [R]; POINTS]) {
         *second = near[1] + far[0];
         *third = far[0] - near[1];
         *fourth = near[1] - far[1];
+    }
+}
+
+/// Lays out the points of a band of one channel, those of each row of tiles where [`Reading::offset`] finds them. `line` is for one
+/// row of [`pixels`].
+#[inline(always)]
+pub fn lay_out<E: Element>(
+    reading: &Reading,
+    channel: &[E],
+    rows: &Range<usize>,
+    line: &mut [E::Wide],
+    out: &mut [E::Wide],
+) {
+    let Reading { image: [height, width], before, reach, width: tiles, .. } = *reading;
+    let count = rows.len() + reach[0];
+    let start = before[1].min(line.len());
+    let end = (start + width).min(line.len());
+    for row in 0..count {
+        line.fill(E::Wide::zero());
+        let y = (rows.start + row).wrapping_sub(before[0]);
+        if y < height {
+            for (value, pixel) in line[start..end].iter_mut().zip(&channel[y * width..]) {
+                *value = pixel.widen();
+            }
+        }
+        let mut planes = out.chunks_mut(count * tiles);
+        let planes = std::array::from_fn(|_| match planes.next() {
+            Some(plane) => &mut plane[row * tiles..(row + 1) * tiles],
+            None => &mut [],
+        });
+        points_of_pixels(line, planes);
     }
 }
 

@@ -1,17 +1,18 @@
 //! The output of a convolution, and the gradient at its input: both sum, for each pixel of the result, the pixels that the taps
 //! of the kernel see, times weights.
 
-use std::ops::Range;
+mod filtering;
+mod tasks;
 
-use pulp::{Arch, Simd, WithSimd};
+use pulp::Arch;
 use rayon::prelude::*;
 
+use self::tasks::{ComputeBand, LayOutWeights, Parts};
+use super::Geometry;
 use super::band::Reading;
-use super::products::{MOST_COLUMNS, add_products, columns, parts};
-use super::{Geometry, filtering};
+use super::products::MOST_COLUMNS;
 use crate::Element;
 use crate::scratch::with_scratch;
-use num_traits::Zero;
 
 /// Results of a band in each channel, at most, where a row has fewer.
 const BAND_PIXELS: usize = 1024;
@@ -155,169 +156,6 @@ impl Correlation {
     /// Weights of each channel of the result, of all phases.
     fn of_channel(&self) -> usize {
         self.from * self.phases.iter().map(|phase| phase.taps.len()).sum::<usize>()
-    }
-}
-
-/// Parts of the channels of the result that are computed at a time.
-struct Parts(usize);
-
-impl WithSimd for Parts {
-    type Output = usize;
-
-    #[inline(always)]
-    fn with_simd<S: Simd>(self, _: S) -> usize {
-        parts::<S>(self.0)
-    }
-}
-
-/// Lays out the weights of some channels of the result, for each phase `[from, taps, channels]`.
-struct LayOutWeights<'a, E: Element> {
-    correlation: &'a Correlation,
-    weights: &'a [E],
-    channels: Range<usize>,
-    out: &'a mut [E::Wide],
-}
-
-impl<E: Element> WithSimd for LayOutWeights<'_, E> {
-    type Output = ();
-
-    #[inline(always)]
-    fn with_simd<S: Simd>(self, _: S) {
-        let Correlation { from, weights: [of_from, of_to], phases, filtered, .. } = self.correlation;
-        let count = self.channels.len();
-        let weights = &self.weights[self.channels.start * of_to..];
-        if *filtered {
-            let taps = phases[0].taps.iter();
-            let of_point = from * taps.len() * count;
-            let rows = (0..*from).flat_map(|from| taps.clone().map(move |tap| from * of_from + tap.weight));
-            for (row, first) in rows.enumerate() {
-                for (m, weights) in weights[first..].chunks(*of_to).take(count).enumerate() {
-                    let kernel = [weights[0].widen(), weights[1].widen(), weights[2].widen()];
-                    for (point, value) in filtering::points_of_weights(kernel).into_iter().enumerate() {
-                        self.out[point * of_point + row * count + m] = value;
-                    }
-                }
-            }
-            return;
-        }
-        let mut out = self.out.chunks_exact_mut(count);
-        for phase in phases {
-            for from in 0..*from {
-                for (tap, out) in phase.taps.iter().zip(&mut out) {
-                    let weights = weights[from * of_from + tap.weight..].iter().step_by(*of_to);
-                    for (out, weight) in out.iter_mut().zip(weights) {
-                        *out = weight.widen();
-                    }
-                }
-            }
-        }
-    }
-}
-
-/// Computes some channels of the result for a band of rows.
-struct ComputeBand<'a, 'b, E: Element> {
-    correlation: &'a Correlation,
-    image: &'a [E],
-    bias: Option<&'a [E]>,
-    /// Rows of results of each phase.
-    rows: Range<usize>,
-    /// The channels, in parts, each with its weights.
-    parts: &'a [(Range<usize>, &'a [E::Wide])],
-    /// The rows of each channel.
-    out: &'a mut [&'b mut [E]],
-    /// For a band of some channels of the image.
-    scratch: &'a mut [E::Wide],
-    /// For the sums of all phases and channels.
-    sums: &'a mut [E::Wide],
-}
-
-impl<E: Element> WithSimd for ComputeBand<'_, '_, E> {
-    type Output = ();
-
-    #[inline(always)]
-    fn with_simd<S: Simd>(self, simd: S) {
-        let Correlation { from, reading, result, step, phases, .. } = self.correlation;
-        let rows = self.rows.len();
-        let of_channel = reading.of_channel(rows);
-        let pixels = reading.image[0] * reading.image[1];
-        let length = self.correlation.length(rows).next_multiple_of(columns::<S, E::Wide>());
-        let first = self.parts[0].0.start;
-        let of_phase = self.out.len() * length;
-        for (phase, sums) in self.sums.chunks_mut(of_phase).enumerate() {
-            for (channel, sums) in sums.chunks_mut(length).enumerate() {
-                let bias = match self.bias {
-                    Some(bias) if !self.correlation.filtered || phase == filtering::SHARED_POINT => {
-                        bias[first + channel].widen()
-                    }
-                    _ => E::Wide::zero(),
-                };
-                sums.fill(bias);
-            }
-        }
-        let block = self.correlation.block(size_of::<E::Wide>());
-        let mut offsets = Vec::new();
-        let mut line = vec![E::Wide::zero(); filtering::pixels(reading.width)];
-        for start in (0..*from).step_by(block) {
-            let block = block.min(from - start);
-            for channel in 0..block {
-                let out = &mut self.scratch[channel * of_channel..][..of_channel];
-                let image = &self.image[(start + channel) * pixels..][..pixels];
-                if self.correlation.filtered {
-                    reading.lay_out_points(image, &self.rows, &mut line, out);
-                } else {
-                    reading.lay_out(image, &self.rows, out);
-                }
-            }
-            self.scratch[block * of_channel..].fill(E::Wide::zero());
-            let mut before = 0;
-            for (phase, sums) in phases.iter().zip(self.sums.chunks_mut(of_phase)) {
-                offsets.clear();
-                for channel in 0..block {
-                    for tap in &phase.taps {
-                        offsets.push((channel * of_channel + reading.offset(rows, tap.at)) as u32);
-                    }
-                }
-                for (channels, weights) in self.parts {
-                    let count = channels.len();
-                    let factors = &weights[(before + start * phase.taps.len()) * count..][..offsets.len() * count];
-                    let sums = &mut sums[(channels.start - first) * length..];
-                    add_products(simd, count, factors, (self.scratch, &offsets), (sums, length, length));
-                }
-                before += from * phase.taps.len();
-            }
-        }
-        if self.correlation.filtered {
-            let (first, rest) = self.sums.split_at(of_phase);
-            let (second, rest) = rest.split_at(of_phase);
-            let (third, fourth) = rest.split_at(of_phase);
-            for (channel, out) in self.out.iter_mut().enumerate() {
-                for (row, out) in out.chunks_mut(result[1]).enumerate() {
-                    let start = channel * length + row * reading.width;
-                    let of_row = start..start + reading.width;
-                    let points =
-                        [&first[of_row.clone()], &second[of_row.clone()], &third[of_row.clone()], &fourth[of_row]];
-                    filtering::results(points, out);
-                }
-            }
-            return;
-        }
-        for (phase, sums) in phases.iter().zip(self.sums.chunks(of_phase)) {
-            for (out, sums) in self.out.iter_mut().zip(sums.chunks(length)) {
-                let out = out.chunks_mut(result[1]).skip(phase.first[0]).step_by(step[0]);
-                for (out, sums) in out.zip(sums.chunks(reading.pitch())) {
-                    if step[1] == 1 {
-                        for (out, sum) in out.iter_mut().zip(sums) {
-                            *out = E::narrow(*sum);
-                        }
-                    } else {
-                        let out = out.iter_mut().skip(phase.first[1]).step_by(step[1]);
-                        for (out, sum) in out.zip(sums) {
-                            *out = E::narrow(*sum);
-                        }
-                    }
-                }
-            }
-        }
     }
 }
 
