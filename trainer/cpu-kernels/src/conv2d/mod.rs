@@ -72,7 +72,8 @@ impl Geometry {
 /// If the slices are not as long as the sizes say.
 pub fn forward<E: Element>(geometry: &Geometry, x: &[E], weights: &[E], bias: Option<&[E]>) -> Vec<E> {
     geometry.check(Some(x), Some(weights), None);
-    correlation::forward(Arch::new(), geometry, x, weights, bias)
+    let filtered = algorithm::filters_output(geometry);
+    correlation::forward(Arch::new(), geometry, filtered, x, weights, bias)
 }
 
 /// The gradient at the input, `[N, C, H, W]`, from that at the output, `[N, O, H', W']`.

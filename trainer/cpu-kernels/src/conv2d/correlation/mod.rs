@@ -18,8 +18,13 @@ use crate::scratch::with_scratch;
 const BAND_PIXELS: usize = 1024;
 /// Bytes of a band of the image that are laid out at a time, for as many channels as fit: they stay in a core's second cache.
 const BLOCK_BYTES: usize = 384 << 10;
-/// Products that are added one after the other, at most, which bounds rounding errors.
+/// Tiles of a band in each channel, at most, and bytes of their points that are laid out at a time: only those of one point are read at
+/// a time.
+const BAND_TILES: usize = 128;
+const FILTERED_BYTES: usize = 1 << 20;
+/// Products that are added one after the other, at most, which bounds rounding errors; those at points are larger than their sum.
 const TERMS: usize = 512;
+const FILTERED_TERMS: usize = 96;
 
 /// A weight of a kernel, and the pixel that it sees for the first result: row and column of the padded image.
 #[derive(Debug, Clone, Copy)]
@@ -75,20 +80,17 @@ impl Correlation {
         }
     }
 
-    /// The output by minimal filtering along rows, for a kernel that is three wide and a stride of one.
+    /// The output by minimal filtering, for a kernel of 3x3 and a stride of one.
     fn filtered_output(geometry: &Geometry) -> Self {
         let direct = Self::output(geometry);
         let point = |point: usize| {
-            let tap = |row: usize| Tap { weight: row * 3, at: [row, point] };
-            Phase { first: [0; 2], taps: (0..geometry.kernel[0]).map(tap).collect() }
+            let tap = Tap { weight: 0, at: [point / filtering::SIDE, point % filtering::SIDE] };
+            Phase { first: [0; 2], taps: vec![tap] }
         };
-        let reading = Reading {
-            step: [1, filtering::POINTS],
-            reach: [direct.reading.reach[0], 0],
-            width: direct.reading.width.div_ceil(filtering::TILE),
-            ..direct.reading
-        };
-        Self { reading, phases: (0..filtering::POINTS).map(point).collect(), filtered: true, ..direct }
+        let width = direct.reading.width.div_ceil(filtering::TILE);
+        let reading = Reading { step: [filtering::SIDE; 2], reach: [0; 2], width, ..direct.reading };
+        let phases = (0..filtering::POINTS).map(point).collect();
+        Self { reading, step: [filtering::TILE, 1], phases, filtered: true, ..direct }
     }
 
     /// A pixel of the input is seen by the output through those taps alone that lie on its stride.
@@ -131,7 +133,7 @@ impl Correlation {
     /// Rows of results of each phase in a band: as many as leave the fewest sums that nobody needs.
     fn band(&self) -> usize {
         let rows = self.result[0].div_ceil(self.step[0]).max(1);
-        let most = (BAND_PIXELS / self.reading.pitch()).clamp(1, rows);
+        let most = (if self.filtered { BAND_TILES } else { BAND_PIXELS } / self.reading.pitch()).clamp(1, rows);
         let sums = |band: &usize| {
             let of = |rows: usize| if rows == 0 { 0 } else { self.length(rows).next_multiple_of(MOST_COLUMNS) };
             let count = rows / band * of(*band) + of(rows % band);
@@ -142,9 +144,9 @@ impl Correlation {
 
     /// Channels of the image that are laid out at a time.
     fn block(&self, element: usize) -> usize {
-        let fitting = BLOCK_BYTES / (self.reading.of_channel(self.band()) * element).max(1);
+        let (bytes, terms) = if self.filtered { (FILTERED_BYTES, FILTERED_TERMS) } else { (BLOCK_BYTES, TERMS) };
+        let fitting = bytes / (self.reading.of_channel(self.band()) * element).max(1);
         let taps = self.phases.iter().map(|phase| phase.taps.len()).max().unwrap_or(0);
-        let terms = if self.filtered { TERMS / 2 } else { TERMS };
         fitting.min(terms / taps.max(1)).clamp(1, self.from.max(1))
     }
 
@@ -159,11 +161,22 @@ impl Correlation {
     }
 }
 
-/// The output, `[N, O, H', W']`.
-pub fn forward<E: Element>(arch: Arch, geometry: &Geometry, x: &[E], weights: &[E], bias: Option<&[E]>) -> Vec<E> {
-    let filtered = geometry.kernel[1] == 3 && geometry.stride == [1; 2];
+/// The output, `[N, O, H', W']`; `filtered` by fewer products, where [`can_filter`].
+pub fn forward<E: Element>(
+    arch: Arch,
+    geometry: &Geometry,
+    filtered: bool,
+    x: &[E],
+    weights: &[E],
+    bias: Option<&[E]>,
+) -> Vec<E> {
     let correlation = if filtered { Correlation::filtered_output(geometry) } else { Correlation::output(geometry) };
     compute(arch, &correlation, x, weights, bias)
+}
+
+/// Whether minimal filtering can compute the output.
+pub fn can_filter(geometry: &Geometry) -> bool {
+    geometry.kernel == [3; 2] && geometry.stride == [1; 2]
 }
 
 /// The gradient at the input, `[N, C, H, W]`.

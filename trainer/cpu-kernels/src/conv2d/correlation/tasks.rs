@@ -38,15 +38,17 @@ impl<E: Element> WithSimd for LayOutWeights<'_, E> {
         let count = self.channels.len();
         let weights = &self.weights[self.channels.start * of_to..];
         if *filtered {
-            let taps = phases[0].taps.iter();
-            let of_point = from * taps.len() * count;
-            let rows = (0..*from).flat_map(|from| taps.clone().map(move |tap| from * of_from + tap.weight));
-            for (row, first) in rows.enumerate() {
-                for (m, weights) in weights[first..].chunks(*of_to).take(count).enumerate() {
-                    let kernel = [weights[0].widen(), weights[1].widen(), weights[2].widen()];
-                    for (point, value) in filtering::points_of_weights(kernel).into_iter().enumerate() {
-                        self.out[point * of_point + row * count + m] = value;
+            let mut kernels = [[E::Wide::zero(); filtering::KERNELS]; 9];
+            let mut points = [[E::Wide::zero(); filtering::KERNELS]; filtering::POINTS];
+            for channel in 0..*from {
+                for (m, weights) in weights[channel * of_from..].chunks(*of_to).take(count).enumerate() {
+                    for (kernels, weight) in kernels.iter_mut().zip(weights) {
+                        kernels[m] = weight.widen();
                     }
+                }
+                filtering::points_of_weights(&kernels, &mut points);
+                for (point, values) in points.iter().enumerate() {
+                    self.out[(point * from + channel) * count..][..count].copy_from_slice(&values[..count]);
                 }
             }
             return;
@@ -96,7 +98,7 @@ impl<E: Element> WithSimd for ComputeBand<'_, '_, E> {
         self.begin_sums(of_phase, length);
         let block = self.correlation.block(size_of::<E::Wide>());
         let mut offsets = Vec::new();
-        let mut line = vec![E::Wide::zero(); filtering::pixels(reading.width)];
+        let mut line = vec![E::Wide::zero(); filtering::scratch(reading.width)];
         for start in (0..*from).step_by(block) {
             let block = block.min(from - start);
             self.lay_out(start..start + block, &mut line);
@@ -117,7 +119,7 @@ impl<E: Element> WithSimd for ComputeBand<'_, '_, E> {
                 before += from * phase.taps.len();
             }
         }
-        self.write(of_phase, length);
+        self.write([of_phase, length], &mut line);
     }
 }
 
@@ -158,14 +160,14 @@ impl<E: Element> ComputeBand<'_, '_, E> {
 
     /// Writes the result of all sums.
     #[inline(always)]
-    fn write(&mut self, of_phase: usize, length: usize) {
+    fn write(&mut self, [of_phase, length]: [usize; 2], line: &mut [E::Wide]) {
         let Correlation { reading, result, step, phases, filtered, .. } = self.correlation;
         if *filtered {
             for (channel, out) in self.out.iter_mut().enumerate() {
-                for (row, out) in out.chunks_mut(result[1]).enumerate() {
+                for (row, out) in out.chunks_mut(filtering::TILE * result[1]).enumerate() {
                     let start = channel * length + row * reading.width;
                     let products = std::array::from_fn(|point| &self.sums[point * of_phase + start..][..reading.width]);
-                    filtering::results(products, out);
+                    filtering::results(products, line, out, result[1]);
                 }
             }
             return;
