@@ -4,6 +4,7 @@
 mod bad_input;
 mod check;
 mod command;
+mod config;
 mod disk;
 mod export;
 mod gumbel;

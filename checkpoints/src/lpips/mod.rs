@@ -4,6 +4,7 @@
 use std::collections::BTreeMap;
 use std::fmt;
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::files::{Differences, Fetched, WeightsError, WeightsFile};
@@ -16,7 +17,7 @@ mod tests;
 pub type Convolution = (usize, [usize; 4]);
 
 /// The classifier whose features LPIPS compares.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum LpipsNetwork {
     /// The network that VQGANs are trained with.

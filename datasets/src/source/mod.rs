@@ -6,6 +6,7 @@ mod shapes;
 
 use std::sync::Arc;
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use self::folder::FolderSource;
@@ -17,7 +18,7 @@ use crate::error::{DataError, SettingError};
 macro_rules! sources {
     ($($(#[$about:meta])* $name:ident($source:ty),)*) => {
         /// A source as the configuration names it: `data.source`.
-        #[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq, Serialize)]
+        #[derive(Clone, Copy, Debug, Deserialize, Eq, JsonSchema, PartialEq, Serialize)]
         #[serde(rename_all = "lowercase")]
         pub enum DataSource {
             $($(#[$about])* $name,)*

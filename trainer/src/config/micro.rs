@@ -1,7 +1,9 @@
 //! `batch.micro`
 
+use std::borrow::Cow;
 use std::fmt;
 
+use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::de::{Error, Unexpected};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
@@ -41,6 +43,19 @@ impl Serialize for Micro {
             Self::Auto => serializer.serialize_str(AUTO),
             Self::Samples(samples) => samples.serialize(serializer),
         }
+    }
+}
+
+impl JsonSchema for Micro {
+    fn schema_name() -> Cow<'static, str> {
+        "Micro".into()
+    }
+
+    fn json_schema(_: &mut SchemaGenerator) -> Schema {
+        json_schema!({ "anyOf": [
+            { "const": AUTO, "description": "As many as fit `memory.limit`, measured at the start of the run." },
+            { "type": "integer", "minimum": 1 },
+        ] })
     }
 }
 

@@ -2,15 +2,19 @@
 //! precision, which stand beside what they configure, and depends on nothing above the engine.
 
 mod check;
+mod extends;
 mod micro;
 mod model;
+mod overrides;
 mod read;
+mod reference;
 mod sweep;
 
 use std::path::PathBuf;
 
 use checkpoints::hub::expand_home;
 use datasets::SourceSettings;
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 pub use crate::engine::Recompute;
@@ -25,44 +29,51 @@ pub use crate::optim::{
 pub use crate::precision::{Compute, LossScaleConfig, PrecisionConfig, ScalerConfig};
 pub use crate::problem::Problem;
 pub use datasets::DataSource;
+pub use extends::{built_in, first_sentence};
 pub use micro::Micro;
 pub use model::ModelConfig;
-pub use read::{BUILT_IN, ConfigError, Loaded, Origin, Override, load, load_saved, saved_config};
+pub use overrides::Override;
+pub use read::{BUILT_IN, ConfigError, Loaded, Origin, load, load_saved, saved_config};
+pub use reference::{KeyReference, KeyValue, reference, schema, tables};
 pub use sweep::{Bytes, MaxDeviation, SweepConfig, Tolerance};
 
 /// Everything a run needs to know. An unknown key is an error.
-#[derive(Debug, Clone, Default, PartialEq, Deserialize, Serialize)]
+#[derive(Debug, Clone, Default, PartialEq, Deserialize, Serialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Config {
-    /// `[run]`
+    /// The configuration that this one is based on: a path relative to this file, or a built-in name such as
+    /// `small-gpu.toml`. This file then says only what differs.
+    #[serde(skip_serializing)]
+    pub extends: Option<String>,
+    /// The run: its name, length, seed and device.
     pub run: RunConfig,
-    /// `[batch]`
+    /// How many samples an optimizer step sees, and how many of them are in memory at a time.
     pub batch: BatchConfig,
-    /// `[precision]`
+    /// What is computed in half precision, and the loss scale.
     pub precision: PrecisionConfig,
-    /// `[memory]`
+    /// How the memory peak is kept small. None of it changes what a step computes.
     pub memory: MemoryConfig,
-    /// `[model]`
+    /// A pretrained checkpoint, or an architecture that starts from random weights.
     pub model: ModelConfig,
-    /// `[data]`
+    /// Where images come from, and what of them the model sees.
     pub data: DataConfig,
-    /// `[losses.*]`
+    /// The losses: each has a table with its `weight`, where 0 is off.
     pub losses: LossesConfig,
-    /// `[discriminator]`
+    /// The discriminator of `[losses.adversarial]`.
     pub discriminator: DiscriminatorConfig,
-    /// `[clip]`
+    /// The CLIP model of the losses `clip_*`, and the views of an image that it gets.
     pub clip: ClipConfig,
-    /// `[optimizer]`
+    /// The model's optimizer.
     pub optimizer: OptimizerConfig,
-    /// `[schedule]`
+    /// The learning rate over the run, in optimizer steps.
     pub schedule: ScheduleConfig,
-    /// `[ema]`
+    /// The average of the weights over the steps, which is validated, reconstructed with and exported.
     pub ema: EmaConfig,
-    /// `[checkpoints]`
+    /// When the run is saved, and which checkpoints stay.
     pub checkpoints: CheckpointsConfig,
-    /// `[validation]`
+    /// When and on how many images the model is validated.
     pub validation: ValidationConfig,
-    /// `[sweep]`
+    /// What `train sweep` varies, and the bars that each row must meet.
     #[serde(skip_serializing_if = "SweepConfig::is_default")]
     pub sweep: SweepConfig,
 }
@@ -116,12 +127,13 @@ impl Config {
 }
 
 /// `[run]`
-#[derive(Debug, Clone, PartialEq, Deserialize, Serialize)]
+#[derive(Debug, Clone, PartialEq, Deserialize, Serialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct RunConfig {
     /// The run's folder is `runs/<name>`. If empty, the configuration file's name.
     pub name: String,
     /// Optimizer steps in all.
+    #[schemars(range(min = 1, max = check::MOST_STEPS))]
     pub steps: u64,
     /// Determines all randomness of a run.
     pub seed: u64,
@@ -147,10 +159,11 @@ impl Default for RunConfig {
 }
 
 /// `[batch]`
-#[derive(Debug, Clone, PartialEq, Deserialize, Serialize)]
+#[derive(Debug, Clone, PartialEq, Deserialize, Serialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct BatchConfig {
     /// Samples of an optimizer step.
+    #[schemars(range(min = 1, max = check::MOST_SAMPLES))]
     pub effective: usize,
     /// Samples on the device at a time; need not divide `effective`.
     pub micro: Micro,
@@ -163,7 +176,7 @@ impl Default for BatchConfig {
 }
 
 /// `[memory]`: how the memory peak is kept small. None of it changes what a step computes.
-#[derive(Debug, Clone, Default, PartialEq, Deserialize, Serialize)]
+#[derive(Debug, Clone, Default, PartialEq, Deserialize, Serialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct MemoryConfig {
     /// Recompute activations in the model's backward pass, so that the forward pass need not keep them.
@@ -171,12 +184,13 @@ pub struct MemoryConfig {
     /// The most memory that a step may use, such as `"4GiB"`. `batch.micro` is chosen and lowered to fit. On the CPU
     /// this counts all that the program has allocated, apart from images that are read ahead; on a GPU, what the
     /// allocator has reserved. The default is 90 % of the free memory of a CUDA device, and no limit elsewhere.
+    #[schemars(with = "Option<String>")]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub limit: Option<Bytes>,
 }
 
 /// `[data]`
-#[derive(Debug, Clone, PartialEq, Deserialize, Serialize)]
+#[derive(Debug, Clone, PartialEq, Deserialize, Serialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct DataConfig {
     /// Where images come from.
@@ -185,8 +199,10 @@ pub struct DataConfig {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub path: Option<PathBuf>,
     /// Number of different images of `source = "shapes"`.
+    #[schemars(range(min = 1, max = check::MOST_IMAGES))]
     pub images: usize,
     /// Side of the square images that the model sees, in pixels.
+    #[schemars(range(min = 8, max = 4096))]
     pub resolution: u32,
     /// Flip every other image left to right.
     pub flip: bool,
@@ -195,8 +211,10 @@ pub struct DataConfig {
     /// Images kept for validation and never trained on; at most a quarter of all.
     pub validation: usize,
     /// Threads that read images.
+    #[schemars(range(max = check::MOST_WORKERS))]
     pub workers: usize,
     /// Images read ahead, at most.
+    #[schemars(range(min = 1, max = check::MOST_PREFETCHED))]
     pub prefetch: usize,
     /// Broken images that are skipped before the run gives up.
     pub max_bad: usize,
@@ -228,7 +246,7 @@ impl DataConfig {
 }
 
 /// Which square of an image a sample shows.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum CropConfig {
     /// Anywhere.
@@ -238,11 +256,12 @@ pub enum CropConfig {
 }
 
 /// `[ema]`
-#[derive(Debug, Clone, PartialEq, Deserialize, Serialize)]
+#[derive(Debug, Clone, PartialEq, Deserialize, Serialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct EmaConfig {
     /// Share of the old average that a step keeps, at most `(1 + step) / (10 + step)`, so that its start does not
     /// dominate a short run; 0 keeps no average.
+    #[schemars(range(min = 0.0), extend("exclusiveMaximum" = 1))]
     pub decay: f64,
 }
 
@@ -253,14 +272,16 @@ impl Default for EmaConfig {
 }
 
 /// `[checkpoints]`
-#[derive(Debug, Clone, PartialEq, Deserialize, Serialize)]
+#[derive(Debug, Clone, PartialEq, Deserialize, Serialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct CheckpointsConfig {
     /// Optimizer steps between checkpoints; 0 writes none by steps.
     pub every_steps: u64,
     /// Minutes between checkpoints, whatever wrote the last one; 0 writes none by the clock.
+    #[schemars(range(min = 0.0))]
     pub every_minutes: f64,
     /// Newest checkpoints to keep.
+    #[schemars(range(min = 1))]
     pub keep_last: usize,
     /// Checkpoints at multiples of this step are kept for good; 0 keeps none.
     pub keep_every: u64,
@@ -275,7 +296,7 @@ impl Default for CheckpointsConfig {
 }
 
 /// A metric of a validation.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize, Serialize, strum::IntoStaticStr)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize, Serialize, strum::IntoStaticStr, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 #[strum(serialize_all = "lowercase")]
 pub enum Metric {
@@ -296,7 +317,7 @@ pub enum Metric {
 }
 
 /// `[validation]`
-#[derive(Debug, Clone, PartialEq, Deserialize, Serialize)]
+#[derive(Debug, Clone, PartialEq, Deserialize, Serialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct ValidationConfig {
     /// Optimizer steps between validations; 0 validates before the first step and after the last.

@@ -1,9 +1,10 @@
 //! `[model]`.
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 /// `[model]`: a pretrained checkpoint, or an architecture that starts from random weights.
-#[derive(Debug, Clone, PartialEq, Deserialize, Serialize)]
+#[derive(Debug, Clone, PartialEq, Deserialize, Serialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct ModelConfig {
     /// `hf://owner/name[@revision][/file][#key]`, or a local path with or without `#key`. If unset, weights are random.

@@ -3,14 +3,14 @@
 use std::fmt;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
-use std::str::FromStr;
 
 use serde::de::Error;
 use serde::{Deserialize, Deserializer};
 use serde_json::Value;
 use toml::de::{DeTable, DeValue};
 
-use super::{Config, Problem};
+use super::extends::{Source, merge};
+use super::{Config, Override, Problem};
 use crate::problem::nearest;
 
 /// The configurations that come with the program, by name.
@@ -31,6 +31,16 @@ pub enum ConfigError {
         BUILT_IN.map(|(name, _)| name).join(", ")
     )]
     NotFound {
+        /// The name that was asked for.
+        name: String,
+    },
+    /// No such built-in name.
+    #[error(
+        "no built-in configuration `{name}`{} (allowed: {})",
+        nearest(name, &BUILT_IN.map(|(name, _)| name)).map(|name| format!(", did you mean `{name}`?")).unwrap_or_default(),
+        BUILT_IN.map(|(name, _)| name).join(", ")
+    )]
+    NotBuiltIn {
         /// The name that was asked for.
         name: String,
     },
@@ -67,7 +77,7 @@ pub enum Origin {
         /// The file.
         file: String,
     },
-    /// `--set` on the command line.
+    /// An option of the command line, such as `--set batch.micro=2`.
     Override(String),
 }
 
@@ -76,59 +86,8 @@ impl fmt::Display for Origin {
         match self {
             Self::Line { file, line } => write!(f, "{file}:{line}"),
             Self::File { file } => f.write_str(file),
-            Self::Override(text) => write!(f, "--set {text}"),
+            Self::Override(text) => f.write_str(text),
         }
-    }
-}
-
-/// One `--set key=value`.
-#[derive(Debug, Clone, PartialEq)]
-pub struct Override {
-    key: Vec<String>,
-    value: String,
-}
-
-impl FromStr for Override {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, Self::Err> {
-        let (key, value) = text.split_once('=').ok_or_else(|| format!("`{text}` is not of the form key=value"))?;
-        let key: Vec<String> = key.trim().split('.').map(str::to_owned).collect();
-        if key.iter().any(String::is_empty) {
-            return Err(format!("`{text}` has no key like batch.micro before its `=`"));
-        }
-        Ok(Self { key, value: value.trim().to_owned() })
-    }
-}
-
-impl fmt::Display for Override {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}={}", self.key.join("."), self.value)
-    }
-}
-
-impl Override {
-    /// `key` is as in `batch.micro`.
-    pub fn new(key: &str, value: &str) -> Self {
-        Self { key: key.split('.').map(str::to_owned).collect(), value: value.to_owned() }
-    }
-
-    /// The value as TOML, or as a string if it is no TOML.
-    fn value(&self) -> toml::Value {
-        let parsed = format!("value = {}", self.value).parse::<toml::Table>();
-        let parsed = parsed.ok().filter(|table| table.len() == 1).and_then(|mut table| table.remove("value"));
-        parsed.unwrap_or_else(|| toml::Value::String(self.value.clone()))
-    }
-
-    fn insert(&self, mut table: toml::Table, value: toml::Value) -> Result<toml::Table, String> {
-        let (last, path) = self.key.split_last().ok_or("no key")?;
-        let mut at = &mut table;
-        for name in path {
-            let entry = at.entry(name.clone()).or_insert_with(|| toml::Value::Table(toml::Table::new()));
-            at = entry.as_table_mut().ok_or_else(|| format!("`{name}` is a value and not a table"))?;
-        }
-        at.insert(last.clone(), value);
-        Ok(table)
     }
 }
 
@@ -137,8 +96,8 @@ impl Override {
 pub struct Loaded {
     /// The values, checked.
     pub config: Config,
-    file: String,
-    text: String,
+    /// The file, and those that it extends, each before its base.
+    sources: Vec<Source>,
     overrides: Vec<Override>,
 }
 
@@ -160,18 +119,19 @@ fn renamed(old: &str, new: &str) -> String {
     format!("`{old}` was renamed to `{table}.{new}`")
 }
 
-/// Reads `name` (a path, a name in `configs/`, or a built-in one, each with or without `.toml`), applies `overrides` in
-/// order and checks the result.
+/// What to say of `key`, if it was renamed.
+pub(super) fn renamed_to(key: &[String]) -> Option<String> {
+    let (table, old, new) = RENAMED.iter().find(|(table, old, _)| key == [*table, *old])?;
+    Some(renamed(&format!("{table}.{old}"), new))
+}
+
+/// Reads `name` (a path, a name in `configs/`, or a built-in one, each with or without `.toml`) and the configurations
+/// that it extends, applies `overrides` in order and checks the result.
 ///
 /// # Errors
 /// One line that points at the place; see [`ConfigError`].
 pub fn load(name: &str, overrides: &[Override]) -> Result<Loaded, ConfigError> {
-    let (file, text) = find(name)?;
-    if let Some((span, old, new)) = find_renamed(&text) {
-        let place = Origin::Line { file, line: line_of(&text, span.start) };
-        return Err(ConfigError::Wrong { place, message: renamed(&old, new) });
-    }
-    parse(file, text, overrides)
+    parse(Source::find(name)?, overrides)
 }
 
 /// Like [`load`], for the `config.toml` in a run's folder, where older runs have the old names of renamed keys.
@@ -179,11 +139,11 @@ pub fn load(name: &str, overrides: &[Override]) -> Result<Loaded, ConfigError> {
 /// # Errors
 /// As for [`load`].
 pub fn load_saved(path: &Path, overrides: &[Override]) -> Result<Loaded, ConfigError> {
-    let (file, mut text) = find(&path.display().to_string())?;
-    while let Some((span, _, new)) = find_renamed(&text) {
-        text.replace_range(span, new);
+    let mut source = Source::find(&path.display().to_string())?;
+    while let Some((span, _, new)) = find_renamed(&source.text) {
+        source.text.replace_range(span, new);
     }
-    parse(file, text, overrides)
+    parse(source, overrides)
 }
 
 /// Reads the configuration in a checkpoint, where older runs have the old names of renamed keys.
@@ -201,61 +161,52 @@ pub fn saved_config<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Config
     Config::deserialize(config).map_err(D::Error::custom)
 }
 
-fn parse(file: String, text: String, overrides: &[Override]) -> Result<Loaded, ConfigError> {
-    let mut config = Config::deserialize(toml::Deserializer::parse(&text).map_err(|e| at_span(&file, &text, &e))?)
-        .map_err(|e| at_span(&file, &text, &e))?;
-    let mut table: toml::Table = text.parse().map_err(|e| at_span(&file, &text, &e))?;
+fn parse(source: Source, overrides: &[Override]) -> Result<Loaded, ConfigError> {
+    let mut layers = vec![table(&source)?];
+    let mut sources = vec![source];
+    while let Some(base) = sources.last().map(Source::base).transpose()?.flatten() {
+        base.check_not_in(&sources)?;
+        layers.push(table(&base)?);
+        sources.push(base);
+    }
+    let mut merged = toml::Table::new();
+    layers.into_iter().rev().for_each(|layer| merge(&mut merged, layer));
+    // Each layer has the right types, so that nothing is wrong with them together.
+    let mut config = Config::deserialize(merged.clone()).map_err(|error| at_span(&sources[0], &error))?;
     for set in overrides {
         let wrong = |message| ConfigError::Wrong { place: Origin::Override(set.to_string()), message };
-        (table, config) = apply(set, table).map_err(wrong)?;
+        (merged, config) = set.apply(&merged).map_err(wrong)?;
     }
     if config.run.name.is_empty() {
-        let stem = Path::new(&file).file_stem().map(|stem| stem.to_string_lossy().into_owned());
+        let stem = Path::new(&sources[0].name).file_stem().map(|stem| stem.to_string_lossy().into_owned());
         config.run.name = stem.unwrap_or_else(|| "run".into());
     }
     config.expand_home();
-    let loaded = Loaded { config, file, text, overrides: overrides.to_vec() };
+    let loaded = Loaded { config, sources, overrides: overrides.to_vec() };
     loaded.config.check().map_err(|problem| loaded.locate(problem))?;
     Ok(loaded)
 }
 
-/// Applies an override. Tries its value as a string second: a number may be meant as a string (`run.name=7`).
-fn apply(set: &Override, table: toml::Table) -> Result<(toml::Table, Config), String> {
-    if let Some((table, old, new)) = RENAMED.iter().find(|(table, old, _)| set.key == [*table, *old]) {
-        return Err(renamed(&format!("{table}.{old}"), new));
+/// Reads the keys of one file, each of them known and of the right type, without `extends`.
+fn table(source: &Source) -> Result<toml::Table, ConfigError> {
+    if let Some((span, old, new)) = find_renamed(&source.text) {
+        return Err(ConfigError::Wrong { place: source.place(span.start), message: renamed(&old, new) });
     }
-    let attempt = |value: toml::Value| {
-        let table = set.insert(table.clone(), value)?;
-        let config = Config::deserialize(table.clone()).map_err(|e| explain(e.message()))?;
-        Ok::<_, String>((table, config))
-    };
-    attempt(set.value()).or_else(|error| attempt(toml::Value::String(set.value.clone())).map_err(|_| error))
+    let wrong = |error| at_span(source, &error);
+    Config::deserialize(toml::Deserializer::parse(&source.text).map_err(wrong)?).map_err(wrong)?;
+    let mut table: toml::Table = source.text.parse().map_err(wrong)?;
+    table.remove("extends");
+    Ok(table)
 }
 
-fn find(name: &str) -> Result<(String, String), ConfigError> {
-    let with_ending = |name: &str| if name.ends_with(".toml") { name.to_owned() } else { format!("{name}.toml") };
-    let in_configs = Path::new("configs").join(with_ending(name));
-    for path in [PathBuf::from(name), PathBuf::from(with_ending(name)), in_configs] {
-        if path.is_file() {
-            let text = std::fs::read_to_string(&path)
-                .map_err(|source| ConfigError::Unreadable { path: path.clone(), source })?;
-            return Ok((path.display().to_string(), text));
-        }
-    }
-    let built_in = BUILT_IN.iter().find(|(built_in, _)| *built_in == with_ending(name));
-    let (file, text) = built_in.ok_or_else(|| ConfigError::NotFound { name: name.to_owned() })?;
-    Ok(((*file).to_owned(), (*text).to_owned()))
-}
-
-fn line_of(text: &str, offset: usize) -> usize {
+pub(super) fn line_of(text: &str, offset: usize) -> usize {
     text.bytes().take(offset).filter(|&byte| byte == b'\n').count() + 1
 }
 
-fn at_span(file: &str, text: &str, error: &toml::de::Error) -> ConfigError {
-    let file = file.to_owned();
+fn at_span(source: &Source, error: &toml::de::Error) -> ConfigError {
     let place = match error.span() {
-        Some(span) => Origin::Line { file, line: line_of(text, span.start) },
-        None => Origin::File { file },
+        Some(span) => source.place(span.start),
+        None => Origin::File { file: source.name.clone() },
     };
     ConfigError::Wrong { place, message: explain(error.message()) }
 }
@@ -263,57 +214,42 @@ fn at_span(file: &str, text: &str, error: &toml::de::Error) -> ConfigError {
 /// Rewrites serde's message about an unknown name, and adds the nearest known name.
 pub(super) fn explain(message: &str) -> String {
     let message = message.split_whitespace().collect::<Vec<_>>().join(" ");
-    for (sentence, noun) in [("unknown field `", "key"), ("unknown variant `", "value")] {
-        let Some(rest) = message.strip_prefix(sentence) else { continue };
-        let Some((wrong, expected)) = rest.split_once('`') else { continue };
-        let allowed: Vec<&str> = expected.split('`').skip(1).step_by(2).collect();
-        let hint = nearest(wrong, &allowed).map(|name| format!(", did you mean `{name}`?")).unwrap_or_default();
-        return format!("unknown {noun} `{wrong}`{hint} (allowed: {})", allowed.join(", "));
-    }
-    message
+    let Some((noun, wrong, allowed)) = allowed(&message) else { return message };
+    let names: Vec<&str> = allowed.iter().map(String::as_str).collect();
+    let hint = nearest(&wrong, &names).map(|name| format!(", did you mean `{name}`?")).unwrap_or_default();
+    format!("unknown {noun} `{wrong}`{hint} (allowed: {})", names.join(", "))
+}
+
+/// Reads serde's message about an unknown name: what it should be, the name, and the known names in their order.
+pub(super) fn allowed(message: &str) -> Option<(&'static str, String, Vec<String>)> {
+    [("unknown field `", "key"), ("unknown variant `", "value")].into_iter().find_map(|(sentence, noun)| {
+        let (wrong, expected) = message.strip_prefix(sentence)?.split_once('`')?;
+        let names = expected.split('`').skip(1).step_by(2).map(str::to_owned).collect();
+        Some((noun, wrong.to_owned(), names))
+    })
 }
 
 impl Loaded {
     /// Whether the configuration was read from `path`.
     pub fn is_from(&self, path: &Path) -> bool {
-        let canonical = |path: &Path| path.canonicalize().ok();
-        canonical(path).is_some_and(|path| canonical(Path::new(&self.file)) == Some(path))
+        self.sources[0].is_from(path)
     }
 
     /// The file, or the built-in configuration's name.
     pub fn name(&self) -> &str {
-        &self.file
+        &self.sources[0].name
     }
 
-    /// Adds the place of the wrong value to `problem`.
+    /// Adds the place of the wrong value to `problem`: the last one that set it, or else the last one that set a value
+    /// of the same table.
     pub fn locate(&self, problem: Problem) -> ConfigError {
-        let key: Vec<&str> = problem.key.split('.').collect();
-        let set = self.overrides.iter().rev().find(|set| set.key == key);
-        let place = match (set, self.line(&key)) {
-            (Some(set), _) => Origin::Override(set.to_string()),
-            (None, Some(line)) => Origin::Line { file: self.file.clone(), line },
-            (None, None) => Origin::File { file: self.file.clone() },
+        let line = |key: &str| self.sources.iter().find_map(|source| Some(source.place(source.key(key)?)));
+        let tables = std::iter::successors(Some(problem.key), |key| key.rsplit_once('.').map(|(table, _)| table));
+        let place = match self.overrides.iter().rev().find(|set| set.is_for(problem.key)) {
+            Some(set) => Origin::Override(set.to_string()),
+            None => tables.filter_map(line).next().unwrap_or_else(|| Origin::File { file: self.name().to_owned() }),
         };
         ConfigError::Wrong { place, message: format!("`{}` {}", problem.key, problem.message) }
-    }
-
-    /// Finds the line of `key`, or of its table if the key has its default.
-    fn line(&self, key: &[&str]) -> Option<usize> {
-        let (last, path) = key.split_last()?;
-        let root = DeTable::parse(&self.text).ok()?;
-        let find = |table: &DeTable, part: &str| {
-            let (name, _) = table.iter().find(|(name, _)| name.get_ref() == part)?;
-            Some(line_of(&self.text, name.span().start))
-        };
-        let (mut table, mut line): (&DeTable, _) = (root.get_ref(), None);
-        for name in path {
-            line = find(table, name);
-            table = match table.get(*name)?.get_ref() {
-                DeValue::Table(table) => table,
-                _ => return None,
-            };
-        }
-        find(table, last).or(line)
     }
 }
 

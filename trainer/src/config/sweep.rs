@@ -5,18 +5,21 @@ use std::path::PathBuf;
 use std::str::FromStr;
 
 use bytesize::ByteSize;
+use schemars::JsonSchema;
 use serde::de::{self, IntoDeserializer, Visitor, value};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use super::{Compute, Recompute};
 
 /// `[sweep]`. An empty list means the run's own value.
-#[derive(Debug, Clone, PartialEq, Deserialize, Serialize)]
+#[derive(Debug, Clone, PartialEq, Deserialize, Serialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct SweepConfig {
     /// Values of `batch.micro`.
+    #[schemars(inner(range(min = 1)))]
     pub micro: Vec<usize>,
     /// Values of `batch.effective`.
+    #[schemars(inner(range(min = 1)))]
     pub effective: Vec<usize>,
     /// Values of `precision.compute`.
     pub precision: Vec<Compute>,
@@ -25,17 +28,22 @@ pub struct SweepConfig {
     /// Values of `memory.recompute`.
     pub recompute: Vec<Recompute>,
     /// Optimizer steps of a row, at least 2: the first one warms up and does not count for the speed.
+    #[schemars(range(min = 2))]
     pub steps: u64,
     /// Seconds after which a row is given up.
+    #[schemars(range(min = 1))]
     pub timeout: u64,
     /// Bar: the most memory that a row may take, such as `"4GiB"`.
+    #[schemars(with = "Option<String>")]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub max_memory: Option<Bytes>,
     /// Bar: the largest deviation of a row's gradient from the reference's. A number for all rows, or by precision, as
     /// in `"fp32=1e-5,bf16=0.1"`; a precision that is not named has no bar.
+    #[schemars(with = "Option<NumberOrText>")]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub max_deviation: Option<MaxDeviation>,
     /// Bar: the fewest images per second.
+    #[schemars(range(min = 0.0))]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub min_images_per_second: Option<f64>,
     /// Bar: an earlier `sweep.json`. No row may be worse than in it by more than `tolerance`.
@@ -43,7 +51,17 @@ pub struct SweepConfig {
     pub baseline: Option<PathBuf>,
     /// How much more memory and how much less speed than `baseline` a row may have, such as `"10%"`, or each as in
     /// `"memory=2%,speed=30%"`.
+    #[schemars(with = "String")]
     pub tolerance: Tolerance,
+}
+
+/// How a bar on the deviation is written.
+#[derive(JsonSchema)]
+#[serde(untagged)]
+#[expect(dead_code, reason = "describes a type that reads itself")]
+enum NumberOrText {
+    Number(f64),
+    Text(String),
 }
 
 impl Default for SweepConfig {

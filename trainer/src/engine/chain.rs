@@ -5,6 +5,7 @@
 //! largest kind, is recomputed in two parts, so that only one of them has a graph at a time.
 
 use burn::tensor::Tensor;
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::models::blocks::Block;
@@ -14,7 +15,7 @@ use crate::optim::GradientSum;
 use crate::precision::Probe;
 
 /// What the backward pass recomputes.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize, Serialize, strum::Display)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize, Serialize, strum::Display, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 #[strum(serialize_all = "lowercase")]
 pub enum Recompute {

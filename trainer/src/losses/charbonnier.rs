@@ -9,9 +9,10 @@ use super::table::{LossTable, loss_table};
 use crate::problem::{Problem, positive};
 
 loss_table! {
-    /// `[losses.charbonnier]`
+    /// `[losses.charbonnier]`: the difference of the pixels, smooth near 0.
     charbonnier: CharbonnierConfig, weight = 0.0,
     /// The difference of pixels, in -1..1, below which the loss is nearly quadratic; above 0.
+    #[schemars(extend("exclusiveMinimum" = 0))]
     epsilon: f64 = 1e-3,
 }
 

@@ -111,9 +111,6 @@ pub trait LossKeys {
     /// The table's name below `losses`.
     fn name(&self) -> &'static str;
 
-    /// Every key of the table with its documentation.
-    fn keys(&self) -> &'static [(&'static str, &'static str)];
-
     /// The key of its weight, such as `losses.pixel.weight`.
     fn weight_key(&self) -> &'static str;
 

@@ -17,6 +17,7 @@ mod table;
 
 use std::sync::LazyLock;
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 pub use self::adversarial::{
@@ -44,10 +45,11 @@ pub use self::table::LossTable;
 macro_rules! losses {
     ($($loss:ident: $Loss:ty { $($table:ident: $Table:ty),+ }),+ $(,)?) => {
         /// `[losses.*]`: a loss that is not named keeps its default.
-        #[derive(Debug, Clone, Default, PartialEq, Deserialize, Serialize)]
+        #[derive(Debug, Clone, Default, PartialEq, JsonSchema, Deserialize, Serialize)]
         #[serde(deny_unknown_fields, default)]
+        #[expect(missing_docs, reason = "each table's type says what it is")]
         pub struct LossesConfig {
-            $($(#[doc = concat!("`[losses.", stringify!($table), "]`")] pub $table: $Table,)+)+
+            $($(pub $table: $Table,)+)+
         }
 
         impl LossesConfig {
@@ -130,33 +132,7 @@ impl Losses {
     }
 }
 
-/// What there is to know of a key of the configuration.
-#[derive(Debug, Clone, PartialEq, Serialize)]
-pub struct KeyReference {
-    /// Its whole name, such as `losses.pixel.norm`.
-    pub key: String,
-    /// Its value where the configuration says nothing; `None` if there is none, or if a checkpoint decides.
-    pub default: Option<serde_json::Value>,
-    /// What it does, its range and its unit.
-    pub about: String,
-}
-
 impl LossesConfig {
-    /// The documentation of every key of every loss, in the order of the list.
-    pub fn reference() -> Vec<KeyReference> {
-        let config = Self::default();
-        let defaults = serde_json::to_value(&config).unwrap_or_default();
-        let of_table = |table: &dyn LossTable| {
-            let (name, defaults) = (table.name(), defaults[table.name()].clone());
-            table.keys().iter().map(move |(key, about)| KeyReference {
-                key: format!("losses.{name}.{key}"),
-                default: defaults.get(key).cloned(),
-                about: about.trim().to_owned(),
-            })
-        };
-        config.tables().into_iter().flat_map(of_table).collect()
-    }
-
     /// Gives every loss its full weight from the first step.
     pub fn all_from_the_first_step(&mut self) {
         for table in self.tables_mut() {
@@ -239,22 +215,5 @@ mod tests {
         for line in blocks.concat().lines().filter(|line| line.trim() != "…") {
             assert!(code.iter().any(|code| code.lines().any(|other| other == line)), "{line}");
         }
-    }
-
-    #[test]
-    fn every_key_of_every_loss_has_its_documentation_and_default() {
-        let reference = LossesConfig::reference();
-        for table in LossesConfig::default().tables() {
-            let written = serde_json::to_value(LossesConfig::default()).unwrap()[table.name()].clone();
-            for (key, value) in written.as_object().unwrap() {
-                let key = format!("losses.{}.{key}", table.name());
-                let found = reference.iter().find(|known| known.key == key).unwrap_or_else(|| panic!("{key}"));
-                assert_eq!(found.default.as_ref(), Some(value), "{key}");
-            }
-        }
-        let found = |key: &str| reference.iter().find(|known| known.key == key).unwrap();
-        assert_eq!(found("losses.charbonnier.epsilon").default, Some(1e-3.into()));
-        assert_eq!(found("losses.codebook.beta").default, None);
-        assert!(reference.iter().all(|known| !known.about.is_empty()));
     }
 }

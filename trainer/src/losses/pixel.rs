@@ -1,6 +1,7 @@
 //! Difference of pixels: mean absolute error, mean squared error, or a mix of both.
 
 use burn::tensor::Tensor;
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::load::LossError;
@@ -9,16 +10,17 @@ use super::table::{LossTable, loss_table};
 use crate::problem::{Problem, problem, share};
 
 loss_table! {
-    /// `[losses.pixel]`
+    /// `[losses.pixel]`: the difference of the pixels.
     pixel: PixelConfig, weight = 1.0,
     /// The norm of the difference.
     norm: PixelNorm = PixelNorm::L1,
     /// Share of `l1` in `mix`, 0..1.
+    #[schemars(range(min = 0.0, max = 1.0))]
     mix: f64 = 0.5,
 }
 
 /// The norm of a difference of pixels.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum PixelNorm {
     /// Mean absolute error, as taming and latent-diffusion train with.

@@ -27,19 +27,20 @@ macro_rules! loss_table {
     (
         $(#[$doc:meta])*
         $name:ident: $Table:ident, weight = $weight:literal,
-        $($(#[doc = $key_doc:literal])+ $(#[serde($($serde:tt)+)])? $key:ident: $Type:ty = $default:expr,)*
+        $($(#[$about:meta])* $key:ident: $Type:ty = $default:expr,)*
     ) => {
         $(#[$doc])*
-        #[derive(Debug, Clone, PartialEq, serde::Deserialize, serde::Serialize)]
+        #[derive(Debug, Clone, PartialEq, schemars::JsonSchema, serde::Deserialize, serde::Serialize)]
         #[serde(deny_unknown_fields, default)]
         pub struct $Table {
             /// Weight; 0 disables the loss.
+            #[schemars(range(min = 0.0))]
             pub weight: f64,
             /// First optimizer step at which the weight applies.
             pub start: u64,
             /// Optimizer steps over which the weight grows.
             pub ramp: u64,
-            $($(#[doc = $key_doc])+ $(#[serde($($serde)+)])? pub $key: $Type,)*
+            $($(#[$about])* pub $key: $Type,)*
         }
 
         impl Default for $Table {
@@ -51,15 +52,6 @@ macro_rules! loss_table {
         impl $crate::losses::loss::LossKeys for $Table {
             fn name(&self) -> &'static str {
                 stringify!($name)
-            }
-
-            fn keys(&self) -> &'static [(&'static str, &'static str)] {
-                &[
-                    ("weight", "Weight; 0 disables the loss."),
-                    ("start", "First optimizer step at which the weight applies."),
-                    ("ramp", "Optimizer steps over which the weight grows."),
-                    $((stringify!($key), concat!($($key_doc,)+)),)*
-                ]
             }
 
             fn weight_key(&self) -> &'static str {

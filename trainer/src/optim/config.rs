@@ -1,22 +1,28 @@
 //! `[optimizer]` and `[schedule]`, and the keys that the discriminator can override.
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 /// `[optimizer]`
-#[derive(Debug, Clone, PartialEq, Deserialize, Serialize)]
+#[derive(Debug, Clone, PartialEq, Deserialize, Serialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct OptimizerConfig {
     /// The algorithm.
     pub name: OptimizerName,
     /// The highest learning rate of the schedule.
+    #[schemars(extend("exclusiveMinimum" = 0))]
     pub learning_rate: f64,
     /// Decay of the running mean and of the running square.
+    #[schemars(inner(range(min = 0.0, max = 1.0)))]
     pub betas: [f64; 2],
     /// Guard against division by zero.
+    #[schemars(extend("exclusiveMinimum" = 0))]
     pub epsilon: f64,
     /// Weight decay: decoupled in `adamw`, part of the gradient in `adam`.
+    #[schemars(range(min = 0.0))]
     pub weight_decay: f64,
     /// Largest global norm of the gradient; 0 does not clip.
+    #[schemars(range(min = 0.0))]
     pub clip_norm: f64,
 }
 
@@ -34,7 +40,7 @@ impl Default for OptimizerConfig {
 }
 
 /// An algorithm of `[optimizer]`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum OptimizerName {
     /// Kingma and Ba 2014, arXiv 1412.6980.
@@ -44,7 +50,7 @@ pub enum OptimizerName {
 }
 
 /// `[schedule]`, in optimizer steps.
-#[derive(Debug, Clone, PartialEq, Deserialize, Serialize)]
+#[derive(Debug, Clone, PartialEq, Deserialize, Serialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct ScheduleConfig {
     /// The shape after the warm-up.
@@ -53,6 +59,7 @@ pub struct ScheduleConfig {
     pub warmup: u64,
     /// Learning rate of the last step, as a share of the highest; `constant` does not use it. Without it the rate
     /// reaches 0 one step after the last step, so that every step has an effect.
+    #[schemars(range(min = 0.0, max = 1.0))]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub last: Option<f64>,
 }
@@ -64,7 +71,7 @@ impl Default for ScheduleConfig {
 }
 
 /// The shape of a schedule.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum ScheduleKind {
     /// The rate stays the same.
@@ -76,25 +83,30 @@ pub enum ScheduleKind {
 }
 
 /// `[discriminator.optimizer]`: a key that is not set has the value of `[optimizer]`.
-#[derive(Debug, Clone, Default, PartialEq, Deserialize, Serialize)]
+#[derive(Debug, Clone, Default, PartialEq, Deserialize, Serialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct PartialOptimizerConfig {
     /// The algorithm.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub name: Option<OptimizerName>,
     /// Highest learning rate of the schedule.
+    #[schemars(extend("exclusiveMinimum" = 0))]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub learning_rate: Option<f64>,
     /// Decay of the running mean and of the running square.
+    #[schemars(inner(range(min = 0.0, max = 1.0)))]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub betas: Option<[f64; 2]>,
     /// Guard against division by zero.
+    #[schemars(extend("exclusiveMinimum" = 0))]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub epsilon: Option<f64>,
     /// Weight decay: decoupled in `adamw`, part of the gradient in `adam`.
+    #[schemars(range(min = 0.0))]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub weight_decay: Option<f64>,
     /// Largest global norm of the gradient; 0 does not clip.
+    #[schemars(range(min = 0.0))]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub clip_norm: Option<f64>,
 }
@@ -114,7 +126,7 @@ impl PartialOptimizerConfig {
 }
 
 /// `[discriminator.schedule]`, in optimizer steps: a key that is not set has the value of `[schedule]`.
-#[derive(Debug, Clone, Default, PartialEq, Deserialize, Serialize)]
+#[derive(Debug, Clone, Default, PartialEq, Deserialize, Serialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct PartialScheduleConfig {
     /// The shape after the warm-up.
@@ -124,6 +136,7 @@ pub struct PartialScheduleConfig {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub warmup: Option<u64>,
     /// Learning rate of the last step, as a share of the highest; `constant` does not use it.
+    #[schemars(range(min = 0.0, max = 1.0))]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub last: Option<f64>,
 }

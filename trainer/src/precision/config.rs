@@ -1,10 +1,13 @@
 //! `[precision]`
 
+use std::borrow::Cow;
+
 use burn::tensor::DType;
+use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{Deserialize, Deserializer, Serialize};
 
 /// `[precision]`
-#[derive(Debug, Clone, PartialEq, Deserialize, Serialize)]
+#[derive(Debug, Clone, PartialEq, Deserialize, Serialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct PrecisionConfig {
     /// What the model and the discriminator compute in; their weights and all sums are in f32.
@@ -16,8 +19,9 @@ pub struct PrecisionConfig {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub loss_scale: Option<LossScaleConfig>,
     /// Optimizer steps in a row that may be skipped because of values that are not finite; one more ends the run.
+    #[schemars(range(min = 1))]
     pub max_skips: u64,
-    /// `[precision.scaler]`
+    /// How a dynamic loss scale changes; by default as PyTorch's `GradScaler` does.
     pub scaler: ScalerConfig,
 }
 
@@ -49,7 +53,9 @@ impl PrecisionConfig {
 }
 
 /// A precision to compute in.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize, Serialize, strum::Display, strum::IntoStaticStr)]
+#[derive(
+    Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize, Serialize, strum::Display, strum::IntoStaticStr, JsonSchema,
+)]
 #[serde(rename_all = "lowercase")]
 #[strum(serialize_all = "lowercase")]
 pub enum Compute {
@@ -98,6 +104,19 @@ fn dynamic<S: serde::Serializer>(serializer: S) -> Result<S::Ok, S::Error> {
     serializer.serialize_str(DYNAMIC)
 }
 
+impl JsonSchema for LossScaleConfig {
+    fn schema_name() -> Cow<'static, str> {
+        "LossScale".into()
+    }
+
+    fn json_schema(_: &mut SchemaGenerator) -> Schema {
+        json_schema!({ "anyOf": [
+            { "const": DYNAMIC, "description": "Changes by `[precision.scaler]`." },
+            { "type": "number", "exclusiveMinimum": 0 },
+        ] })
+    }
+}
+
 impl<'de> Deserialize<'de> for LossScaleConfig {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         struct Visitor;
@@ -132,18 +151,23 @@ impl<'de> Deserialize<'de> for LossScaleConfig {
 }
 
 /// `[precision.scaler]`: how a dynamic loss scale changes. The defaults are those of PyTorch's `GradScaler`.
-#[derive(Debug, Clone, PartialEq, Deserialize, Serialize)]
+#[derive(Debug, Clone, PartialEq, Deserialize, Serialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct ScalerConfig {
     /// The scale of the first step.
+    #[schemars(extend("exclusiveMinimum" = 0))]
     pub init: f64,
     /// Factor of the scale after `growth_interval` steps without an overflow.
+    #[schemars(extend("exclusiveMinimum" = 1))]
     pub growth_factor: f64,
     /// Factor of the scale after an overflow.
+    #[schemars(extend("exclusiveMinimum" = 0, "exclusiveMaximum" = 1))]
     pub backoff_factor: f64,
     /// Steps in a row without an overflow before the scale grows.
+    #[schemars(range(min = 1))]
     pub growth_interval: u64,
     /// The smallest scale.
+    #[schemars(extend("exclusiveMinimum" = 0))]
     pub min: f64,
 }
 

@@ -17,17 +17,17 @@ use crate::optim::{Trainable, check_pattern};
 use crate::problem::{Problem, at_least_one, below_one, not_negative, positive, problem, share};
 
 /// Limits far beyond any run. Their product, a number of samples, still fits 64 bits.
-const MOST_STEPS: u64 = 1 << 40;
-const MOST_SAMPLES: usize = 1 << 20;
+pub(super) const MOST_STEPS: u64 = 1 << 40;
+pub(super) const MOST_SAMPLES: usize = 1 << 20;
 
 /// More threads than any machine needs to read images.
-const MOST_WORKERS: usize = 512;
+pub(super) const MOST_WORKERS: usize = 512;
 
 /// Some GiB of images that are read ahead.
-const MOST_PREFETCHED: usize = 1 << 16;
+pub(super) const MOST_PREFETCHED: usize = 1 << 16;
 
 /// This many indices fit a small machine's memory.
-const MOST_IMAGES: usize = 100_000_000;
+pub(super) const MOST_IMAGES: usize = 100_000_000;
 
 impl Config {
     /// Checks everything that can be checked before a model or a data set is opened.

@@ -4,12 +4,13 @@
 
 use burn::tensor::Tensor;
 use burn::tensor::activation::{relu, softplus};
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::models::statistics_dtype;
 
 /// The pair of losses for training generator and discriminator.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum GanLoss {
     /// Margins for the discriminator, the logit itself for the generator (Lim and Ye 2017, arXiv 1705.02894).

@@ -1,5 +1,6 @@
 //! `[losses.adversarial]`, and the checks of `[discriminator]`.
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::config::DiscriminatorConfig;
@@ -9,10 +10,10 @@ use crate::losses::table::{LossTable, loss_table};
 use crate::models::discriminator::PatchGanConfig;
 use crate::problem::{Problem, below_one, location, not_negative, problem};
 
-const MOST_CHANNELS: usize = 1024;
+pub(super) const MOST_CHANNELS: usize = 1024;
 
 /// One more would leave no pixel of the largest image.
-const MOST_LAYERS: usize = 10;
+pub(super) const MOST_LAYERS: usize = 10;
 
 loss_table! {
     /// `[losses.adversarial]`: how a discriminator, which is trained with the model, judges the reconstruction.
@@ -23,13 +24,15 @@ loss_table! {
     /// decoder's last layer, divided by that of this loss (Esser et al. 2021, arXiv 2012.09841, equation 7), or none.
     adaptive: Adaptive = Adaptive::EffectiveBatch,
     /// Weight of the LeCam regulariser of the discriminator (Tseng et al. 2021, arXiv 2104.03310); 0 disables it.
+    #[schemars(range(min = 0.0))]
     lecam: f64 = 0.0,
     /// Share of its averages that the regulariser keeps at a step, 0..1.
+    #[schemars(range(min = 0.0), extend("exclusiveMaximum" = 1))]
     lecam_decay: f64 = 0.999,
 }
 
 /// The gradients whose ratio is the adaptive weight of `[losses.adversarial]`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum Adaptive {
     /// Those of the whole effective batch, for the cost of another pass: independent of the batch split.

@@ -1,6 +1,7 @@
 //! `[clip]`.
 
 use checkpoints::Activation;
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::problem::{Problem, location, not_negative, positive, problem, share};
@@ -9,7 +10,7 @@ use crate::problem::{Problem, location, not_negative, positive, problem, share};
 const MOST_CUTOUTS: usize = 1024;
 
 /// `[clip]`: the CLIP model of the losses `clip_*`, and the views of an image that it gets.
-#[derive(Debug, Clone, PartialEq, Deserialize, Serialize)]
+#[derive(Debug, Clone, PartialEq, Deserialize, Serialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct ClipConfig {
     /// The model: `hf://owner/name[@revision][/file]` or a local path; the default is
@@ -26,22 +27,29 @@ pub struct ClipConfig {
     /// Whether the whole image is one of the views.
     pub whole: bool,
     /// Number of random squares used as further views, up to 1024; image and reconstruction have the same ones.
+    #[schemars(range(max = MOST_CUTOUTS))]
     pub cutouts: usize,
     /// A square's size goes from the smallest to the largest by a uniform number raised to this exponent, above 0; an
     /// exponent over 1 favours small squares.
+    #[schemars(extend("exclusiveMinimum" = 0))]
     pub cutout_power: f64,
     /// Cutouts per sample of a micro-batch in memory at a time; 0 for all. It does not change the result of a step.
     pub cutouts_at_once: usize,
     /// Probability, 0..1, that a cutout is rotated and shifted.
+    #[schemars(range(min = 0.0, max = 1.0))]
     pub affine: f64,
     /// Probability, 0..1, that a cutout gets a perspective.
+    #[schemars(range(min = 0.0, max = 1.0))]
     pub perspective: f64,
     /// Probability, 0..1, that a cutout's colours change.
+    #[schemars(range(min = 0.0, max = 1.0))]
     pub jitter: f64,
     /// Probability, 0..1, that a rectangle of a cutout is blanked.
+    #[schemars(range(min = 0.0, max = 1.0))]
     pub erasing: f64,
     /// Largest standard deviation of a cutout's noise, 0 or more, for pixels in 0..1; each cutout's is drawn uniformly
     /// up to it.
+    #[schemars(range(min = 0.0))]
     pub noise: f64,
 }
 

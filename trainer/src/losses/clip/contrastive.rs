@@ -8,6 +8,7 @@
 
 use burn::tensor::activation::log_softmax;
 use burn::tensor::{Tensor, TensorData};
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::embedding::{unit, wide};
@@ -22,12 +23,13 @@ loss_table! {
     /// What each reconstruction is matched with.
     against: Vec<Against> = vec![Against::Captions],
     /// What cosines are divided by, above 0; the default is CLIP's own, 0.01 in OpenAI's models.
+    #[schemars(extend("exclusiveMinimum" = 0))]
     #[serde(skip_serializing_if = "Option::is_none")]
     temperature: Option<f64> = None,
 }
 
 /// What reconstructions are matched with.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum Against {
     /// The images' captions.

@@ -22,9 +22,10 @@ use crate::models::surrogate::surrogate;
 use crate::problem::{Problem, not_negative, positive, problem};
 
 loss_table! {
-    /// `[losses.codebook]`
+    /// `[losses.codebook]`: ties codes and latents together, and keeps the codes in use.
     codebook: CodebookConfig, weight = 1.0,
     /// The smaller of the two terms' weights; the default is the checkpoint's.
+    #[schemars(range(min = 0.0))]
     #[serde(skip_serializing_if = "Option::is_none")]
     beta: Option<f64> = None,
     /// Whether `beta` weights the codes' term (taming's legacy) and not the commitment; the default is the
@@ -32,19 +33,24 @@ loss_table! {
     #[serde(skip_serializing_if = "Option::is_none")]
     legacy: Option<bool> = None,
     /// Weight of the entropy term; the default is the checkpoint's.
+    #[schemars(range(min = 0.0))]
     #[serde(skip_serializing_if = "Option::is_none")]
     entropy: Option<f64> = None,
     /// For a Gumbel quantizer only, as are the next three: weight, within this loss, of the divergence of the codes'
     /// probabilities from uniform ones; the default is 1e-8.
+    #[schemars(range(min = 0.0))]
     #[serde(skip_serializing_if = "Option::is_none")]
     kl_weight: Option<f64> = None,
     /// Temperature at the first step of the softmax that gradients use, above 0; the default is 0.9.
+    #[schemars(extend("exclusiveMinimum" = 0))]
     #[serde(skip_serializing_if = "Option::is_none")]
     temperature_start: Option<f64> = None,
     /// Temperature at the last of `temperature_steps` and after it, above 0; the default is 1e-6.
+    #[schemars(extend("exclusiveMinimum" = 0))]
     #[serde(skip_serializing_if = "Option::is_none")]
     temperature_end: Option<f64> = None,
     /// Optimizer steps from start to end of the temperature, along half a cosine; the default is 1,000,001.
+    #[schemars(range(min = 1))]
     #[serde(skip_serializing_if = "Option::is_none")]
     temperature_steps: Option<u64> = None,
 }

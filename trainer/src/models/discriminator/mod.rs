@@ -7,6 +7,7 @@ use burn::tensor::activation::leaky_relu;
 use burn::tensor::{DType, Tensor};
 use checkpoints::HostTensor;
 use rand::RngExt;
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::initialize::rng_for;
@@ -26,7 +27,7 @@ const BATCH_EPSILON: f64 = 1e-5;
 const MOMENTUM: f64 = 0.1;
 
 /// The normalisation between the convolutions.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum DiscriminatorNorm {
     /// GroupNorm: no sample's logits depend on another sample. It uses the VQGAN's epsilon, 1e-6.
