@@ -240,8 +240,10 @@ fn a_model_that_is_no_vqgan() {
 #[test]
 fn a_pretrained_model_beside_an_architecture() {
     let folder = small();
-    let error = error(folder.path(), 2, &["model.pretrained=model.ckpt"]);
-    assert!(error.contains("cannot be set beside model.pretrained"), "{error}");
+    let missing = error(folder.path(), 1, &["model.pretrained=model.ckpt"]);
+    assert!(missing.contains("model.ckpt"), "{missing}");
+    let beside = error(folder.path(), 2, &["model.pretrained=model.ckpt", "model.codes=64"]);
+    assert!(beside.contains("`model.codes` cannot be set beside model.pretrained"), "{beside}");
 }
 
 #[test]

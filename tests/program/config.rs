@@ -70,3 +70,24 @@ fn the_folder_of_a_run_has_the_whole_configuration_that_it_extends() {
     let error = run(folder.path(), &["--config", "sub/mine.toml"]).error(2);
     assert!(error.starts_with("error: sub/mine.toml:1: `extends` is \"../small.toml\""), "{error}");
 }
+
+#[test]
+fn a_smoke_test_of_one_step_fits_every_configuration() {
+    let folder = small();
+    let long = "extends = \"small.toml\"\n[schedule]\nwarmup = 3\n[losses.clip_text]\nweight = 1\n[data]\nsource = \"folder\"\n\
+                path = \"images\"\n";
+    fs::write(folder.path().join("long.toml"), long).unwrap();
+    let sets = ["run.steps=1", "batch.effective=2", "data.source=shapes"].map(|set| ["--set", set]).concat();
+    let arguments = [&["--config", "long.toml", "--unset", "losses.clip_text"], &sets[..]].concat();
+    let finished = run(folder.path(), &arguments).success();
+    for key in ["schedule.warmup is 0", "batch.micro is 2", "data.path is ignored"] {
+        assert_eq!(finished.stderr.lines().filter(|line| line.starts_with(key)).count(), 1, "{}", finished.stderr);
+    }
+    let written: toml::Table =
+        fs::read_to_string(folder.path().join("runs/long/config.toml")).unwrap().parse().unwrap();
+    assert_eq!(written["schedule"]["warmup"].as_integer(), Some(0));
+    assert!(written["data"].get("path").is_none());
+    // What the folder has needs no notes.
+    let resumed = run(folder.path(), &["--resume", "runs/long", "--set", "run.steps=2"]).success();
+    assert!(!resumed.stderr.contains("is ignored"), "{}", resumed.stderr);
+}

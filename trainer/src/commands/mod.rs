@@ -7,6 +7,7 @@ mod config;
 mod devices;
 mod export;
 mod measure;
+mod overrides;
 mod plan;
 mod reconstruct;
 mod report;
@@ -64,7 +65,7 @@ enum Verb {
     /// Measure one row of a sweep
     #[command(hide = true)]
     Measure(measure::MeasureArgs),
-    /// Print what keys of the configuration do
+    /// Print the built-in configurations, and what keys of a configuration do
     Config(config::ConfigArgs),
     /// List the devices that this program can compute on
     Devices(devices::DevicesArgs),

@@ -7,10 +7,10 @@ use comfy_table::presets::NOTHING;
 use comfy_table::{CellAlignment, ContentArrangement, Table};
 use serde_json::json;
 
+use super::overrides::{Overrides, with_notes};
 use super::sweep::stopped_by_signals;
-use super::{BAR_NOT_MET, CommandError, Json, Renamed, parse_device, parse_override, print_json, print_line};
-use crate::config::{self, Bytes, Compute, Override, Recompute};
-use crate::device::Choice;
+use super::{BAR_NOT_MET, CommandError, Json, Renamed, print_json, print_line};
+use crate::config::{self, Bytes, Compute, Recompute};
 use crate::memory::random_networks::Networks;
 use crate::memory::{Children, Measurer, MemoryError, Plan, PlanRow, plan};
 use crate::show::readable;
@@ -21,12 +21,8 @@ pub(super) struct PlanArgs {
     /// Configuration: a TOML file, a name in configs/, or a built-in name such as small-gpu.toml
     #[arg(long, value_name = "NAME-OR-PATH")]
     config: String,
-    /// Override a key of the configuration, as in data.resolution=128
-    #[arg(long = "set", value_name = "KEY=VALUE", value_parser = parse_override)]
-    set: Vec<Override>,
-    /// auto, cpu, cuda:N, wgpu:N or wgpu:cpu; the same as --set run.device=...
-    #[arg(long, value_parser = parse_device)]
-    device: Option<Choice>,
+    #[command(flatten)]
+    overrides: Overrides,
     /// The memory that there is, as in 4GiB [default: memory.limit]
     #[arg(long, value_name = "SIZE", value_parser = parse_size)]
     limit: Option<Bytes>,
@@ -62,11 +58,7 @@ fn parse_size(text: &str) -> Result<Bytes, String> {
 }
 
 pub(super) fn run(args: &PlanArgs) -> Result<ExitCode, CommandError> {
-    let mut overrides = args.set.clone();
-    if let Some(device) = args.device {
-        overrides.push(Override::new("run.device", &device.to_string()));
-    }
-    let mut loaded = config::load(&args.config, &overrides)?;
+    let mut loaded = with_notes(config::load(&args.config, &args.overrides.all()))?;
     if !args.data {
         loaded.config.data.draw_shapes();
     }

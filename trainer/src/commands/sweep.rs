@@ -9,10 +9,10 @@ use std::time::Duration;
 use clap::Args;
 use serde_json::json;
 
+use super::overrides::{Overrides, with_notes};
 use super::signals::on_stop_signals;
-use super::{BAR_NOT_MET, CommandError, Json, Renamed, parse_device, parse_override, print_json, print_line};
+use super::{BAR_NOT_MET, CommandError, Json, Renamed, print_json, print_line};
 use crate::config::{self, Override};
-use crate::device::Choice;
 use crate::memory::random_networks::Networks;
 use crate::memory::{Children, Measurer, MemoryError, Status, Stopped};
 use crate::show::readable;
@@ -25,12 +25,8 @@ pub(super) struct SweepArgs {
     /// Configuration: a TOML file, a name in configs/, or a built-in name such as sweep-ci.toml
     #[arg(long, value_name = "NAME-OR-PATH")]
     config: String,
-    /// Override a key of the configuration, as in model.architecture=tiny
-    #[arg(long = "set", value_name = "KEY=VALUE", value_parser = parse_override)]
-    set: Vec<Override>,
-    /// auto, cpu, cuda:N, wgpu:N or wgpu:cpu; the same as --set run.device=...
-    #[arg(long, value_parser = parse_device)]
-    device: Option<Choice>,
+    #[command(flatten)]
+    overrides: Overrides,
     /// Micro-batches, as in 1,2,4
     #[arg(long, value_name = "LIST", value_delimiter = ',')]
     micro: Vec<usize>,
@@ -96,7 +92,6 @@ impl SweepArgs {
             (!values.is_empty()).then(|| format!("[{}]", values.join(", ")))
         }
         let keys = [
-            ("run.device", self.device.map(|device| device.to_string())),
             ("sweep.micro", list(&self.micro, "")),
             ("sweep.effective", list(&self.effective, "")),
             ("sweep.precision", list(&self.precision, "\"")),
@@ -111,12 +106,12 @@ impl SweepArgs {
             ("sweep.tolerance", self.tolerance.clone()),
         ];
         let own = keys.into_iter().filter_map(|(key, value)| Some(Override::new(key, &value?)));
-        self.set.iter().cloned().chain(own).collect()
+        self.overrides.all().into_iter().chain(own).collect()
     }
 }
 
 pub(super) fn run(args: &SweepArgs) -> Result<ExitCode, CommandError> {
-    let loaded = config::load(&args.config, &args.overrides())?;
+    let loaded = with_notes(config::load(&args.config, &args.overrides()))?;
     let (variants, left_out) = sweep::variants(&loaded)?;
     for variant in &left_out {
         note!("left out, since its micro-batch exceeds its effective batch: {variant}");

@@ -8,10 +8,10 @@ use checkpoints::run::MANIFEST;
 use clap::Args;
 use serde_json::json;
 
+use super::overrides::{Overrides, with_notes};
 use super::signals::on_stop_signals;
-use super::{CommandError, Json, parse_device, parse_override, print_json, print_line};
-use crate::config::{self, Loaded, Override};
-use crate::device::Choice;
+use super::{CommandError, Json, print_json, print_line};
+use crate::config::{self, Loaded};
 use crate::evaluation::Scores;
 use crate::memory::MemoryError;
 use crate::memory::random_networks::{Networks, RandomError};
@@ -25,12 +25,8 @@ pub(super) struct TrainArgs {
     /// the run's own unless another one is named
     #[arg(long, required_unless_present = "resume", value_name = "NAME-OR-PATH")]
     config: Option<String>,
-    /// Override a key of the configuration, as in batch.micro=2
-    #[arg(long = "set", value_name = "KEY=VALUE", value_parser = parse_override)]
-    set: Vec<Override>,
-    /// auto, cpu, cuda:N, wgpu:N or wgpu:cpu; the same as --set run.device=...
-    #[arg(long, value_parser = parse_device)]
-    device: Option<Choice>,
+    #[command(flatten)]
+    overrides: Overrides,
     /// Look for values that are not finite after every block and loss, and name the first; slow
     #[arg(long)]
     debug_numerics: bool,
@@ -69,13 +65,10 @@ pub(super) fn run(args: &TrainArgs) -> Result<ExitCode, CommandError> {
     let deadline = args.max_time.map(|limit| Deadline::new(started, limit, &stop));
     let source = args.resume.as_ref().and_then(Option::as_deref).map(Source::at).transpose()?;
     let run_dir = args.run_dir.clone().or_else(|| source.as_ref()?.run.clone());
-    let mut overrides = args.set.clone();
-    if let Some(device) = args.device {
-        overrides.push(Override::new("run.device", &device.to_string()));
-    }
+    let overrides = args.overrides.all();
     let mut loaded = match (&args.config, own_config(args, source.as_ref())) {
-        (Some(name), _) => config::load(name, &overrides)?,
-        (None, Some(path)) => config::load_saved(&path, &overrides)?,
+        (Some(name), _) => with_notes(config::load(name, &overrides))?,
+        (None, Some(path)) => with_notes(config::load_saved(&path, &overrides))?,
         (None, None) => {
             let message = "--resume needs the run's folder, as in --resume runs/NAME, or --config";
             return Err(CommandError::Usage(message.to_owned()));

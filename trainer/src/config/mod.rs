@@ -3,6 +3,8 @@
 
 mod check;
 mod extends;
+mod hints;
+mod layers;
 mod micro;
 mod model;
 mod overrides;

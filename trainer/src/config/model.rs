@@ -68,18 +68,36 @@ impl Default for ModelConfig {
 impl ModelConfig {
     /// The first key set that describes an architecture.
     pub(super) fn architecture_key(&self) -> Option<&'static str> {
-        let keys = [
-            ("model.architecture", self.architecture.is_some()),
-            ("model.channels", self.channels.is_some()),
-            ("model.res_blocks", self.res_blocks.is_some()),
-            ("model.attention_levels", self.attention_levels.is_some()),
-            ("model.mid_attention", self.mid_attention.is_some()),
-            ("model.latent_channels", self.latent_channels.is_some()),
-            ("model.code_dim", self.code_dim.is_some()),
-            ("model.codes", self.codes.is_some()),
-            ("model.groups", self.groups.is_some()),
-            ("model.l2_norm", self.l2_norm.is_some()),
+        self.clone().unset_architecture(|_| true).first().copied()
+    }
+
+    /// Gives the keys that describe an architecture, are set and are chosen by `which` their default. Returns them.
+    pub(super) fn unset_architecture(&mut self, which: impl Fn(&str) -> bool) -> Vec<&'static str> {
+        let keys: [(&'static str, &mut dyn Unset); 10] = [
+            ("model.architecture", &mut self.architecture),
+            ("model.channels", &mut self.channels),
+            ("model.res_blocks", &mut self.res_blocks),
+            ("model.attention_levels", &mut self.attention_levels),
+            ("model.mid_attention", &mut self.mid_attention),
+            ("model.latent_channels", &mut self.latent_channels),
+            ("model.code_dim", &mut self.code_dim),
+            ("model.codes", &mut self.codes),
+            ("model.groups", &mut self.groups),
+            ("model.l2_norm", &mut self.l2_norm),
         ];
-        keys.into_iter().find(|(_, set)| *set).map(|(key, _)| key)
+        let chosen = keys.into_iter().filter(|(key, _)| which(key));
+        chosen.filter_map(|(key, value)| value.unset().then_some(key)).collect()
+    }
+}
+
+/// A value that may be unset.
+trait Unset {
+    /// Unsets it. Returns whether it was set.
+    fn unset(&mut self) -> bool;
+}
+
+impl<T> Unset for Option<T> {
+    fn unset(&mut self) -> bool {
+        self.take().is_some()
     }
 }

@@ -10,6 +10,8 @@ use serde_json::Value;
 use toml::de::{DeTable, DeValue};
 
 use super::extends::{Source, merge};
+use super::hints::meant;
+use super::layers::Layers;
 use super::{Config, Override, Problem};
 use crate::problem::nearest;
 
@@ -96,6 +98,7 @@ impl fmt::Display for Origin {
 pub struct Loaded {
     /// The values, checked.
     pub config: Config,
+    notes: Vec<String>,
     /// The file, and those that it extends, each before its base.
     sources: Vec<Source>,
     overrides: Vec<Override>,
@@ -177,12 +180,13 @@ fn parse(source: Source, overrides: &[Override]) -> Result<Loaded, ConfigError> 
         let wrong = |message| ConfigError::Wrong { place: Origin::Override(set.to_string()), message };
         (merged, config) = set.apply(&merged).map_err(wrong)?;
     }
+    let notes = Layers { sources: &sources, overrides }.settle(&mut config);
     if config.run.name.is_empty() {
         let stem = Path::new(&sources[0].name).file_stem().map(|stem| stem.to_string_lossy().into_owned());
         config.run.name = stem.unwrap_or_else(|| "run".into());
     }
     config.expand_home();
-    let loaded = Loaded { config, sources, overrides: overrides.to_vec() };
+    let loaded = Loaded { config, notes, sources, overrides: overrides.to_vec() };
     loaded.config.check().map_err(|problem| loaded.locate(problem))?;
     Ok(loaded)
 }
@@ -216,7 +220,8 @@ pub(super) fn explain(message: &str) -> String {
     let message = message.split_whitespace().collect::<Vec<_>>().join(" ");
     let Some((noun, wrong, allowed)) = allowed(&message) else { return message };
     let names: Vec<&str> = allowed.iter().map(String::as_str).collect();
-    let hint = nearest(&wrong, &names).map(|name| format!(", did you mean `{name}`?")).unwrap_or_default();
+    let hint = if noun == "key" { meant(&wrong, &names) } else { nearest(&wrong, &names).map(str::to_owned) };
+    let hint = hint.map(|name| format!(", did you mean `{name}`?")).unwrap_or_default();
     format!("unknown {noun} `{wrong}`{hint} (allowed: {})", names.join(", "))
 }
 
@@ -240,12 +245,17 @@ impl Loaded {
         &self.sources[0].name
     }
 
+    /// What the user should know of keys that exclude each other, one line each.
+    pub fn notes(&self) -> &[String] {
+        &self.notes
+    }
+
     /// Adds the place of the wrong value to `problem`: the last one that set it, or else the last one that set a value
     /// of the same table.
     pub fn locate(&self, problem: Problem) -> ConfigError {
         let line = |key: &str| self.sources.iter().find_map(|source| Some(source.place(source.key(key)?)));
         let tables = std::iter::successors(Some(problem.key), |key| key.rsplit_once('.').map(|(table, _)| table));
-        let place = match self.overrides.iter().rev().find(|set| set.is_for(problem.key)) {
+        let place = match self.overrides.iter().rev().find(|set| set.covers(problem.key)) {
             Some(set) => Origin::Override(set.to_string()),
             None => tables.filter_map(line).next().unwrap_or_else(|| Origin::File { file: self.name().to_owned() }),
         };
