@@ -91,3 +91,30 @@ fn a_smoke_test_of_one_step_fits_every_configuration() {
     let resumed = run(folder.path(), &["--resume", "runs/long", "--set", "run.steps=2"]).success();
     assert!(!resumed.stderr.contains("is ignored"), "{}", resumed.stderr);
 }
+
+#[test]
+fn habits_of_other_trainers_are_answered() {
+    let folder = small();
+    for (arguments, answer) in [
+        (&["train", "--config", "small.toml"][..], "`train --config small.toml`"),
+        (&["train"], "`train --config NAME`"),
+        (&["small-gpu", "--device", "cpu"], "`train --config small-gpu --device cpu`"),
+        (&["mine.toml"], "`train --config mine.toml`"),
+        (&["exprot", "--checkpoint", "x"], "`train export`"),
+        (&["--config", "small.toml", "--seed", "3"], "--set run.seed=3"),
+        (&["--config", "small.toml", "--steps=10"], "--set run.steps=10"),
+        (&["--config", "small.toml", "--lr", "1e-4"], "--set optimizer.learning_rate=1e-4"),
+        (&["--config", "small.toml", "--learning-rate", "1e-4"], "--set optimizer.learning_rate=1e-4"),
+        (&["--config", "small.toml", "--batch-size", "8"], "--set batch.effective=8"),
+        (&["--config", "small.toml", "--data", "photos"], "--set data.source=folder --set data.path=photos"),
+        (&["--config", "small.toml", "--set", "lr=1e-4"], "`optimizer.learning_rate`"),
+        (&["--config", "small.toml", "--set", "batch.size=8"], "`batch.effective`"),
+        (&["--config", "small.toml", "--set", "batch.accumulation=8"], "`batch.effective`"),
+        (&["--config", "small.toml", "--unset", "model.trian"], "`model.train`"),
+    ] {
+        let finished = run(folder.path(), arguments);
+        assert_eq!(finished.code, 2, "{arguments:?}");
+        assert!(finished.stderr.contains(answer), "{arguments:?}: {}", finished.stderr);
+    }
+    assert!(!folder.path().join("runs").exists());
+}

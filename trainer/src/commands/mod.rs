@@ -6,6 +6,7 @@ mod check;
 mod config;
 mod devices;
 mod export;
+mod habits;
 mod measure;
 mod overrides;
 mod plan;
@@ -74,6 +75,9 @@ enum Verb {
     /// Occupy a device's memory until standard input ends
     #[command(hide = true)]
     Ballast(ballast::BallastArgs),
+    /// What is no verb
+    #[command(external_subcommand)]
+    Unknown(Vec<String>),
 }
 
 #[derive(Debug, Args)]
@@ -173,6 +177,7 @@ fn dispatch(command_line: &CommandLine) -> Result<ExitCode, CommandError> {
         Some(Verb::Devices(args)) => devices::run(args),
         Some(Verb::Check(args)) => check::run(args),
         Some(Verb::Ballast(args)) => ballast::run(args),
+        Some(Verb::Unknown(words)) => Err(habits::unknown_verb(words)),
     }
 }
 

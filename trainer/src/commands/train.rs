@@ -8,6 +8,7 @@ use checkpoints::run::MANIFEST;
 use clap::Args;
 use serde_json::json;
 
+use super::habits::Habits;
 use super::overrides::{Overrides, with_notes};
 use super::signals::on_stop_signals;
 use super::{CommandError, Json, print_json, print_line};
@@ -53,6 +54,8 @@ pub(super) struct TrainArgs {
     /// STEP:PHASE[:KIND] or STEP:save-COUNT:KIND
     #[arg(long, value_name = "FAULT", hide = true)]
     inject_fault: Vec<Fault>,
+    #[command(flatten)]
+    _habits: Habits,
     #[command(flatten)]
     json: Json,
 }
