@@ -185,14 +185,19 @@ fn llamagen() -> Repository {
     repository([("vq_ds16_c2i.pt", read("llamagen/model.pt"))], &others)
 }
 
+/// What the built-in configurations have on the Hub.
+pub fn everything(folder: &Path) -> [(&'static str, Repository); 4] {
+    [(VQGAN, vqgan()), (CLIP, clip(true)), (VGG16, vgg16(folder)), (LPIPS, lpips())]
+}
+
 /// With `HF_ENDPOINT` and nothing else that says where things come from.
-fn by_hub(mut command: Command, hub: &Hub) -> Command {
+pub fn by_hub(mut command: Command, hub: &Hub) -> Command {
     command.env("HF_ENDPOINT", &hub.endpoint).env_remove("HF_HUB_OFFLINE");
     command
 }
 
 /// Photographs for the purpose of the program: colours that change slowly, and something with edges.
-fn write_images(folder: &Path, count: u32) {
+pub fn write_images(folder: &Path, count: u32) {
     fs::create_dir(folder).unwrap();
     for index in 0..count {
         let image = RgbImage::from_fn(320, 280, |x, y| match (x / 40 + y / 40 + index) % 5 {
@@ -214,7 +219,7 @@ fn command_of_the_readme(images: &str) -> Vec<String> {
 #[test]
 fn the_headline_runs_on_the_files_that_people_have() {
     let folder = tempfile::tempdir().unwrap();
-    let hub = Hub::new([(VQGAN, vqgan()), (CLIP, clip(true)), (VGG16, vgg16(folder.path())), (LPIPS, lpips())]);
+    let hub = Hub::new(everything(folder.path()));
     write_images(&folder.path().join("photos"), 8);
     let headline = command_of_the_readme("photos");
     // As much of it as a CPU does in seconds: all networks, all losses that begin with the first step, and the same files.

@@ -6,6 +6,8 @@ mod check;
 mod command;
 mod config;
 mod disk;
+#[cfg(unix)]
+mod documentation;
 mod export;
 mod gumbel;
 mod hub;
