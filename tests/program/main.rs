@@ -8,6 +8,7 @@ mod config;
 mod disk;
 #[cfg(unix)]
 mod documentation;
+mod dry_run;
 mod export;
 mod gumbel;
 mod hub;

@@ -69,6 +69,16 @@ impl Client {
         Ok((commit, files))
     }
 
+    /// The bytes of a file.
+    pub(super) fn size(&self, commit: &str, file: &str) -> Result<u64, HubError> {
+        let repository = self.repository.clone();
+        let (commit, name) = (commit.to_owned(), file.to_owned());
+        let found = self.watch(file, &mut |_, _, _| (), move |_| {
+            repository.get_file_metadata().filepath(name).revision(&commit).send()
+        })?;
+        found.map(|found| found.file_size).map_err(|error| self.explain(error, "", file))
+    }
+
     /// The path of a file in the cache, after downloading it if it was not there.
     pub(super) fn download(
         &self,

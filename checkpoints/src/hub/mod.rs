@@ -18,7 +18,7 @@ mod settings;
 mod tests;
 
 pub use crate::files::Fetched;
-use crate::files::{enumerate, shards_of};
+use crate::files::{INDEX, enumerate, shards_of};
 use cache::RepoCache;
 use choose::{Chosen, Refused, choose};
 use client::Client;
@@ -232,6 +232,30 @@ pub fn fetch(
     }
 }
 
+/// What fetching a location would download.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Presence {
+    /// Nothing: it is on this machine.
+    Here,
+    /// This many bytes; `None` if only an index of shards tells.
+    Download(Option<u64>),
+}
+
+/// Finds out what [`fetch`] would download. A local path only has to exist.
+pub fn look(location: &Location, files: FileChoice, settings: &HubSettings) -> Result<Presence, HubError> {
+    match location {
+        Location::Local { path, .. } => match fs::metadata(path) {
+            Ok(_) => Ok(Presence::Here),
+            Err(source) => Err(HubError::Unreadable { path: path.clone(), source }),
+        },
+        Location::Hub { owner, name, revision, file, key } => {
+            let revision = revision.as_deref().unwrap_or("main");
+            let cache = RepoCache::new(&settings.cache, owner, name);
+            Request { location, cache, revision, file: file.as_deref(), key, files }.look(settings)
+        }
+    }
+}
+
 fn find_local(path: &Path, location: &Location, files: FileChoice) -> Result<PathBuf, HubError> {
     let unreadable = |source: io::Error| match source.kind() {
         io::ErrorKind::NotFound => HubError::NoSuchPath { path: path.to_path_buf() },
@@ -301,6 +325,23 @@ impl Request<'_> {
             },
             answer => answer,
         }
+    }
+
+    fn look(&self, settings: &HubSettings) -> Result<Presence, HubError> {
+        match self.cached() {
+            Ok(_) => return Ok(Presence::Here),
+            Err(error) if settings.offline => return Err(error),
+            Err(_) => {}
+        }
+        let client = Client::connect(self.location, settings)?;
+        let (commit, listing) = client.list(self.revision, &())?;
+        let Chosen { weights, beside } =
+            choose(&listing, self.file, self.files).map_err(|refused| explain(refused, self.location, &listing))?;
+        if weights.ends_with(INDEX) {
+            return Ok(Presence::Download(None));
+        }
+        let sizes = beside.iter().chain([&weights]).map(|file| client.size(&commit, file));
+        Ok(Presence::Download(Some(sizes.sum::<Result<u64, _>>()?)))
     }
 
     fn cached(&self) -> Result<Fetched, HubError> {

@@ -5,8 +5,10 @@ mod ballast;
 mod check;
 mod config;
 mod devices;
+mod dry_run;
 mod export;
 mod habits;
+mod init;
 mod measure;
 mod overrides;
 mod plan;
@@ -53,6 +55,8 @@ pub struct CommandLine {
 
 #[derive(Debug, Subcommand)]
 enum Verb {
+    /// Write a configuration for this machine, to start from
+    Init(init::InitArgs),
     /// Encode and decode images with a trained model
     Reconstruct(reconstruct::ReconstructArgs),
     /// Write a trained model in the form that taming-transformers, LlamaGen or diffusers load
@@ -167,6 +171,7 @@ pub fn main() -> ExitCode {
 fn dispatch(command_line: &CommandLine) -> Result<ExitCode, CommandError> {
     match &command_line.verb {
         None => train::run(&command_line.train),
+        Some(Verb::Init(args)) => init::run(args),
         Some(Verb::Reconstruct(args)) => reconstruct::run(args),
         Some(Verb::Export(args)) => export::run(args),
         Some(Verb::Report(args)) => report::run(args),

@@ -11,7 +11,7 @@ use serde_json::json;
 use super::habits::Habits;
 use super::overrides::{Overrides, with_notes};
 use super::signals::on_stop_signals;
-use super::{CommandError, Json, print_json, print_line};
+use super::{CommandError, Json, dry_run, print_json, print_line};
 use crate::config::{self, Loaded};
 use crate::evaluation::Scores;
 use crate::memory::MemoryError;
@@ -47,6 +47,9 @@ pub(super) struct TrainArgs {
     /// try its memory and speed; such a run cannot be resumed
     #[arg(long, conflicts_with = "resume")]
     random_weights: bool,
+    /// Read and check all that the run needs, say what it has to download, and stop before the first step
+    #[arg(long, conflicts_with_all = ["resume", "tui"])]
+    dry_run: bool,
     /// Show the run on a dashboard that takes the terminal; q stops it
     #[arg(long, conflicts_with = "json")]
     tui: bool,
@@ -83,6 +86,9 @@ pub(super) fn run(args: &TrainArgs) -> Result<ExitCode, CommandError> {
         false => None,
     };
     let folder = run_dir.unwrap_or_else(|| PathBuf::from("runs").join(&loaded.config.run.name));
+    if args.dry_run {
+        return dry_run::run(&loaded, &folder, args.json.json);
+    }
     let newest = args.resume.is_some().then_some(Resume::Newest);
     let resume = source.map(|source| source.resume).or(newest);
     let options = Options {

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use checkpoints::WeightsError;
-use checkpoints::hub::{self, Fetched, FileChoice, HubError, HubSettings, Location};
+use checkpoints::hub::{self, Fetched, FileChoice, HubError, HubSettings, Location, Presence};
 
 use crate::models::clip::TokenizerError;
 use crate::models::weights::ModelError;
@@ -72,12 +72,19 @@ impl LossError {
 
 /// Fetches the files that `spec` names, unless they are on this machine already.
 pub(crate) fn fetch(key: &'static str, spec: &str, files: FileChoice) -> Result<Fetched, LossError> {
-    let hub = |source| LossError::Hub { key, source };
-    let location = Location::parse(spec).map_err(hub)?;
-    if let Location::Local { path, .. } = &location
-        && !path.exists()
-    {
-        return Err(LossError::NoFile { key, path: path.clone() });
+    let fetched = hub::fetch(&locate(key, spec)?, files, &HubSettings::from_env(), &DownloadBar::default());
+    fetched.map_err(|source| LossError::Hub { key, source })
+}
+
+/// Finds out what [`fetch`] would download.
+pub(crate) fn look(key: &'static str, spec: &str, files: FileChoice) -> Result<Presence, LossError> {
+    let presence = hub::look(&locate(key, spec)?, files, &HubSettings::from_env());
+    presence.map_err(|source| LossError::Hub { key, source })
+}
+
+fn locate(key: &'static str, spec: &str) -> Result<Location, LossError> {
+    match Location::parse(spec).map_err(|source| LossError::Hub { key, source })? {
+        Location::Local { path, .. } if !path.exists() => Err(LossError::NoFile { key, path }),
+        location => Ok(location),
     }
-    hub::fetch(&location, files, &HubSettings::from_env(), &DownloadBar::default()).map_err(hub)
 }

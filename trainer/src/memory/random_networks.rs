@@ -192,6 +192,11 @@ fn is_remote(spec: &str) -> bool {
     matches!(Location::parse(spec), Ok(Location::Hub { .. }))
 }
 
+/// The architecture of a model that is known by its name on the Hub.
+pub(crate) fn architecture_of(spec: &str) -> Option<checkpoints::Architecture> {
+    model_of(spec).and_then(by_name)
+}
+
 /// The built-in architecture of a model that is known by its name on the Hub.
 fn model_of(spec: &str) -> Option<&'static str> {
     let Ok(Location::Hub { owner, name, file, .. }) = Location::parse(spec) else { return None };

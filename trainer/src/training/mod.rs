@@ -22,6 +22,7 @@ mod logs;
 mod measure;
 mod prepare;
 pub mod pretrained;
+pub mod preview;
 mod report;
 mod retry;
 pub mod run_state;

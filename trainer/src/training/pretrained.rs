@@ -152,7 +152,7 @@ fn random(model: &ModelConfig, seed: u64) -> Result<Initial, PretrainedError> {
     Ok(Initial { weights: random_weights(&architecture, seed), architecture, resolution: None, description })
 }
 
-fn random_architecture(model: &ModelConfig) -> Result<Architecture, Problem> {
+pub(super) fn random_architecture(model: &ModelConfig) -> Result<Architecture, Problem> {
     let name = model.architecture.as_deref().unwrap_or("tiny");
     let unknown = || Problem {
         key: "model.architecture",
@@ -179,7 +179,7 @@ fn random_architecture(model: &ModelConfig) -> Result<Architecture, Problem> {
     Ok(architecture)
 }
 
-fn describe(architecture: &Architecture) -> String {
+pub(super) fn describe(architecture: &Architecture) -> String {
     let parameters = architecture.parameters();
     let count: usize = parameters.iter().map(|(_, shape)| shape.iter().product::<usize>()).sum();
     format!(
