@@ -114,9 +114,11 @@ fn a_run_with_the_old_name_of_a_key_is_resumed() {
         run(folder.path(), &["--resume", run_dir, "--set", "run.steps=4"]).success();
     }
     assert_same_run(&old, &folder.path().join("new"));
-    let error = run(folder.path(), &["--config", "old/config.toml", "--run-dir", "again"]).error(2);
+    // The one that is in force has the new name by now.
+    let earlier = "old/config.before-step-000002.toml";
+    let error = run(folder.path(), &["--config", earlier, "--run-dir", "again"]).error(2);
     assert!(error.ends_with(": `memory.checkpoint` was renamed to `memory.recompute`"), "{error}");
-    assert!(error.starts_with("error: old/config.toml:"), "{error}");
+    assert!(error.starts_with(&format!("error: {earlier}:")), "{error}");
 }
 
 #[test]
@@ -395,4 +397,25 @@ fn more_steps_say_what_becomes_of_the_schedule() {
     assert!(line.is_some_and(|line| line.contains(&format!("{:.2e}", rates[4]))), "{said}");
     // With as many steps as before there is nothing to say.
     assert!(!train(&["--resume", "--set", "run.steps=8"]).contains("was 8"));
+}
+
+#[test]
+fn the_folder_has_the_configuration_that_is_in_force() {
+    let folder = small();
+    run(folder.path(), &["--config", "small.toml"]).success();
+    let read = |name: &str| {
+        let text = fs::read_to_string(folder.path().join("runs/small").join(name)).unwrap();
+        let table: toml::Table = text.parse().unwrap();
+        (table["run"]["steps"].as_integer().unwrap(), table["optimizer"]["learning_rate"].as_float().unwrap())
+    };
+    let changed =
+        ["--set", "run.steps=6", "--set", "optimizer.learning_rate=2e-3", "--allow", "optimizer.learning_rate"];
+    run(folder.path(), &[&["--resume", "runs/small"], &changed[..]].concat()).success();
+    assert_eq!((read("config.toml"), read("config.before-step-000004.toml")), ((6, 2e-3), (4, 1e-3)));
+    // What was allowed once is not asked for again.
+    run(folder.path(), &["--resume", "runs/small", "--set", "run.steps=7"]).success();
+    assert_eq!((read("config.toml"), read("config.before-step-000006.toml")), ((7, 2e-3), (6, 2e-3)));
+    run(folder.path(), &["--resume", "runs/small"]).success();
+    let kept = fs::read_dir(folder.path().join("runs/small")).unwrap().filter_map(Result::ok);
+    assert_eq!(kept.filter(|entry| entry.file_name().display().to_string().starts_with("config.")).count(), 3);
 }

@@ -91,6 +91,7 @@ pub(super) fn run(args: &TrainArgs) -> Result<ExitCode, CommandError> {
     }
     let newest = args.resume.is_some().then_some(Resume::Newest);
     let resume = source.map(|source| source.resume).or(newest);
+    let resumed_by = format!("train --resume {}", quoted(&folder));
     let options = Options {
         resume,
         allow: args.allow.clone(),
@@ -116,7 +117,7 @@ pub(super) fn run(args: &TrainArgs) -> Result<ExitCode, CommandError> {
         print_line(&text(&outcome))?;
     }
     if outcome.interrupted {
-        note!("stopped at step {}; resume it by --resume", outcome.step);
+        note!("stopped at step {}; go on by: {resumed_by}", outcome.step);
         return Ok(ExitCode::from(INTERRUPTED));
     }
     Ok(ExitCode::SUCCESS)
@@ -179,6 +180,13 @@ fn random_networks(loaded: &mut Loaded) -> Result<Networks, CommandError> {
     Ok(networks)
 }
 
+/// A path as it is typed in a shell.
+fn quoted(path: &Path) -> String {
+    let text = path.display().to_string();
+    let is_plain = |c: char| c.is_alphanumeric() || "-_./~".contains(c);
+    if text.chars().all(is_plain) { text } else { format!("'{}'", text.replace('\'', "'\\''")) }
+}
+
 /// Formats the result of a run for the user.
 fn text(outcome: &Outcome) -> String {
     let mut lines = Vec::new();
@@ -224,6 +232,13 @@ fn before_and_after(before: &Scores, after: &Scores) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_path_is_quoted_where_a_shell_needs_it() {
+        for (path, typed) in [("runs/a-1.b", "runs/a-1.b"), ("my runs/a", "'my runs/a'"), ("it's", "'it'\\''s'")] {
+            assert_eq!(quoted(Path::new(path)), typed);
+        }
+    }
 
     #[test]
     fn the_table_says_how_much_better_it_got() {

@@ -1,5 +1,6 @@
 //! Prepares a run from its options, until it is ready for its first step.
 
+use std::fs;
 use std::path::Path;
 use std::time::Instant;
 
@@ -22,7 +23,7 @@ use super::step::{Debugging, StepMemory};
 use super::stop::Stop;
 use super::validate::ScoreHistory;
 use super::{Options, Purpose, Resume, Training};
-use crate::config::{Compute, Config, Loaded};
+use crate::config::{Compute, Config, Loaded, load_saved};
 use crate::data::{self, Data};
 use crate::device::{Choice, Selected};
 use crate::engine::MicroBatch;
@@ -161,7 +162,7 @@ impl Training {
             data,
         };
         training.set_memory_settings(chosen.settings);
-        write_config(&training.config, loaded, &training.saves.folder)?;
+        write_config(&training.config, training.step, &training.saves.folder)?;
         created.keep();
         Ok((training, created))
     }
@@ -209,11 +210,16 @@ fn advise_on_range(model: &VqGan, data: &Data, device: &Selected) -> Result<(), 
     Ok(())
 }
 
-/// Writes the resolved configuration into the run's folder, unless it was read from that file.
-fn write_config(config: &Config, loaded: &Loaded, folder: &Path) -> Result<(), TrainError> {
+/// Writes the configuration that is in force from `step` on into the run's folder. One that says something else is kept
+/// beside it.
+fn write_config(config: &Config, step: u64, folder: &Path) -> Result<(), TrainError> {
     let path = folder.join("config.toml");
-    if loaded.is_from(&path) {
+    if load_saved(&path, &[]).is_ok_and(|there| there.config == *config) {
         return Ok(());
+    }
+    let earlier = folder.join(format!("config.before-step-{step:06}.toml"));
+    if step > 0 && path.is_file() && !earlier.exists() {
+        fs::copy(&path, &earlier).map_err(RunError::io("copy", &path))?;
     }
     let text = toml::to_string(config).map_err(|error| RunError::io("write", &path)(std::io::Error::other(error)))?;
     Ok(atomic_write(&path, text.as_bytes())?)
