@@ -57,8 +57,9 @@ fn same_losses(folder: &Path, run_dir: &str, other: &str) {
 
 /// What the steps were taken with.
 fn micro_of(finished: &Finished) -> u64 {
-    let line = finished.stderr.lines().find_map(|line| line.strip_prefix("batch: ")).unwrap();
-    line.split(' ').next().unwrap().parse().unwrap()
+    let line = finished.stderr.lines().find(|line| line.starts_with("batch: ")).unwrap();
+    let (_, micro) = line.split_once("micro-batch ").unwrap();
+    micro.split(' ').next().unwrap().parse().unwrap()
 }
 
 #[test]
@@ -76,7 +77,7 @@ fn the_micro_batch_is_the_largest_that_fits_and_a_resumed_run_keeps_it() {
     assert!(chosen.stderr.contains("batch.micro = \"auto\": measuring"), "{}", chosen.stderr);
     let micro = micro_of(&chosen);
     assert!((2..4).contains(&micro), "{}", chosen.stderr);
-    let words = format!("batch: {micro} at a time (auto: ");
+    let words = format!(", micro-batch {micro} (auto: ");
     assert!(
         chosen.stderr.contains(&words) && chosen.stderr.contains(" expected, memory.limit is "),
         "{}",
@@ -127,7 +128,11 @@ fn a_step_that_exceeds_the_limit_is_taken_again_with_half_the_micro_batch() {
     assert_eq!((&first[0]["cause"], &first[0]["change"]), (&"limit".into(), &"batch.micro 4 -> 2".into()), "{first}");
     same_losses(folder, "lowered", "plain");
     let resumed = train(folder, "lowered", &["--resume", "run.steps=5", "batch.micro=4", &setting]).success();
-    assert!(resumed.stderr.contains("batch: 2 at a time (as of step 4), 8 together"), "{}", resumed.stderr);
+    assert!(
+        resumed.stderr.contains("batch: effective 8, micro-batch 2 (as of step 4; 4 passes)"),
+        "{}",
+        resumed.stderr
+    );
     assert_eq!(micros(folder, "lowered"), [2, 2, 2, 2, 2]);
 
     let error = train(folder, "small", &["batch.micro=2", "memory.limit=1MiB"]).error(1);
@@ -240,7 +245,7 @@ fn what_is_lowered_is_lowered_in_order_and_then_the_run_ends_with_what_was_done(
     // All of it stays when the run goes on, and is what a run is that was configured like that.
     let more = ["--run-dir", "lowered", "--set", "run.steps=4", "--resume"];
     let resumed = run(folder, &[&arguments[..], &more].concat()).success();
-    assert!(resumed.stderr.contains("batch: 1 at a time (as of step 3), blocks computed again"), "{}", resumed.stderr);
+    assert!(resumed.stderr.contains("micro-batch 1 (as of step 3; 4 passes), blocks recomputed"), "{}", resumed.stderr);
     let configured = ["--set", "batch.micro=1", "--set", "memory.recompute=blocks", "--set", "clip.cutouts_at_once=1"];
     let reference = ["--config", "all.toml", "--run-dir", "reference"];
     run(folder, &[&arguments[..], &["--run-dir", "reference", "--set", "run.steps=1"]].concat()).success();

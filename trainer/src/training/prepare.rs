@@ -185,12 +185,16 @@ fn announce(config: &Config, start: &Start, chosen: &Chosen, limit: Option<Limit
         precision.frozen().name()
     );
     let MemorySettings { micro, recompute, .. } = chosen.settings;
-    let origin = chosen.origin.as_ref().map(|origin| format!(" ({origin})")).unwrap_or_default();
+    let origin = chosen.origin.as_ref().map(|origin| format!("{origin}; ")).unwrap_or_default();
+    let passes = match batch.effective.div_ceil(micro) {
+        1 => "1 pass".to_owned(),
+        passes => format!("{passes} passes"),
+    };
     config.losses_that_never_count().iter().for_each(|line| note!("{line}"));
-    let blocks = if recompute == config.memory.recompute { "" } else { ", blocks computed again" };
+    let blocks = if recompute == config.memory.recompute { "" } else { ", blocks recomputed" };
     let limit = limit.map(|limit| format!("; memory limit {}", readable(limit.bytes))).unwrap_or_default();
     note!(
-        "batch: {micro} at a time{origin}{blocks}, {} together{limit}; run folder: {}",
+        "batch: effective {}, micro-batch {micro} ({origin}{passes}){blocks}{limit}; run folder: {}",
         batch.effective,
         folder.display()
     );

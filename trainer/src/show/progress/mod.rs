@@ -198,8 +198,8 @@ impl Progress {
         let loss = if shown.loss.is_finite() { format!("{:.4}", shown.loss) } else { "–".to_owned() };
         let process = shown.process_memory.map_or_else(String::new, |bytes| format!(" of {}", readable(bytes)));
         let mut text = format!(
-            "loss {loss}  {:.1} images/s  {}{process}  {} left",
-            shown.images_per_second,
+            "loss {loss}  {}  {}{process}  {} left",
+            speed(shown.images_per_second),
             readable(shown.peak_memory),
             HumanDuration(left),
         );
@@ -227,5 +227,26 @@ impl Progress {
     /// No more steps follow.
     pub fn finish(&self) {
         self.view.finish();
+    }
+}
+
+/// Images per second, or for less than one the seconds of an image.
+fn speed(images_per_second: f64) -> String {
+    match images_per_second {
+        slow if slow > 0.0 && slow < 1.0 => format!("{:.1} s/image", 1.0 / slow),
+        fast => format!("{fast:.1} images/s"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_slow_device_is_timed_by_the_image() {
+        assert_eq!(
+            [17.26, 1.0, 0.04, 0.0].map(speed),
+            ["17.3 images/s", "1.0 images/s", "25.0 s/image", "0.0 images/s"]
+        );
     }
 }
