@@ -63,6 +63,13 @@ impl HostTensor {
         }
     }
 
+    /// The elements, rounded to F16.
+    #[must_use]
+    pub fn to_f16(&self) -> HostTensor {
+        let bytes = self.to_f32().into_iter().flat_map(|value| f16::from_f32(value).to_le_bytes()).collect();
+        HostTensor { dtype: Dtype::F16, shape: self.shape.clone(), bytes }
+    }
+
     /// Whether no element is infinite or NaN, without a copy of them in between; of the types of which
     /// [`to_f32`](Self::to_f32) knows nothing, not even an empty tensor is.
     pub fn is_finite(&self) -> bool {

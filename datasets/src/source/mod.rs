@@ -12,7 +12,8 @@ use serde::{Deserialize, Serialize};
 use self::folder::FolderSource;
 use self::interface::FromSettings;
 pub use self::interface::{Source, SourceImage, SourceSettings};
-use self::shapes::ShapesSource;
+use self::shapes::PlainShapesSource;
+pub use self::shapes::{Attribute, ShapesSource};
 use crate::error::{DataError, SettingError};
 
 macro_rules! sources {
@@ -57,6 +58,9 @@ sources! {
     Folder(FolderSource),
     /// Images that the program draws.
     Shapes(ShapesSource),
+    /// Images that the program draws, of fewer forms and colours.
+    #[serde(rename = "plain-shapes")]
+    PlainShapes(PlainShapesSource),
 }
 
 #[cfg(test)]
@@ -93,7 +97,9 @@ mod tests {
 
     #[test]
     fn names_of_sources_in_configurations_never_change() {
-        for (name, source) in [("folder", DataSource::Folder), ("shapes", DataSource::Shapes)] {
+        for (name, source) in
+            [("folder", DataSource::Folder), ("shapes", DataSource::Shapes), ("plain-shapes", DataSource::PlainShapes)]
+        {
             assert_eq!(serde_json::from_value::<DataSource>(name.into()).unwrap(), source);
             assert_eq!(serde_json::to_value(source).unwrap(), name);
         }

@@ -3,8 +3,9 @@
 use checkpoints::{Architecture, Family, Quantizer, QuantizerKind};
 
 /// The names that [`by_name`] knows.
-pub const NAMES: [&str; 9] = [
+pub const NAMES: [&str; 10] = [
     "tiny",
+    "tiny-f8-512",
     "taming-f16-1024",
     "taming-f16-16384",
     "taming-gumbel-f8-8192",
@@ -15,7 +16,7 @@ pub const NAMES: [&str; 9] = [
     "amused",
 ];
 
-/// Returns a built-in architecture: `tiny` is for a CPU, the others are as published with taming-transformers (arXiv
+/// Returns a built-in architecture: `tiny` and `tiny-f8-512` are for a CPU, the others are as published with taming-transformers (arXiv
 /// 2012.09841), latent-diffusion (arXiv 2112.10752), LlamaGen (arXiv 2406.06525) and aMUSEd (arXiv 2401.01808).
 pub fn by_name(name: &str) -> Option<Architecture> {
     let taming = |channels: &[usize], attention_levels: &[usize], latent: usize, codes: usize| Architecture {
@@ -55,6 +56,17 @@ pub fn by_name(name: &str) -> Option<Architecture> {
             groups: 4,
             quantizer: Quantizer::of(Family::LlamaGen),
             ..taming(&[], &[], 32, 256)
+        },
+        // diffusers' names allow any number of groups, and have attention in the middle alone: at the lowest level.
+        "tiny-f8-512" => Architecture {
+            family: Family::Diffusers,
+            base_channels: 16,
+            channels: vec![16, 32, 64, 96],
+            res_blocks: 1,
+            code_dim: 8,
+            groups: 4,
+            quantizer: Quantizer::of(Family::LlamaGen),
+            ..taming(&[], &[3], 64, 512)
         },
         "taming-f16-1024" => taming(&F16, &[4], 256, 1024),
         "taming-f16-16384" => taming(&F16, &[4], 256, 16_384),

@@ -224,6 +224,7 @@ fn polygon(edges: &[Edge], [x, y]: Point) -> f32 {
 mod tests {
     use strum::VariantArray;
 
+    use super::super::scene::ALL;
     use super::*;
 
     #[test]
@@ -267,7 +268,7 @@ mod tests {
 
     #[test]
     fn edges_are_smooth() {
-        let scene = Scene::compose(0, 0);
+        let scene = Scene::compose(&ALL, 0, 0);
         let mut plain = scene.clone();
         plain.background.pattern = Pattern::Plain;
         plain.background.colours = [[0.0; 3]; 2];

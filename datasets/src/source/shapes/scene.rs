@@ -1,5 +1,7 @@
 //! What an image of shapes shows, and its caption.
 
+use std::fmt;
+
 use rand::RngExt;
 use rand::rngs::ChaCha8Rng;
 use rand::seq::IndexedRandom;
@@ -11,7 +13,10 @@ use crate::key::{Purpose, SampleKey};
 pub type Rgb = [f32; 3];
 
 /// A colour with its name.
-pub const COLOURS: [(&str, Rgb); 12] = [
+type NamedColour = (&'static str, Rgb);
+
+/// Colours by name. A random index chooses from the list, so keep its order.
+const COLOURS: [NamedColour; 12] = [
     ("red", [0.84, 0.17, 0.18]),
     ("orange", [0.95, 0.53, 0.14]),
     ("yellow", [0.98, 0.82, 0.22]),
@@ -59,7 +64,9 @@ pub enum Pattern {
 }
 
 /// The name of a size and its smallest and largest radius, as a fraction of the image's side.
-const SIZES: [(&str, f32, f32); 3] = [("small", 0.085, 0.105), ("medium", 0.135, 0.165), ("large", 0.205, 0.255)];
+type Size = (&'static str, f32, f32);
+
+const SIZES: [Size; 3] = [("small", 0.085, 0.105), ("medium", 0.135, 0.165), ("large", 0.205, 0.255)];
 
 /// The name of a place and its column and row in thirds of the image.
 const PLACES: [(&str, f32, f32); 9] = [
@@ -89,7 +96,36 @@ pub struct Object {
     pub radius: f32,
     /// Radians, clockwise.
     pub turn: f32,
-    words: String,
+    words: ObjectWords,
+}
+
+/// What a caption says of an object.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct ObjectWords {
+    size: &'static str,
+    colour: &'static str,
+    form: &'static str,
+    place: &'static str,
+}
+
+impl fmt::Display for ObjectWords {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "a {} {} {} {}", self.size, self.colour, self.form, self.place)
+    }
+}
+
+/// What a caption says of the background.
+#[derive(Clone, Copy, Debug)]
+struct BackgroundWords {
+    colour: &'static str,
+    pattern: &'static str,
+}
+
+impl fmt::Display for BackgroundWords {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let article = if self.colour == "orange" { "an" } else { "a" };
+        write!(f, "{article} {} {} background", self.colour, self.pattern)
+    }
 }
 
 /// The background.
@@ -104,7 +140,7 @@ pub struct Background {
     pub turn: f32,
     /// Where the pattern starts, in repeats.
     pub phase: f32,
-    words: String,
+    words: BackgroundWords,
 }
 
 /// A background and one to three objects that do not overlap.
@@ -114,19 +150,71 @@ pub struct Scene {
     pub objects: Vec<Object>,
 }
 
+/// What scenes are made of.
+#[derive(Debug)]
+pub struct Domain {
+    /// Colours of objects.
+    colours: &'static [NamedColour],
+    /// Colours of backgrounds.
+    backgrounds: &'static [NamedColour],
+    patterns: &'static [Pattern],
+    forms: &'static [Form],
+    sizes: &'static [Size],
+    /// Most objects in an image.
+    objects: usize,
+}
+
+/// Everything that there is.
+pub static ALL: Domain = Domain {
+    colours: &COLOURS,
+    backgrounds: &COLOURS,
+    patterns: Pattern::VARIANTS,
+    forms: Form::VARIANTS,
+    sizes: &SIZES,
+    objects: 3,
+};
+
+/// One or two objects of four forms and four colours, none of them small, on plain white, grey or black.
+pub static PLAIN: Domain = Domain {
+    colours: &[COLOURS[0], COLOURS[2], COLOURS[3], COLOURS[5]],
+    backgrounds: &[COLOURS[9], COLOURS[10], COLOURS[11]],
+    patterns: &[Pattern::Plain],
+    forms: &[Form::Circle, Form::Square, Form::Triangle, Form::Star],
+    sizes: &[SIZES[1], SIZES[2]],
+    objects: 2,
+};
+
+/// What of a caption can be changed so that it no longer fits its image.
+#[derive(Clone, Copy, Debug, IntoStaticStr, PartialEq, Eq, VariantArray)]
+#[strum(serialize_all = "lowercase")]
+pub enum Attribute {
+    /// The form of an object.
+    Form,
+    /// The colour of an object.
+    Colour,
+    /// The place of an object.
+    Position,
+    /// The size of an object.
+    Size,
+    /// The number of objects: one is left out or added.
+    Number,
+    /// The colour or the pattern of the background.
+    Background,
+}
+
 impl Scene {
-    /// The scene at `index`, which depends on the seed and the index alone.
-    pub fn compose(seed: u64, index: u64) -> Self {
+    /// The scene at `index`, which depends on the domain, the seed and the index alone.
+    pub fn compose(domain: &Domain, seed: u64, index: u64) -> Self {
         let mut rng = SampleKey { seed, draw: index }.rng(Purpose::Shape);
-        let background = compose_background(&mut rng);
-        let wanted = rng.random_range(1..=3);
+        let background = compose_background(domain, &mut rng);
+        let wanted = rng.random_range(1..=domain.objects);
         let mut objects: Vec<Object> = Vec::new();
         // There is nearly always space for all objects; otherwise the caption names those that are there.
         for _ in 0..60 {
             if objects.len() == wanted {
                 break;
             }
-            let object = compose_object(&mut rng, &background);
+            let object = compose_object(domain, &mut rng, &background);
             let free = objects.iter().all(|other| {
                 let apart = (object.x - other.x).hypot(object.y - other.y);
                 apart > object.radius + other.radius + GAP && object.words != other.words
@@ -140,19 +228,57 @@ impl Scene {
 
     /// The scene in words.
     pub fn caption(&self) -> String {
-        let objects = self.objects.iter().map(|object| object.words.as_str());
-        let objects = match objects.collect::<Vec<_>>().as_slice() {
-            [rest @ .., last] if !rest.is_empty() => format!("{} and {last}", rest.join(", ")),
-            few => few.concat(),
-        };
-        format!("{objects} on {}", self.background.words)
+        let objects: Vec<ObjectWords> = self.objects.iter().map(|object| object.words).collect();
+        in_words(&objects, self.background.words)
+    }
+
+    /// A caption that differs in one attribute from the scene's own; `rng` draws of which object and to what.
+    pub fn changed_caption(&self, domain: &Domain, attribute: Attribute, rng: &mut ChaCha8Rng) -> String {
+        let mut objects: Vec<ObjectWords> = self.objects.iter().map(|object| object.words).collect();
+        let mut background = self.background.words;
+        let at = rng.random_range(0..objects.len());
+        let object = &mut objects[at];
+        match attribute {
+            Attribute::Form => object.form = pick_other(rng, domain.forms.iter().map(Into::into), object.form),
+            Attribute::Colour => {
+                object.colour = pick_other(rng, domain.colours.iter().map(|colour| colour.0), object.colour);
+            }
+            Attribute::Position => {
+                object.place = pick_other(rng, PLACES.iter().map(|place| place.0), object.place);
+            }
+            Attribute::Size => object.size = pick_other(rng, domain.sizes.iter().map(|size| size.0), object.size),
+            Attribute::Number => {
+                let is_full = objects.len() == domain.objects;
+                if objects.len() > 1 && (is_full || rng.random_bool(0.5)) {
+                    objects.remove(at);
+                } else {
+                    objects.insert(at, compose_object(domain, rng, &self.background).words);
+                }
+            }
+            Attribute::Background if domain.patterns.len() > 1 && rng.random_bool(0.5) => {
+                background.pattern = pick_other(rng, domain.patterns.iter().map(Into::into), background.pattern);
+            }
+            Attribute::Background => {
+                let colours = domain.backgrounds.iter().map(|colour| colour.0);
+                background.colour = pick_other(rng, colours, background.colour);
+            }
+        }
+        in_words(&objects, background)
     }
 }
 
-fn compose_background(rng: &mut ChaCha8Rng) -> Background {
-    let (name, colour) = pick(rng, &COLOURS);
-    let pattern = pick(rng, Pattern::VARIANTS);
-    let pattern_name: &str = pattern.into();
+fn in_words(objects: &[ObjectWords], background: BackgroundWords) -> String {
+    let objects = objects.iter().map(ToString::to_string).collect::<Vec<_>>();
+    let objects = match objects.as_slice() {
+        [rest @ .., last] if !rest.is_empty() => format!("{} and {last}", rest.join(", ")),
+        few => few.concat(),
+    };
+    format!("{objects} on {background}")
+}
+
+fn compose_background(domain: &Domain, rng: &mut ChaCha8Rng) -> Background {
+    let (name, colour) = pick(rng, domain.backgrounds);
+    let pattern = pick(rng, domain.patterns);
     // A background is paler than an object of the same colour, so that objects stand out. White and black are not made
     // paler.
     let (first, second) = match name {
@@ -165,25 +291,23 @@ fn compose_background(rng: &mut ChaCha8Rng) -> Background {
     if pattern != Pattern::Plain && rng.random_bool(0.5) {
         colours.reverse();
     }
-    let article = if name == "orange" { "an" } else { "a" };
     Background {
         pattern,
         colours,
         repeats: rng.random_range(4.0..9.0),
         turn: rng.random_range(0.0..std::f32::consts::TAU),
         phase: rng.random_range(0.0..1.0),
-        words: format!("{article} {name} {pattern_name} background"),
+        words: BackgroundWords { colour: name, pattern: pattern.into() },
     }
 }
 
-fn compose_object(rng: &mut ChaCha8Rng, background: &Background) -> Object {
-    let visible: Vec<(&str, Rgb)> = (COLOURS.iter().copied())
+fn compose_object(domain: &Domain, rng: &mut ChaCha8Rng, background: &Background) -> Object {
+    let visible: Vec<NamedColour> = (domain.colours.iter().copied())
         .filter(|(_, colour)| background.colours.iter().all(|other| distance(*colour, *other) > 0.42))
         .collect();
     let (colour_name, colour) = pick(rng, &visible);
-    let form = pick(rng, Form::VARIANTS);
-    let form_name: &str = form.into();
-    let (size_name, least, greatest) = pick(rng, &SIZES);
+    let form = pick(rng, domain.forms);
+    let (size_name, least, greatest) = pick(rng, domain.sizes);
     let (place_name, column, row) = pick(rng, &PLACES);
     let radius = rng.random_range(least..greatest);
     let mut coordinate = |third: f32| {
@@ -198,8 +322,14 @@ fn compose_object(rng: &mut ChaCha8Rng, background: &Background) -> Object {
         y,
         radius,
         turn: rng.random_range(-0.2..0.2),
-        words: format!("a {size_name} {colour_name} {form_name} {place_name}"),
+        words: ObjectWords { size: size_name, colour: colour_name, form: form.into(), place: place_name },
     }
+}
+
+/// Draws another word of a list than `not`.
+fn pick_other(rng: &mut ChaCha8Rng, words: impl Iterator<Item = &'static str>, not: &'static str) -> &'static str {
+    let others: Vec<&'static str> = words.filter(|word| *word != not).collect();
+    others.choose(rng).copied().unwrap_or(not)
 }
 
 /// Draws one element of a list that is not empty.
@@ -224,7 +354,7 @@ mod tests {
 
     #[test]
     fn captions_read_as_english() {
-        let captions: Vec<String> = (0..3000).map(|index| Scene::compose(0, index).caption()).collect();
+        let captions: Vec<String> = (0..3000).map(|index| Scene::compose(&ALL, 0, index).caption()).collect();
         for caption in &captions {
             assert!(caption.starts_with("a "), "{caption}");
             assert!(caption.ends_with(" background"), "{caption}");
@@ -244,7 +374,7 @@ mod tests {
     fn one_to_three_objects_stay_apart_inside_and_visible() {
         let mut counts = [0; 4];
         for index in 0..3000 {
-            let scene = Scene::compose(5, index);
+            let scene = Scene::compose(&ALL, 5, index);
             counts[scene.objects.len()] += 1;
             for (at, object) in scene.objects.iter().enumerate() {
                 for place in [object.x, object.y] {
@@ -267,11 +397,9 @@ mod tests {
     fn every_background_leaves_a_choice_of_colours() {
         let mut rng = SampleKey { seed: 0, draw: 0 }.rng(Purpose::Shape);
         for _ in 0..500 {
-            let background = compose_background(&mut rng);
-            let colours: HashSet<String> = (0..300)
-                .map(|_| compose_object(&mut rng, &background).words)
-                .map(|words| words.split(' ').nth(2).unwrap_or_default().to_owned())
-                .collect();
+            let background = compose_background(&ALL, &mut rng);
+            let colours: HashSet<String> =
+                (0..300).map(|_| compose_object(&ALL, &mut rng, &background).words.colour.to_owned()).collect();
             assert!(colours.len() >= 5, "{} has only {colours:?}", background.words);
         }
     }
