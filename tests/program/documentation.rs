@@ -76,7 +76,8 @@ struct Block {
 fn pages() -> Vec<(String, String)> {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
     let mut paths = vec![root.join("README.md")];
-    paths.extend(fs::read_dir(root.join("trainer/docs")).unwrap().map(|entry| entry.unwrap().path()));
+    let docs = fs::read_dir(root.join("trainer/docs")).unwrap().map(|entry| entry.unwrap().path());
+    paths.extend(docs.filter(|path| path.extension().is_some_and(|ending| ending == "md")));
     paths.sort();
     let page = |path: PathBuf| (path.file_name().unwrap().display().to_string(), fs::read_to_string(path).unwrap());
     paths.into_iter().map(page).collect()

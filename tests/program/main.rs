@@ -10,6 +10,7 @@ mod disk;
 mod documentation;
 mod dry_run;
 mod export;
+mod first_run;
 mod gumbel;
 mod hub;
 mod killed;

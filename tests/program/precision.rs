@@ -306,9 +306,9 @@ fn half_precision_takes_two_fifths_off_the_activations() {
     }
 }
 
-/// The validation error after `tiny-cpu.toml` with these overrides.
+/// The validation error after `from-scratch-cpu.toml` with these overrides.
 fn tiny(folder: &Path, name: &str, arguments: &[&str], sets: &[&str]) -> f64 {
-    let all = [&["--config", "tiny-cpu.toml", "--run-dir", name, "--json"], arguments].concat();
+    let all = [&["--config", "from-scratch-cpu.toml", "--run-dir", name, "--json"], arguments].concat();
     let sets = sets.iter().flat_map(|set| ["--set", *set]);
     let all: Vec<&str> = all.into_iter().chain(sets).collect();
     let result: Value = serde_json::from_str(&run(folder, &all).success().stdout).unwrap();

@@ -235,7 +235,7 @@ pub(crate) mod tests {
         let mut overrides: Vec<Override> = sets.iter().map(|(key, value)| Override::new(key, value)).collect();
         overrides.push(Override::new("data.source", "folder"));
         overrides.push(Override::new("data.path", path.to_str().unwrap()));
-        open(&load("tiny-cpu.toml", &overrides).unwrap().config)
+        open(&load("from-scratch-cpu.toml", &overrides).unwrap().config)
     }
 
     #[test]

@@ -31,7 +31,7 @@ pub(super) struct InitArgs {
 
 pub(super) fn run(args: &InitArgs) -> Result<ExitCode, CommandError> {
     let device = Choice::Auto.open()?;
-    let base = args.from.clone().unwrap_or_else(|| built_in_for(&device).to_owned());
+    let base = args.from.clone().unwrap_or_else(|| built_in_for(&device, args.data.is_some()).to_owned());
     let mut overrides = Vec::new();
     if let Some(folder) = &args.data {
         let folder = toml::Value::String(folder.display().to_string()).to_string();
@@ -59,10 +59,11 @@ pub(super) fn run(args: &InitArgs) -> Result<ExitCode, CommandError> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// The built-in configuration for a device and its memory.
-fn built_in_for(device: &Selected) -> &'static str {
+/// The built-in configuration for a device and its memory, and for one's own images or drawn ones.
+fn built_in_for(device: &Selected, has_images: bool) -> &'static str {
     const GIB: u64 = 1 << 30;
     match (device.choice, device.memory().map_or(0, |memory| memory.total)) {
+        (Choice::Cpu, _) if has_images => "own-images-cpu.toml",
         (Choice::Cpu, _) => "tiny-cpu.toml",
         // A little less than the round number, since drivers report less.
         (_, total) if total > 23 * GIB => "24gb-gpu.toml",

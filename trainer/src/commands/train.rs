@@ -111,6 +111,7 @@ pub(super) fn run(args: &TrainArgs) -> Result<ExitCode, CommandError> {
             "before": outcome.before,
             "after": outcome.after,
             "best": outcome.best,
+            "grid": outcome.grid,
             "checkpoint": outcome.checkpoint,
         }))?;
     } else {
@@ -199,6 +200,9 @@ fn text(outcome: &Outcome) -> String {
     if let Some(best) = outcome.best {
         lines.push(format!("best: step {}, {} {:.4}", best.step, best.metric.name(), best.value));
     }
+    if let Some(grid) = &outcome.grid {
+        lines.push(format!("originals, before, after: {}", grid.display()));
+    }
     lines.push(format!("checkpoint: {}", outcome.checkpoint.display()));
     lines.join("\n")
 }
@@ -218,11 +222,16 @@ fn before_and_after(before: &Scores, after: &Scores) -> String {
     for (name, a, b) in [
         ("SSIM", before.ssim, after.ssim),
         ("LPIPS", before.lpips, after.lpips),
-        ("CLIP similarity", before.clip, after.clip),
+        ("CLIP similarity to original", before.clip, after.clip),
+        ("CLIP similarity to caption", before.caption, after.caption),
     ] {
         if let Some((a, b)) = a.zip(b) {
             row(name, a, b, 4, format!("{:+.4}", b - a));
         }
+    }
+    if let Some((a, b)) = before.right_caption.zip(after.right_caption) {
+        let name = format!("right caption of {} (%)", after.images.min(64));
+        row(&name, 100.0 * a, 100.0 * b, 1, format!("{:+.1}", 100.0 * (b - a)));
     }
     row("codes used (%)", 100.0 * before.codes_used, 100.0 * after.codes_used, 1, String::new());
     row("perplexity of the codes", before.perplexity, after.perplexity, 1, String::new());
@@ -249,6 +258,8 @@ mod tests {
             ssim: None,
             lpips: Some(lpips),
             clip: None,
+            caption: None,
+            right_caption: Some(codes_used / 2.0),
             codes_used,
             perplexity,
         };
@@ -258,6 +269,7 @@ mod tests {
         let lines: Vec<&str> = table.lines().collect();
         assert_eq!(lines[1], "mean absolute error             0.5000    0.1250  -75 %");
         assert_eq!(lines[3], "LPIPS                           0.7500    0.2500  -0.5000");
-        assert_eq!(lines[5], "perplexity of the codes            1.5      30.0");
+        assert_eq!(lines[4], "right caption of 4 (%)             0.5      25.0  +24.5");
+        assert_eq!(lines[6], "perplexity of the codes            1.5      30.0");
     }
 }

@@ -97,7 +97,7 @@ impl Config {
             images: self.data.images,
             resolution: self.data.resolution,
             seed: self.run.seed,
-            needs_captions: self.losses.needs_captions(),
+            needs_captions: self.losses.needs_captions() || self.validation.clip,
         }
     }
 
@@ -123,6 +123,7 @@ impl Config {
             schedule: &self.schedule,
             discriminator: &self.discriminator,
             clip: &self.clip,
+            judge_by_clip: self.validation.clip,
             losses: self.losses.on().map(|table| (table.sees(), table.weight())).collect(),
         }
     }
@@ -200,7 +201,7 @@ pub struct DataConfig {
     /// The folder of `source = "folder"`; searched to any depth.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub path: Option<PathBuf>,
-    /// Number of different images of `source = "shapes"`.
+    /// Number of different images of `source = "shapes"` and `"plain-shapes"`.
     #[schemars(range(min = 1, max = check::MOST_IMAGES))]
     pub images: usize,
     /// Side of the square images that the model sees, in pixels.
@@ -328,12 +329,15 @@ pub struct ValidationConfig {
     pub images: usize,
     /// Images on the sample grid.
     pub samples: usize,
+    /// Judge by `[clip]` also if no loss uses it: by the similarity to the original and, where images have captions, to
+    /// those.
+    pub clip: bool,
     /// Ends the run after this many validations in a row without a better `checkpoints.best`; 0 never does.
     pub patience: u64,
 }
 
 impl Default for ValidationConfig {
     fn default() -> Self {
-        Self { every_steps: 500, images: 64, samples: 8, patience: 0 }
+        Self { every_steps: 500, images: 64, samples: 8, clip: false, patience: 0 }
     }
 }

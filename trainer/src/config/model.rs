@@ -7,7 +7,8 @@ use serde::{Deserialize, Serialize};
 #[derive(Debug, Clone, PartialEq, Deserialize, Serialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct ModelConfig {
-    /// `hf://owner/name[@revision][/file][#key]`, or a local path with or without `#key`. If unset, weights are random.
+    /// `hf://owner/name[@revision][/file][#key]`, a local path with or without `#key`, or `vqgan-shapes`, a small model that
+    /// is part of the program. If unset, weights are random.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub pretrained: Option<String>,
     /// The parameters to train: globs over names such as `encoder.down.0.block.0.conv1.weight`. A `*` also matches

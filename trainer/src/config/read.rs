@@ -16,8 +16,10 @@ use super::{Config, Override, Problem};
 use crate::problem::nearest;
 
 /// The configurations that come with the program, by name.
-pub const BUILT_IN: [(&str, &str); 5] = [
+pub const BUILT_IN: [(&str, &str); 7] = [
     ("tiny-cpu.toml", include_str!("../../../configs/tiny-cpu.toml")),
+    ("own-images-cpu.toml", include_str!("../../../configs/own-images-cpu.toml")),
+    ("from-scratch-cpu.toml", include_str!("../../../configs/from-scratch-cpu.toml")),
     ("small-gpu.toml", include_str!("../../../configs/small-gpu.toml")),
     ("8gb-gpu.toml", include_str!("../../../configs/8gb-gpu.toml")),
     ("24gb-gpu.toml", include_str!("../../../configs/24gb-gpu.toml")),

@@ -53,7 +53,18 @@ mod tests {
     use super::*;
 
     fn scores(l1: f64, psnr: f64) -> Scores {
-        Scores { images: 1, l1, psnr, ssim: None, lpips: None, clip: None, codes_used: 1.0, perplexity: 1.0 }
+        Scores {
+            images: 1,
+            l1,
+            psnr,
+            ssim: None,
+            lpips: None,
+            clip: None,
+            caption: None,
+            right_caption: None,
+            codes_used: 1.0,
+            perplexity: 1.0,
+        }
     }
 
     #[test]

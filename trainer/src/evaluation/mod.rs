@@ -6,5 +6,5 @@ mod samples;
 mod validation;
 
 pub use self::best::Best;
-pub use self::samples::grid_png;
+pub use self::samples::{before_and_after_png, grid_png};
 pub use self::validation::{Extent, Judges, Scores, Validated, ValidationError, validate};

@@ -37,6 +37,14 @@ pub struct Scores {
     /// Cosine of CLIP's embeddings of image and reconstruction, mean over the images, if the run has a CLIP.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub clip: Option<f64>,
+    /// Cosine of CLIP's embeddings of reconstruction and caption, mean over the images, if the run has a CLIP that reads
+    /// texts, and all images have captions.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub caption: Option<f64>,
+    /// Share of the reconstructions to which CLIP finds their own caption more similar than those of up to 63 other
+    /// images, likewise.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub right_caption: Option<f64>,
     /// Share of the codes that were used.
     pub codes_used: f64,
     /// `exp` of the entropy of the codes' frequencies.
@@ -94,7 +102,8 @@ pub struct Judges<'a> {
 impl<'a> Judges<'a> {
     /// Takes the networks from `losses`.
     pub fn of(losses: &'a Losses) -> Self {
-        let lpips = losses.perceptual.as_ref().map(|perceptual| &perceptual.loss as &dyn ImageLoss);
+        let lpips = losses.perceptual.as_ref().filter(|perceptual| perceptual.loss.is_lpips());
+        let lpips = lpips.map(|perceptual| &perceptual.loss as &dyn ImageLoss);
         Self { lpips, clip: losses.clip.as_ref() }
     }
 }
@@ -140,7 +149,7 @@ pub fn validate(
         let original = batch.images(&device, statistics_dtype(dtype));
         let (reconstruction, quantized) = model.reconstruct(original.clone());
         let reconstruction = reconstruction.clamp(-1.0, 1.0);
-        sums.add(&original, &reconstruction).map_err(ValidationError::Device)?;
+        sums.add(&original, &reconstruction, batch.captions()).map_err(ValidationError::Device)?;
         sums.codes = sums.codes + count_codes(quantized.codes, model.quantizer().codes());
         if samples.len() < keep {
             let originals = to_pixels(original).map_err(ValidationError::Device)?;
@@ -166,6 +175,8 @@ struct Sums<'a> {
     ssim: Option<f64>,
     lpips: f64,
     clip: f64,
+    /// Of captions and reconstructions; `None` if an image has no caption, or CLIP reads none.
+    matches: Option<CaptionMatches>,
     codes: Tensor<1>,
 }
 
@@ -180,11 +191,17 @@ impl<'a> Sums<'a> {
             ssim: Some(0.0),
             lpips: 0.0,
             clip: 0.0,
+            matches: judges.clip.and_then(|clip| clip.captions.as_ref()).map(|_| CaptionMatches::default()),
             codes: Tensor::zeros([model.quantizer().codes()], (device, DType::F32)),
         }
     }
 
-    fn add(&mut self, original: &Tensor<4>, reconstruction: &Tensor<4>) -> Result<(), String> {
+    fn add(
+        &mut self,
+        original: &Tensor<4>,
+        reconstruction: &Tensor<4>,
+        captions: &[Option<String>],
+    ) -> Result<(), String> {
         let [n, c, h, w] = original.dims();
         let difference = (reconstruction.clone() - original.clone()).reshape([n, c * h * w]);
         let mean = |t: Tensor<2>| read(t.mean_dim(1).reshape([n]));
@@ -202,7 +219,17 @@ impl<'a> Sums<'a> {
         }
         if let Some((clip, encoder)) = &self.clip_network {
             let embed = |images: &Tensor<4>| encoder.forward(preprocess(images.clone(), &clip.architecture));
-            self.clip += read(cosine(embed(original), embed(reconstruction)))?.iter().sum::<f64>();
+            let reconstruction = embed(reconstruction);
+            self.clip += read(cosine(embed(original), reconstruction.clone()))?.iter().sum::<f64>();
+            let texts: Option<Vec<&str>> = captions.iter().map(Option::as_deref).collect();
+            self.matches = match (self.matches.take(), texts, &clip.captions) {
+                (Some(mut matches), Some(texts), Some(encoder)) => {
+                    let texts = encoder.embed(texts.into_iter()).map_err(|error| error.to_string())?;
+                    matches.add(texts, reconstruction);
+                    Some(matches)
+                }
+                _ => None,
+            };
         }
         Ok(())
     }
@@ -211,6 +238,7 @@ impl<'a> Sums<'a> {
         let counts = self.codes.try_into_vec_as::<f32>().map_err(|error| error.to_string())?;
         let CodebookUse { used, perplexity } = CodebookUse::from_counts(&counts);
         let n = self.images as f64;
+        let matches = self.matches.map(CaptionMatches::scores).transpose()?;
         Ok(Scores {
             images: self.images,
             l1: self.l1 / n,
@@ -218,10 +246,52 @@ impl<'a> Sums<'a> {
             ssim: self.ssim.map(|sum| sum / n),
             lpips: self.lpips_network.map(|_| self.lpips / n),
             clip: self.clip_network.map(|_| self.clip / n),
+            caption: matches.map(|(similarity, _)| similarity),
+            right_caption: matches.map(|(_, right)| right),
             codes_used: used,
             perplexity,
         })
     }
+}
+
+/// Captions that each reconstruction is compared with, its own included.
+const AMONG: usize = 64;
+
+/// Embeddings of captions and reconstructions, `[n, E]`, by micro-batch.
+#[derive(Default)]
+struct CaptionMatches {
+    captions: Vec<Tensor<2>>,
+    reconstructions: Vec<Tensor<2>>,
+}
+
+impl CaptionMatches {
+    fn add(&mut self, captions: Tensor<2>, reconstructions: Tensor<2>) {
+        self.captions.push(captions.cast(DType::F32));
+        self.reconstructions.push(reconstructions.cast(DType::F32));
+    }
+
+    /// Returns the mean cosine of reconstructions and their own captions, and the share of those that are the most similar
+    /// of up to [`AMONG`] captions.
+    fn scores(self) -> Result<(f64, f64), String> {
+        let [captions, reconstructions] =
+            [self.captions, self.reconstructions].map(|parts| unit(Tensor::cat(parts, 0)));
+        let n = captions.dims()[0];
+        let (mut similarity, mut right) = (0.0, 0);
+        for (texts, images) in captions.split(AMONG, 0).into_iter().zip(reconstructions.split(AMONG, 0)) {
+            let among = texts.dims()[0];
+            let cosines = read(images.matmul(texts.transpose()).flatten::<1>(0, 1))?;
+            for (own, row) in cosines.chunks(among).enumerate() {
+                similarity += row[own];
+                right += usize::from(row.iter().enumerate().all(|(other, cosine)| other == own || *cosine < row[own]));
+            }
+        }
+        Ok((similarity / n as f64, right as f64 / n as f64))
+    }
+}
+
+/// Scales the rows of `x`, `[N, E]`, to unit length.
+fn unit(x: Tensor<2>) -> Tensor<2> {
+    x.clone() / x.square().sum_dim(1).clamp_min(1e-12).sqrt()
 }
 
 fn read(values: Tensor<1>) -> Result<Vec<f64>, String> {
@@ -248,7 +318,29 @@ fn psnr(mse: f64) -> f64 {
 
 #[cfg(test)]
 mod tests {
+    use burn::tensor::TensorData;
+
     use super::*;
+
+    #[test]
+    fn a_caption_is_right_if_no_other_of_64_is_as_similar() {
+        // Captions in one plane, each 1 degree further; the second half's reconstructions lie at their neighbour's caption.
+        let row = |degrees: f32| [degrees.to_radians().cos(), degrees.to_radians().sin()];
+        let rows = |angles: Vec<f32>| {
+            let values: Vec<f32> = angles.iter().copied().flat_map(row).collect();
+            Tensor::<2>::from_data(TensorData::new(values, [angles.len(), 2]), &Device::flex())
+        };
+        let mut matches = CaptionMatches::default();
+        for half in [0.0, 1.0] {
+            let captions: Vec<f32> = (0..64).map(|at| at as f32).collect();
+            let reconstructions = captions.iter().map(|degrees| degrees + half).collect();
+            matches.add(rows(captions) * 3.0, rows(reconstructions));
+        }
+        let (similarity, right) = matches.scores().unwrap();
+        // The last one has no neighbour above it.
+        assert_eq!(right, 65.0 / 128.0);
+        assert!((similarity - (1.0 + 1f64.to_radians().cos()) / 2.0).abs() < 1e-5, "{similarity}");
+    }
 
     #[test]
     fn cosines_are_those_of_the_rows() {
@@ -270,6 +362,8 @@ mod tests {
             ssim: None,
             lpips: None,
             clip: None,
+            caption: None,
+            right_caption: None,
             codes_used: 0.5,
             perplexity: 2.0,
         };

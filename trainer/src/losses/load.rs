@@ -48,6 +48,14 @@ pub enum LossError {
     /// A saved discriminator cannot be restored.
     #[error(transparent)]
     Saved(#[from] ModelError),
+    /// A shipped model could not be unpacked.
+    #[error("`{key}` cannot be unpacked: {source}")]
+    Unpack {
+        /// The key that names the network.
+        key: &'static str,
+        /// The system's error.
+        source: std::io::Error,
+    },
     /// The tokenizer of a CLIP cannot be used.
     #[error("`clip.tokenizer`: {0}")]
     Tokenizer(#[from] TokenizerError),

@@ -186,6 +186,8 @@ pub struct Surroundings<'a> {
     pub discriminator: &'a DiscriminatorConfig,
     /// `[clip]`
     pub clip: &'a ClipConfig,
+    /// `validation.clip`
+    pub judge_by_clip: bool,
     /// The losses that are on, what they look at and their weights.
     pub losses: Vec<(Sees, Weight)>,
 }

@@ -36,7 +36,7 @@ pub use self::loss::{
     Surroundings, Weight, Weighted,
 };
 pub use self::metrics::{Metrics, StepMetrics};
-pub use self::perceptual::{PerceptualConfig, PerceptualLoss};
+pub use self::perceptual::{Features, PerceptualConfig, PerceptualLoss};
 pub use self::phase::{Event, Phase};
 pub use self::pixel::{PixelConfig, PixelLoss, PixelNorm};
 pub use self::table::LossTable;

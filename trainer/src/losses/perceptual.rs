@@ -1,13 +1,19 @@
-//! How different two images look (LPIPS, Zhang et al. 2018, arXiv 1801.03924).
+//! How different two images look to a network: the distance of its intermediate features (LPIPS, Zhang et al. 2018, arXiv
+//! 1801.03924).
 
 use burn::tensor::Tensor;
 use checkpoints::hub::FileChoice;
-use checkpoints::{LpipsNetwork, WeightsError, load_lpips_backbone, load_lpips_linear};
+use checkpoints::{ClipArchitecture, LpipsNetwork, WeightsError, load_lpips_backbone, load_lpips_linear};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
 
+use super::clip::image_encoder;
 use super::load::{LossError, fetch};
 use super::loss::{ImageLoss, LoadContext, LoadImageLoss, Sees, Surroundings};
 use super::table::{LossKeys, LossTable, loss_table};
+use crate::models::clip::{ImageEncoder, preprocess};
 use crate::models::lpips::Lpips;
+use crate::models::statistics_dtype;
 use crate::models::weights::{StateDict, WeightReader};
 use crate::problem::{Problem, location, problem};
 
@@ -15,8 +21,11 @@ const BACKBONE: &str = "losses.perceptual.backbone";
 const LINEAR: &str = "losses.perceptual.linear";
 
 loss_table! {
-    /// `[losses.perceptual]`: LPIPS (Zhang et al. 2018, arXiv 1801.03924), version 0.1.
+    /// `[losses.perceptual]`: LPIPS (Zhang et al. 2018, arXiv 1801.03924), version 0.1, or the distance of CLIP's features.
     perceptual: PerceptualConfig, weight = 0.0,
+    /// Whose features are compared: `lpips`, or `clip` for those after each layer of the image tower of `[clip]`, which
+    /// needs no other files. The next three keys are for `lpips` alone.
+    features: Features = Features::Lpips,
     /// The network whose features are compared.
     network: LpipsNetwork = LpipsNetwork::Vgg16,
     /// That network's ImageNet weights, with torchvision's names: `hf://owner/name[@revision][/file]` or a local path.
@@ -29,7 +38,22 @@ loss_table! {
     linear: Option<String> = None,
 }
 
+/// Whose features the loss `perceptual` compares.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum Features {
+    /// Those of a network of ImageNet, weighted as LPIPS has learned.
+    Lpips,
+    /// Those of the CLIP of `[clip]`.
+    Clip,
+}
+
 impl PerceptualConfig {
+    /// Whether the loss is on and is LPIPS.
+    pub fn has_lpips(&self) -> bool {
+        self.is_on() && self.features == Features::Lpips
+    }
+
     /// Returns where the network's weights are; `None` if they are not set and have no default.
     pub fn backbone_location(&self) -> Option<&str> {
         self.backbone.as_deref().or(match self.network {
@@ -57,6 +81,14 @@ impl LossTable for PerceptualConfig {
         location(LINEAR, self.linear.as_deref())?;
         if !self.is_on() {
             return Ok(());
+        }
+        if self.features == Features::Clip {
+            let set =
+                [(BACKBONE, &self.backbone), (LINEAR, &self.linear)].into_iter().find(|(_, value)| value.is_some());
+            return match set {
+                Some((key, _)) => problem(key, "has no effect with losses.perceptual.features = \"clip\""),
+                None => Ok(()),
+            };
         }
         if self.backbone_location().is_none() {
             let message = "is missing: losses.perceptual.network = \"alexnet\" needs torchvision's weights, as in \
@@ -97,12 +129,59 @@ fn lpips_weights(loss: &PerceptualConfig) -> Result<StateDict, LossError> {
 
 /// The loss `perceptual`.
 #[derive(Debug)]
-pub struct PerceptualLoss(Lpips);
+pub struct PerceptualLoss(FeatureNetwork);
+
+#[derive(Debug)]
+enum FeatureNetwork {
+    Lpips(Lpips),
+    Clip(Box<ClipFeatures>),
+}
 
 impl PerceptualLoss {
     /// Uses a network that was read frozen, on the device of the images.
     pub fn new(network: Lpips) -> Self {
-        Self(network)
+        Self(FeatureNetwork::Lpips(network))
+    }
+
+    /// Compares features of a CLIP's image tower, which was read frozen, on the device of the images.
+    pub fn of_clip(encoder: ImageEncoder, architecture: ClipArchitecture) -> Self {
+        Self(FeatureNetwork::Clip(Box::new(ClipFeatures { encoder, architecture })))
+    }
+
+    /// Whether its value is LPIPS.
+    pub fn is_lpips(&self) -> bool {
+        matches!(self.0, FeatureNetwork::Lpips(_))
+    }
+}
+
+/// The features of a CLIP's image tower.
+#[derive(Debug)]
+struct ClipFeatures {
+    encoder: ImageEncoder,
+    architecture: ClipArchitecture,
+}
+
+/// Shorter features than this count as this long.
+const SHORTEST: f64 = 1e-3;
+
+impl ClipFeatures {
+    /// The tokens after each layer, `[N, T, W]`, each of unit length, in f32 at least.
+    fn of(&self, images: Tensor<4>) -> Vec<Tensor<3>> {
+        let unit = |x: Tensor<3>| {
+            let dtype = statistics_dtype(x.dtype());
+            let x = x.cast(dtype);
+            x.clone() / x.square().sum_dim(2).clamp_min(SHORTEST * SHORTEST).sqrt()
+        };
+        self.encoder.states(preprocess(images, &self.architecture)).into_iter().map(unit).collect()
+    }
+
+    /// The squared distance of the tokens, mean over tokens and layers: `[N]`, in 0..4.
+    fn distance(&self, original: Tensor<4>, reconstruction: Tensor<4>) -> Tensor<1> {
+        let [n, ..] = original.dims();
+        let layers = self.of(original).into_iter().zip(self.of(reconstruction));
+        let distances: Vec<Tensor<1>> =
+            layers.map(|(a, b)| (a - b).square().sum_dim(2).mean_dim(1).reshape([n])).collect();
+        Tensor::stack::<2>(distances, 0).mean_dim(0).reshape([n])
     }
 }
 
@@ -113,7 +192,11 @@ impl ImageLoss for PerceptualLoss {
 
     fn per_sample(&self, original: Tensor<4>, reconstruction: Tensor<4>) -> Tensor<1> {
         // The original is detached, so its features are not tracked.
-        self.0.distance(self.0.features(original.detach()), reconstruction)
+        let original = original.detach();
+        match &self.0 {
+            FeatureNetwork::Lpips(network) => network.distance(network.features(original), reconstruction),
+            FeatureNetwork::Clip(features) => features.distance(original, reconstruction),
+        }
     }
 }
 
@@ -123,10 +206,14 @@ impl LoadImageLoss for PerceptualLoss {
     const METRIC: (&'static str, &'static str) = ("perceptual", "loss/perceptual");
 
     fn load(table: &PerceptualConfig, context: &LoadContext<'_>) -> Result<Self, LossError> {
+        if table.features == Features::Clip {
+            let (architecture, encoder) = image_encoder(context.around.clip, context.device, context.frozen)?;
+            return Ok(Self::of_clip(encoder, architecture));
+        }
         let weights = lpips_weights(table)?;
         let reader = WeightReader::frozen(&weights, context.device, context.frozen);
         let network = Lpips::read(&reader, table.network);
-        Ok(Self(network.map_err(|source| LossError::Model { key: BACKBONE, source })?))
+        Ok(Self::new(network.map_err(|source| LossError::Model { key: BACKBONE, source })?))
     }
 
     /// Its network has to be fetched.
@@ -137,10 +224,11 @@ impl LoadImageLoss for PerceptualLoss {
 
 #[cfg(test)]
 mod tests {
-    use burn::tensor::DType;
-    use checkpoints::{HostTensor, write_safetensors};
+    use burn::tensor::{DType, Device};
+    use checkpoints::{Activation, HostTensor, Tower, write_safetensors};
 
     use super::*;
+    use crate::memory::random_networks::clip_weights;
     use crate::models::lpips::tests::read;
     use crate::models::tests::test_images;
 
@@ -155,6 +243,51 @@ mod tests {
         let mut gradients = value.sum().backward();
         assert!(original.grad_remove(&mut gradients).is_none());
         assert!(reconstruction.grad_remove(&mut gradients).is_some());
+    }
+
+    #[test]
+    fn features_of_clip_are_those_of_each_layer_at_unit_length() {
+        let tower = Tower { width: 12, layers: 2, heads: 3, mlp: 20 };
+        let architecture = ClipArchitecture {
+            image_size: 16,
+            patch_size: 8,
+            vision: tower.clone(),
+            text: tower,
+            context_length: 8,
+            vocabulary: 20,
+            embedding: 10,
+            activation: Activation::Gelu,
+            layer_norm_epsilon: 1e-5,
+            mean: [0.4, 0.5, 0.6],
+            deviation: [0.3; 3],
+            end_of_text: 19,
+        };
+        let weights = clip_weights(&architecture);
+        let device = Device::flex().autodiff();
+        let encoder = ImageEncoder::read(&WeightReader::frozen(&weights, &device, DType::F64), &architecture).unwrap();
+        let loss = PerceptualLoss::of_clip(encoder.clone(), architecture.clone());
+        let image = test_images(3, 16, 16);
+        let reconstruction = (image.clone() * 0.6 + 0.1).autodiff().require_grad();
+        let value = loss.per_sample(image.clone().autodiff(), reconstruction.clone());
+        let found: Vec<f64> = value.clone().into_data().try_into_vec().unwrap();
+
+        let states = |images: Tensor<4>| encoder.states(preprocess(images.autodiff(), &architecture));
+        let layers = states(image.clone()).into_iter().zip(states(image * 0.6 + 0.1));
+        let mut expected = [0.0; 3];
+        for (a, b) in layers {
+            let [n, tokens, width] = a.dims();
+            let values = |x: Tensor<3>| -> Vec<f64> { x.into_data().try_into_vec().unwrap() };
+            let (a, b) = (values(a), values(b));
+            let length = |x: &[f64]| x.iter().map(|v| v * v).sum::<f64>().sqrt();
+            for (token, (a, b)) in a.chunks(width).zip(b.chunks(width)).enumerate() {
+                let (la, lb) = (length(a), length(b));
+                let apart: f64 = a.iter().zip(b).map(|(a, b)| (a / la - b / lb).powi(2)).sum();
+                expected[token / tokens] += apart / (tokens * architecture.vision.layers) as f64;
+            }
+            assert_eq!(n, 3);
+        }
+        assert!(found.iter().zip(expected).all(|(f, e)| e > 1e-4 && (f - e).abs() < 1e-12), "{found:?}, {expected:?}");
+        assert!(reconstruction.grad_remove(&mut value.sum().backward()).is_some());
     }
 
     /// Returns a whole AlexNet LPIPS whose linear layers have the value `linear`.

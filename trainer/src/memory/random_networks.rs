@@ -16,7 +16,7 @@ use serde_json::{Value, json};
 use tempfile::TempDir;
 
 use crate::config::{Config, ModelConfig};
-use crate::losses::Sees;
+use crate::losses::{Features, LossKeys, Sees};
 use crate::models::architectures::{NAMES, by_name};
 use crate::models::clip::byte_vocabulary;
 use crate::models::discriminator::DiscriminatorNorm;
@@ -122,7 +122,7 @@ impl Networks {
         };
         let adversary = losses.adversarial.weight != 0.0;
         networks.discriminator = adversary && config.discriminator.pretrained.as_deref().is_some_and(is_remote);
-        if losses.perceptual.weight != 0.0 {
+        if losses.perceptual.has_lpips() {
             let perceptual = &losses.perceptual;
             let local = perceptual.backbone.as_deref().filter(|spec| !is_remote(spec));
             if local.is_none() {
@@ -134,7 +134,7 @@ impl Networks {
                 networks.linear = Some(lpips_linear(perceptual.network, &folder)?);
             }
         }
-        if losses.has(Sees::Clip) {
+        if losses.has(Sees::Clip) || losses.perceptual.is_on() && losses.perceptual.features == Features::Clip {
             if is_remote(config.clip.location()) {
                 networks.clip = Some(clip(config.clip.location(), &folder)?);
             }

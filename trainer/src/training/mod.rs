@@ -120,6 +120,8 @@ pub struct Outcome {
     pub after: Option<Scores>,
     /// The best validation, if the run keeps track of it.
     pub best: Option<Best>,
+    /// Originals with their reconstructions before and after training, if the run has been validated from its start.
+    pub grid: Option<PathBuf>,
     /// The newest checkpoint.
     pub checkpoint: PathBuf,
 }
@@ -294,6 +296,7 @@ impl Training {
             before: self.scores.before,
             after: after.map(|(_, scores)| scores),
             best: self.scores.best,
+            grid: if self.scores.validated == Some(step) { self.before_and_after_grid(step)? } else { None },
             checkpoint: self.saves.saved.as_ref().map(|(_, path)| path.clone()).unwrap_or_default(),
         })
     }

@@ -9,6 +9,7 @@ use checkpoints::{Architecture, QuantizerKind, WeightsError, WeightsFile, load_v
 use crate::config::{Config, ModelConfig, Problem};
 use crate::models::architectures::{NAMES, by_name};
 use crate::models::initialize::random_weights;
+use crate::models::shipped::VQGAN_SHAPES;
 use crate::models::weights::StateDict;
 use crate::show::download::DownloadBar;
 use crate::training::run_state::{self, State, StateError};
@@ -38,6 +39,14 @@ pub enum PretrainedError {
         path: PathBuf,
         /// What is wrong.
         source: StateError,
+    },
+    /// A shipped model could not be unpacked.
+    #[error("{name} cannot be unpacked: {source}")]
+    Unpack {
+        /// The model's name.
+        name: &'static str,
+        /// The system's error.
+        source: std::io::Error,
     },
     /// The architecture is unknown or impossible.
     #[error("`{}` {}", .0.key, .0.message)]
@@ -74,11 +83,15 @@ pub fn initial(config: &Config) -> Result<Initial, PretrainedError> {
     }
 }
 
-/// Reads weights by name: a run's folder, one of its checkpoints, a file, a diffusers folder, or `hf://owner/name`.
+/// Reads weights by name: `vqgan-shapes`, a run's folder, one of its checkpoints, a file, a diffusers folder, or
+/// `hf://owner/name`.
 ///
 /// # Errors
 /// If the weights cannot be fetched or read, or do not make a model.
 pub fn pretrained(spec: &str) -> Result<Initial, PretrainedError> {
+    if spec == VQGAN_SHAPES.name {
+        return shipped();
+    }
     let location = Location::parse(spec)?;
     if let Location::Local { path, key } = &location {
         if !path.exists() {
@@ -97,6 +110,27 @@ pub fn pretrained(spec: &str) -> Result<Initial, PretrainedError> {
     let mut description = format!("{} from {spec}", describe(&architecture));
     vqgan_notes(&file)?.iter().for_each(|note| description += &format!(" ({note})"));
     Ok(Initial { architecture, weights, resolution: None, description })
+}
+
+/// Side of the images that the shipped model was trained on, in pixels.
+const SHIPPED_RESOLUTION: u32 = 64;
+
+fn shipped() -> Result<Initial, PretrainedError> {
+    let unpack = |source| PretrainedError::Unpack { name: VQGAN_SHAPES.name, source };
+    let folder = VQGAN_SHAPES.unpack().map_err(unpack)?;
+    read_shipped(folder.path(), VQGAN_SHAPES.name)
+}
+
+/// Reads `model.safetensors`, which has canonical names, and `architecture.json` in `folder`.
+fn read_shipped(folder: &Path, name: &'static str) -> Result<Initial, PretrainedError> {
+    let unpack = |source| PretrainedError::Unpack { name, source };
+    let architecture = std::fs::read(folder.join("architecture.json")).map_err(unpack)?;
+    let architecture: Architecture = serde_json::from_slice(&architecture).map_err(|error| unpack(error.into()))?;
+    let file = WeightsFile::open(folder.join("model.safetensors"))?;
+    let read = |(name, _): (String, Vec<usize>)| Ok((name.clone(), file.read(&name)?));
+    let weights = architecture.parameters().into_iter().map(read).collect::<Result<_, WeightsError>>()?;
+    let description = format!("{} from {name}", describe(&architecture));
+    Ok(Initial { architecture, weights, resolution: Some(SHIPPED_RESOLUTION), description })
 }
 
 /// Returns the newest whole checkpoint if `path` is a run's folder, `path` itself if it is a checkpoint, else `None`.

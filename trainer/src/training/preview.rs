@@ -16,6 +16,7 @@ use crate::device::Choice;
 use crate::losses::load::look;
 use crate::losses::{LossKeys, Sees};
 use crate::memory::random_networks::architecture_of;
+use crate::models::shipped::{CLIP_SHAPES, VQGAN_SHAPES};
 use crate::optim::Trainable;
 
 /// What a run would need.
@@ -84,26 +85,30 @@ pub fn preview(loaded: &Loaded, folder: &Path) -> Result<Preview, TrainError> {
 }
 
 const MODEL: &str = "model.pretrained";
+const CLIP: &str = "clip.pretrained";
 
 /// The pretrained weights that `config` needs, and which of them have to be downloaded.
 fn weights(config: &Config) -> Result<Vec<Weights>, TrainError> {
-    let perceptual = config.losses.perceptual.is_on().then_some(&config.losses.perceptual);
+    let perceptual = config.losses.perceptual.has_lpips().then_some(&config.losses.perceptual);
     // A backbone of one's own may be a whole LPIPS.
     let linear = perceptual.filter(|table| table.backbone.is_none() || table.linear.is_some());
     let discriminator = config.losses.adversarial.is_on().then_some(&config.discriminator);
-    let clip = config.losses.has(Sees::Clip).then_some(&config.clip);
+    let has_clip_features = config.losses.perceptual.is_on() && perceptual.is_none();
+    let needs_clip = config.losses.has(Sees::Clip) || has_clip_features || config.validation.clip;
+    let clip = needs_clip.then_some(&config.clip);
     let needed = [
         (MODEL, config.model.pretrained.as_deref(), FileChoice::Vqgan),
         ("losses.perceptual.backbone", perceptual.and_then(|table| table.backbone_location()), FileChoice::Any),
         ("losses.perceptual.linear", linear.map(|table| table.linear_location()), FileChoice::Any),
         ("discriminator.pretrained", discriminator.and_then(|table| table.pretrained.as_deref()), FileChoice::Vqgan),
-        ("clip.pretrained", clip.map(|table| table.location()), FileChoice::Clip),
+        (CLIP, clip.map(|table| table.location()), FileChoice::Clip),
         ("clip.tokenizer", clip.and_then(|table| table.tokenizer.as_deref()), FileChoice::Tokenizer),
     ];
     let needed = needed.into_iter().filter_map(|(key, location, files)| Some((key, location?, files)));
     needed
         .map(|(key, location, files)| {
-            let presence = look(key, location, files)?;
+            let is_shipped = [(MODEL, VQGAN_SHAPES.name), (CLIP, CLIP_SHAPES.name)].contains(&(key, location));
+            let presence = if is_shipped { Presence::Here } else { look(key, location, files)? };
             let (download, bytes) = match presence {
                 Presence::Here => (false, None),
                 Presence::Download(bytes) => (true, bytes),

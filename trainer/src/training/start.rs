@@ -114,6 +114,7 @@ fn check_unfinished(state: &State, config: &Config, checkpoint: &Path) -> Result
         before: state.before,
         after: None,
         best,
+        grid: None,
         checkpoint: checkpoint.to_owned(),
     })))
 }
@@ -272,7 +273,7 @@ mod tests {
     /// The error's line for a device that computes in `supported`.
     fn refused(sets: &[(&str, &str)], supported: &[Compute]) -> Option<String> {
         let overrides: Vec<Override> = sets.iter().map(|(key, value)| Override::new(key, value)).collect();
-        let loaded = load("tiny-cpu.toml", &overrides).unwrap();
+        let loaded = load("from-scratch-cpu.toml", &overrides).unwrap();
         let problem = unsupported(&loaded.config.precision, "wgpu:0, A100", |compute| supported.contains(&compute));
         problem.map(|problem| loaded.locate(problem).to_string())
     }

@@ -1,5 +1,7 @@
 //! Validates the model during a run.
 
+use std::path::PathBuf;
+
 use burn::module::Module;
 use checkpoints::run::{RunError, atomic_write};
 
@@ -7,7 +9,9 @@ use super::error::TrainError;
 use super::stop::Stop;
 use super::{Training, every};
 use crate::device::panics::{catch_out_of_memory, out_of_memory};
-use crate::evaluation::{Best, Extent, Judges, Scores, Validated, ValidationError, grid_png, validate};
+use crate::evaluation::{
+    Best, Extent, Judges, Scores, Validated, ValidationError, before_and_after_png, grid_png, validate,
+};
 use crate::models::VqGan;
 use crate::precision::compute_copy;
 
@@ -61,7 +65,7 @@ impl Training {
             let png = grid_png(&validated.samples, self.config.data.resolution)?;
             let samples = self.saves.folder.join("samples");
             std::fs::create_dir_all(&samples).map_err(RunError::io("create", &samples))?;
-            atomic_write(&samples.join(format!("step-{:06}.png", self.step)), &png)?;
+            atomic_write(&samples.join(sample_name(self.step)), &png)?;
             self.shown.reporter.samples(self.step, &png, &self.shown.progress);
         }
         let scores = validated.scores;
@@ -77,6 +81,18 @@ impl Training {
         self.saves.handed_over.0 = None;
         self.scores.best = Best::after(self.scores.best, self.config.checkpoints.best, self.step, &scores);
         Ok(self.scores.best.is_some_and(|best| best.step == self.step))
+    }
+
+    /// Writes the samples of the first validation and of that at `step` into one image. Returns its path; `None` if there
+    /// are no such samples.
+    pub(super) fn before_and_after_grid(&self, step: u64) -> Result<Option<PathBuf>, TrainError> {
+        let samples = self.saves.folder.join("samples");
+        let read = |step: u64| std::fs::read(samples.join(sample_name(step))).ok();
+        let Some((before, after)) = read(0).zip(read(step)).filter(|_| step > 0) else { return Ok(None) };
+        let Some(png) = before_and_after_png(&before, &after)? else { return Ok(None) };
+        let path = samples.join("before-and-after.png");
+        atomic_write(&path, &png)?;
+        Ok(Some(path))
     }
 
     /// Validates `model`, by single images if memory is too small for a micro-batch. Returns `None` if `stop` was
@@ -108,6 +124,10 @@ impl Training {
             micro = 1;
         }
     }
+}
+
+fn sample_name(step: u64) -> String {
+    format!("step-{step:06}.png")
 }
 
 /// Formats the scores for the user.

@@ -308,7 +308,9 @@ fn chart<'a>(tag: &'a str, curves: Vec<(usize, &'a str, Curve)>) -> Chart<'a> {
         "validation/psnr" => "PSNR (dB)",
         "validation/ssim" => "SSIM",
         "validation/lpips" => "LPIPS",
-        "validation/clip" => "CLIP similarity",
+        "validation/clip" => "CLIP similarity to the original",
+        "validation/caption" => "CLIP similarity to the caption",
+        "validation/right_caption" => "right caption first",
         "optimizer/grad_norm" | "discriminator/grad_norm" => "norm of the gradient, before clipping",
         _ => name,
     };

@@ -100,11 +100,11 @@ impl Config {
         if best == Metric::Ssim && (data.resolution as usize) < ssim::WINDOW {
             return problem(KEY, format!("is \"ssim\", which needs images of {} pixels or more", ssim::WINDOW));
         }
-        if best == Metric::Lpips && losses.perceptual.weight == 0.0 {
-            return problem(KEY, "is \"lpips\", which needs the loss `perceptual`");
+        if best == Metric::Lpips && !losses.perceptual.has_lpips() {
+            return problem(KEY, "is \"lpips\", which needs the loss `perceptual` with the features of LPIPS");
         }
-        if best == Metric::Clip && !losses.has(Sees::Clip) {
-            return problem(KEY, "is \"clip\", which needs one of the CLIP losses");
+        if best == Metric::Clip && !losses.has(Sees::Clip) && !validation.clip {
+            return problem(KEY, "is \"clip\", which needs one of the CLIP losses or validation.clip");
         }
         Ok(())
     }

@@ -13,8 +13,8 @@ const MOST_CUTOUTS: usize = 1024;
 #[derive(Debug, Clone, PartialEq, Deserialize, Serialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct ClipConfig {
-    /// The model: `hf://owner/name[@revision][/file]` or a local path; the default is
-    /// `hf://openai/clip-vit-base-patch32`.
+    /// The model: `hf://owner/name[@revision][/file]`, a local path, or `clip-shapes`, a small model that is part of the
+    /// program; the default is `hf://openai/clip-vit-base-patch32`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub pretrained: Option<String>,
     /// `quick_gelu` or `gelu`, overriding the model's configuration; required for a checkpoint of an OpenCLIP training,

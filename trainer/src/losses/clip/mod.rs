@@ -27,6 +27,7 @@ pub use self::contrastive::{Against, ClipContrastiveConfig};
 pub use self::direction::ClipDirectionConfig;
 pub use self::guidance::{ClipEmbeddings, ClipGuidance, ContrastiveCoupling, ContrastiveTargets, TextTarget, Views};
 pub use self::image::ClipImageConfig;
+pub(crate) use self::read::image_encoder;
 pub use self::text::ClipTextConfig;
 use super::load::LossError;
 use super::loss::{Forward, Gradients, LoadContext, Loss, LossStep, Needs, StepContext};

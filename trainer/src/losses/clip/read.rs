@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use burn::tensor::{DType, Device};
 use checkpoints::hub::FileChoice;
 use checkpoints::{Clip, ClipArchitecture, read_clip};
+use tempfile::TempDir;
 
 use super::captions::CaptionEncoder;
 use super::config::ClipConfig;
@@ -18,6 +19,7 @@ use crate::losses::load::{LossError, fetch};
 use crate::losses::loss::{LoadContext, LossKeys};
 use crate::losses::table::LossTable;
 use crate::models::clip::{ClipTokenizer, ImageEncoder, TextEncoder};
+use crate::models::shipped::CLIP_SHAPES;
 use crate::models::weights::WeightReader;
 
 const CLIP: &str = "clip.pretrained";
@@ -32,10 +34,12 @@ pub(super) fn guidance(
     ),
     context: &LoadContext<'_>,
 ) -> Result<Option<ClipGuidance>, LossError> {
-    if !(image.is_on() || text.is_on() || contrastive.is_on() || direction.is_on()) {
+    let judges = context.around.judge_by_clip;
+    if !(image.is_on() || text.is_on() || contrastive.is_on() || direction.is_on() || judges) {
         return Ok(None);
     }
-    let needs_captions = text.is_on() && text.needs_captions() || contrastive.is_on() && contrastive.needs_captions();
+    let compared = text.is_on() && text.needs_captions() || contrastive.is_on() && contrastive.needs_captions();
+    let needs_captions = compared || judges;
     let needs_texts = needs_captions || text.is_on() || direction.is_on();
     let settings = context.around.clip;
     let ClipNetworks { architecture, encoder, texts, logit_scale } =
@@ -86,10 +90,8 @@ fn networks(
     device: &Device,
     dtype: DType,
 ) -> Result<ClipNetworks, LossError> {
-    let fetched = fetch(CLIP, settings.location(), FileChoice::Clip)?;
-    let path = fetched.weights.clone();
-    let mut clip = read_clip(fetched, settings.activation, needs_texts)
-        .map_err(|source| LossError::Weights { key: CLIP, source })?;
+    // Dropping it removes a shipped model's files.
+    let (mut clip, path, _folder) = read(settings, needs_texts)?;
     let texts = needs_texts.then(|| caption_encoder(settings, &clip, path, device, dtype)).transpose()?;
     // The text tower is as large as the image tower, and is on the device already.
     clip.weights.retain(|name, _| !name.starts_with("text_"));
@@ -99,6 +101,29 @@ fn networks(
     let learned = clip.weights.get("logit_scale").and_then(|scale| scale.to_f32().first().copied());
     let logit_scale = learned.map_or(100.0, |scale| f64::from(scale).exp().min(100.0));
     Ok(ClipNetworks { architecture: clip.architecture, encoder, texts, logit_scale })
+}
+
+/// Reads the model of `[clip]`. Returns it with its file, and with the folder that this file needs.
+fn read(settings: &ClipConfig, with_texts: bool) -> Result<(Clip, PathBuf, Option<TempDir>), LossError> {
+    let shipped = (settings.location() == CLIP_SHAPES.name).then(|| CLIP_SHAPES.unpack()).transpose();
+    let folder = shipped.map_err(|source| LossError::Unpack { key: CLIP, source })?;
+    let fetched = match &folder {
+        Some(folder) => folder.path().to_owned().into(),
+        None => fetch(CLIP, settings.location(), FileChoice::Clip)?,
+    };
+    let path = fetched.weights.clone();
+    let clip = read_clip(fetched, settings.activation, with_texts);
+    Ok((clip.map_err(|source| LossError::Weights { key: CLIP, source })?, path, folder))
+}
+
+/// Loads the image tower alone of the model of `[clip]`, frozen, with its architecture.
+pub(crate) fn image_encoder(
+    settings: &ClipConfig,
+    device: &Device,
+    dtype: DType,
+) -> Result<(ClipArchitecture, ImageEncoder), LossError> {
+    let ClipNetworks { architecture, encoder, .. } = networks(settings, false, device, dtype)?;
+    Ok((architecture, encoder))
 }
 
 /// Puts it on the device without autodiff: texts are only compared with.

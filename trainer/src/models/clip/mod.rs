@@ -1,6 +1,6 @@
 //! CLIP (Radford et al. 2021, arXiv 2103.00020): maps images and captions to embeddings, which are close if they match.
 //!
-//! Both networks are frozen: gradients go through them to the image and never to a weight. Parameters have the names of
+//! Losses have both networks frozen: gradients go through them to the image and never to a weight. Parameters have the names of
 //! transformers' `CLIPModel`.
 
 pub mod preprocess;

@@ -177,6 +177,15 @@ impl Transformer {
         Ok(Self { layers: (0..tower.layers).map(layer).collect::<Result<_, _>>()? })
     }
 
+    /// Returns the state after each layer, each `[N, T, W]`, for `x` of this shape.
+    pub(super) fn states(&self, x: Tensor<3>) -> Vec<Tensor<3>> {
+        let next = |x: &mut Tensor<3>, layer: &Layer| {
+            *x = layer.forward(x.clone(), None);
+            Some(x.clone())
+        };
+        self.layers.iter().scan(x, next).collect()
+    }
+
     /// `[N, T, W]` to the same; `mask` as for attention.
     pub(super) fn forward(&self, x: Tensor<3>, mask: Option<Tensor<4, Bool>>) -> Tensor<3> {
         self.layers.iter().fold(x, |x, layer| layer.forward(x, mask.as_ref()))

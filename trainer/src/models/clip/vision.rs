@@ -80,6 +80,16 @@ impl ImageEncoder {
         let class = tokens.narrow(1, 0, 1).reshape([v, width]);
         self.visual_projection.forward(model.post_layernorm.forward(class))
     }
+
+    /// Returns the state after each layer for images as in [`forward`](Self::forward): `[V, 1 + (S/P)^2, W]`, the class
+    /// token first.
+    ///
+    /// # Panics
+    /// As for [`forward`](Self::forward).
+    pub fn states(&self, images: Tensor<4>) -> Vec<Tensor<3>> {
+        let model = &self.vision_model;
+        model.encoder.states(model.pre_layrnorm.forward(model.embeddings.forward(images)))
+    }
 }
 
 impl Embeddings {
