@@ -230,3 +230,20 @@ fn an_output_is_exact_to_rounding() {
         }
     }
 }
+
+#[test]
+fn whatever_is_chosen_f64_is_exact() {
+    for geometry in geometries() {
+        let definition = Definition::new(geometry);
+        let Definition { x, weights, bias, gradient, .. } = &definition;
+        let found = [
+            forward(&geometry, x, weights, Some(bias)),
+            input_gradient(&geometry, weights, gradient),
+            super::weight_gradient(&geometry, x, gradient),
+        ];
+        for (found, exact) in found.iter().zip(definition.compute()) {
+            let apart = deviation(found, &exact);
+            assert!(apart < 1e-13, "{geometry:?}: {apart}");
+        }
+    }
+}

@@ -133,7 +133,8 @@ impl Correlation {
     /// Rows of results of each phase in a band: as many as leave the fewest sums that nobody needs.
     fn band(&self) -> usize {
         let rows = self.result[0].div_ceil(self.step[0]).max(1);
-        let most = (if self.filtered { BAND_TILES } else { BAND_PIXELS } / self.reading.pitch()).clamp(1, rows);
+        let most = if self.filtered { BAND_TILES } else { BAND_PIXELS };
+        let most = (most / self.reading.pitch()).clamp(1, rows);
         let sums = |band: &usize| {
             let of = |rows: usize| if rows == 0 { 0 } else { self.length(rows).next_multiple_of(MOST_COLUMNS) };
             let count = rows / band * of(*band) + of(rows % band);

@@ -146,7 +146,6 @@ impl<E: Element> ComputeBand<'_, '_, E> {
     fn lay_out(&mut self, channels: Range<usize>, line: &mut [E::Wide]) {
         let Correlation { reading, filtered, .. } = self.correlation;
         let (pixels, of_channel) = (reading.image[0] * reading.image[1], reading.of_channel(self.rows.len()));
-        let count = channels.len();
         let images = self.image[channels.start * pixels..channels.end * pixels].chunks(pixels);
         for (image, out) in images.zip(self.scratch.chunks_mut(of_channel)) {
             if *filtered {
@@ -155,7 +154,6 @@ impl<E: Element> ComputeBand<'_, '_, E> {
                 reading.lay_out(image, &self.rows, out);
             }
         }
-        self.scratch[count * of_channel..].fill(E::Wide::zero());
     }
 
     /// Writes the result of all sums.
