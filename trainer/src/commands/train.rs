@@ -118,7 +118,7 @@ pub(super) fn run(args: &TrainArgs) -> Result<ExitCode, CommandError> {
         print_line(&text(&outcome))?;
     }
     if outcome.interrupted {
-        note!("stopped at step {}; go on by: {resumed_by}", outcome.step);
+        note!("stopped at step {}; resume it by: {resumed_by}", outcome.step);
         return Ok(ExitCode::from(INTERRUPTED));
     }
     Ok(ExitCode::SUCCESS)

@@ -70,7 +70,7 @@ impl Source for ShapesSource {
     fn name(&self, index: usize) -> String {
         // Saved runs hold a hash of these names, so they keep the word.
         let kind = if std::ptr::eq(self.domain, &PLAIN) { "plain shapes" } else { "shapes" };
-        format!("{kind} picture {index} of seed {}", self.seed)
+        format!("{kind} image {index} of seed {}", self.seed)
     }
 
     fn load(&self, index: usize) -> Result<SourceImage, ImageError> {
@@ -154,7 +154,7 @@ mod tests {
             assert_eq!(image.pixels, again.load(index).unwrap().pixels);
             assert_eq!(image.pixels.dimensions(), (32, 32));
             assert_eq!(source.captions(index), [again.caption(index)]);
-            assert_eq!(source.name(index), format!("shapes picture {index} of seed 1"));
+            assert_eq!(source.name(index), format!("shapes image {index} of seed 1"));
             differing += usize::from(image.pixels != other.load(index).unwrap().pixels);
         }
         assert_eq!(differing, 9);
