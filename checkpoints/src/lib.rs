@@ -2,6 +2,7 @@
 
 pub mod hub;
 pub mod run;
+pub mod shipped;
 
 mod clip;
 mod discriminator;

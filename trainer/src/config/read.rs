@@ -4,6 +4,7 @@ use std::fmt;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
+pub use configs::BUILT_IN;
 use serde::de::Error;
 use serde::{Deserialize, Deserializer};
 use serde_json::Value;
@@ -14,17 +15,6 @@ use super::hints::meant;
 use super::layers::Layers;
 use super::{Config, Override, Problem};
 use crate::problem::nearest;
-
-/// The configurations that come with the program, by name.
-pub const BUILT_IN: [(&str, &str); 7] = [
-    ("tiny-cpu.toml", include_str!("../../../configs/tiny-cpu.toml")),
-    ("own-images-cpu.toml", include_str!("../../../configs/own-images-cpu.toml")),
-    ("from-scratch-cpu.toml", include_str!("../../../configs/from-scratch-cpu.toml")),
-    ("small-gpu.toml", include_str!("../../../configs/small-gpu.toml")),
-    ("8gb-gpu.toml", include_str!("../../../configs/8gb-gpu.toml")),
-    ("24gb-gpu.toml", include_str!("../../../configs/24gb-gpu.toml")),
-    ("sweep-ci.toml", include_str!("../../../configs/sweep-ci.toml")),
-];
 
 /// Why there is no configuration.
 #[derive(Debug, thiserror::Error)]

@@ -10,7 +10,6 @@ pub mod initialize;
 pub mod lpips;
 pub mod ops;
 pub mod quantizer;
-pub mod shipped;
 pub mod ssim;
 pub(crate) mod surrogate;
 pub mod vqgan;

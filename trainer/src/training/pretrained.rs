@@ -4,12 +4,12 @@ use std::path::{Path, PathBuf};
 
 use checkpoints::hub::{self, FileChoice, HubError, HubSettings, Location};
 use checkpoints::run::{RunError, RunStore};
+use checkpoints::shipped::VQGAN_SHAPES;
 use checkpoints::{Architecture, QuantizerKind, WeightsError, WeightsFile, load_vqgan, vqgan_notes};
 
 use crate::config::{Config, ModelConfig, Problem};
 use crate::models::architectures::{NAMES, by_name};
 use crate::models::initialize::random_weights;
-use crate::models::shipped::VQGAN_SHAPES;
 use crate::models::weights::StateDict;
 use crate::show::download::DownloadBar;
 use crate::training::run_state::{self, State, StateError};

@@ -4,6 +4,7 @@ use std::path::Path;
 
 use checkpoints::Architecture;
 use checkpoints::hub::{FileChoice, Presence};
+use checkpoints::shipped::{CLIP_SHAPES, VQGAN_SHAPES};
 use serde::Serialize;
 
 use super::TrainError;
@@ -16,7 +17,6 @@ use crate::device::Choice;
 use crate::losses::load::look;
 use crate::losses::{LossKeys, Sees};
 use crate::memory::random_networks::architecture_of;
-use crate::models::shipped::{CLIP_SHAPES, VQGAN_SHAPES};
 use crate::optim::Trainable;
 
 /// What a run would need.

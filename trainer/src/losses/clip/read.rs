@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use burn::tensor::{DType, Device};
 use checkpoints::hub::FileChoice;
+use checkpoints::shipped::CLIP_SHAPES;
 use checkpoints::{Clip, ClipArchitecture, read_clip};
 use tempfile::TempDir;
 
@@ -19,7 +20,6 @@ use crate::losses::load::{LossError, fetch};
 use crate::losses::loss::{LoadContext, LossKeys};
 use crate::losses::table::LossTable;
 use crate::models::clip::{ClipTokenizer, ImageEncoder, TextEncoder};
-use crate::models::shipped::CLIP_SHAPES;
 use crate::models::weights::WeightReader;
 
 const CLIP: &str = "clip.pretrained";

@@ -1,5 +1,5 @@
-//! Small pretrained models that are part of the program, so that a first run needs no download. `checkpoints/` has their
-//! files with a model card for each.
+//! Small pretrained models that are part of the program, so that a first run needs no download. Their files lie
+//! beside this crate's sources, with a model card for each.
 
 use std::io;
 
@@ -16,7 +16,7 @@ pub struct Shipped {
 
 macro_rules! files {
     ($folder:literal: $($file:literal),+) => {
-        &[$(($file, include_bytes!(concat!("../../../checkpoints/", $folder, "/", $file)))),+]
+        &[$(($file, include_bytes!(concat!("../", $folder, "/", $file)))),+]
     };
 }
 
