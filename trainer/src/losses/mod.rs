@@ -13,6 +13,7 @@ pub mod metrics;
 mod perceptual;
 pub mod phase;
 mod pixel;
+mod ssim;
 mod table;
 
 use std::sync::LazyLock;
@@ -109,6 +110,7 @@ macro_rules! losses {
 losses! {
     pixel: Weighted<PixelLoss> { pixel: PixelConfig },
     charbonnier: Weighted<charbonnier::Charbonnier> { charbonnier: charbonnier::CharbonnierConfig },
+    ssim: Weighted<ssim::Ssim> { ssim: ssim::SsimConfig },
     perceptual: Weighted<PerceptualLoss> { perceptual: PerceptualConfig },
     adversarial: Adversarial { adversarial: AdversarialConfig },
     clip: ClipGuidance {

@@ -2,6 +2,7 @@
 
 use burn::tensor::{DType, Device, Tensor, TensorData};
 
+use super::blocks::statistics_dtype;
 use super::ops::conv2d::conv2d;
 
 /// Side of the window that statistics are computed over, in pixels. Smaller images have no SSIM.
@@ -20,10 +21,11 @@ pub fn ssim(a: &Tensor<4>, b: &Tensor<4>) -> Option<Tensor<1>> {
     if h.min(w) < WINDOW {
         return None;
     }
+    let wide = statistics_dtype(a.dtype());
     // Converts to 0..1: luminance is compared by ratios, for which black has to be 0.
-    let plane = |t: &Tensor<4>| (t.clone().cast(DType::F32).reshape([n * c, 1, h, w]) + 1.0) * 0.5;
+    let plane = |t: &Tensor<4>| (t.clone().cast(wide).reshape([n * c, 1, h, w]) + 1.0) * 0.5;
     let (a, b) = (plane(a), plane(b));
-    let kernel = gaussian(&a.device());
+    let kernel = gaussian(&a.device(), wide);
     let blur = |t: Tensor<4>| {
         let along = |t, kernel| conv2d(t, kernel, None, [1, 1], [[0, 0], [0, 0]]);
         along(along(t, kernel.clone()), kernel.clone().swap_dims(2, 3))
@@ -40,12 +42,12 @@ pub fn ssim(a: &Tensor<4>, b: &Tensor<4>) -> Option<Tensor<1>> {
 }
 
 /// `[1, 1, 1, WINDOW]`, with sum 1.
-fn gaussian(device: &Device) -> Tensor<4> {
+fn gaussian(device: &Device, dtype: DType) -> Tensor<4> {
     let centre = (WINDOW / 2) as f64;
     let weight = |index: usize| (-((index as f64 - centre) / SIGMA).powi(2) / 2.0).exp();
     let sum: f64 = (0..WINDOW).map(weight).sum();
-    let weights: Vec<f32> = (0..WINDOW).map(|index| (weight(index) / sum) as f32).collect();
-    Tensor::from_data(TensorData::new(weights, [1, 1, 1, WINDOW]), (device, DType::F32))
+    let weights: Vec<f64> = (0..WINDOW).map(|index| weight(index) / sum).collect();
+    Tensor::from_data(TensorData::new(weights, [1, 1, 1, WINDOW]), (device, dtype))
 }
 
 #[cfg(test)]
