@@ -3,12 +3,14 @@
 //! A block with commands of this program has a comment before it that says what they need, such as
 //! `<!-- commands need: images, the Hub -->`; see [`Needs`]. What is in a line of text between backticks is only read.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use clap::CommandFactory;
 use clap::error::ErrorKind;
+use pulldown_cmark::{Event, Options, Parser, Tag, TagEnd};
 use trainer::commands::CommandLine;
 use trainer::config::{self, BUILT_IN, Override};
 
@@ -58,6 +60,7 @@ impl Needs {
                 "--set validation.images=2",
             ],
             Some("--config") => &["--set run.steps=1", "--set validation.images=2"],
+            Some("--resume") if self.run => &["--set run.steps=2"],
             _ => &[],
         };
         [&[command], short].concat().join(" ")
@@ -72,9 +75,13 @@ struct Block {
     commands: Vec<String>,
 }
 
+fn root() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("..")
+}
+
 /// All pages for users, by their names.
 fn pages() -> Vec<(String, String)> {
-    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
+    let root = root();
     let mut paths = vec![root.join("README.md")];
     let docs = fs::read_dir(root.join("trainer/docs")).unwrap().map(|entry| entry.unwrap().path());
     paths.extend(docs.filter(|path| path.extension().is_some_and(|ending| ending == "md")));
@@ -159,8 +166,8 @@ fn commands_of_the_documentation_run() {
                 write_images(&folder.path().join("images"), 8);
             }
             if needs.run {
-                let tiny = ["--config", "tiny-cpu.toml", "--set", "run.steps=1", "--set", "validation.images=2"];
-                run(folder.path(), &tiny).success();
+                let sets = ["run.steps=1", "batch.effective=4", "validation.images=2"].map(|set| ["--set", set]);
+                run(folder.path(), &[&["--config", "tiny-cpu.toml"][..], sets.as_flattened()].concat()).success();
             }
             for line in commands {
                 let line = needs.shortened(&line);
@@ -199,4 +206,94 @@ fn commands_within_the_text_are_known() {
         }
     }
     assert!(count > 20, "{count}");
+}
+
+/// The examples of configurations can be used as they stand there.
+#[test]
+fn configurations_of_the_documentation_are_sound() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut count = 0;
+    for (name, page) in pages() {
+        let blocks = page.split("```toml\n").skip(1).filter_map(|rest| rest.split_once("```"));
+        for (number, (block, _)) in blocks.enumerate() {
+            let path = folder.path().join(format!("{number}-of-{name}.toml"));
+            fs::write(&path, block).unwrap();
+            config::load(path.to_str().unwrap(), &[]).unwrap_or_else(|error| panic!("{error}"));
+            count += 1;
+        }
+    }
+    assert!(count > 5, "{count}");
+}
+
+/// All Markdown files in `folder`, without those of hidden folders and of what cargo builds.
+fn markdown_files(folder: &Path) -> Vec<PathBuf> {
+    let is_skipped = |path: &Path| {
+        let name = path.file_name().unwrap().to_string_lossy();
+        name.starts_with('.') || name == "target"
+    };
+    let mut files = Vec::new();
+    for path in fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path()) {
+        if path.is_dir() && !path.is_symlink() && !is_skipped(&path) {
+            files.extend(markdown_files(&path));
+        } else if path.extension().is_some_and(|ending| ending == "md") {
+            files.push(path);
+        }
+    }
+    files
+}
+
+/// The headings of a page, as GitHub turns them into anchors, and where its links and images point.
+fn anchors_and_links(page: &str) -> (BTreeSet<String>, Vec<String>) {
+    let (mut anchors, mut links) = (BTreeSet::new(), Vec::new());
+    let mut heading: Option<String> = None;
+    for event in Parser::new_ext(page, Options::ENABLE_TABLES | Options::ENABLE_YAML_STYLE_METADATA_BLOCKS) {
+        match event {
+            Event::Start(Tag::Heading { .. }) => heading = Some(String::new()),
+            Event::Text(text) | Event::Code(text) => heading.iter_mut().for_each(|heading| heading.push_str(&text)),
+            Event::End(TagEnd::Heading(_)) => {
+                let heading = heading.take().unwrap().to_lowercase().replace(' ', "-");
+                let anchor = heading.chars().filter(|c| c.is_alphanumeric() || ['-', '_'].contains(c)).collect();
+                assert!(anchors.insert(anchor), "two headings are \"{heading}\"");
+            }
+            Event::Start(Tag::Link { dest_url, .. } | Tag::Image { dest_url, .. }) => links.push(dest_url.to_string()),
+            _ => {}
+        }
+    }
+    (anchors, links)
+}
+
+/// The links of the page at `path` to files or headings that do not exist. Other sites are not asked.
+fn broken_links(path: &Path) -> Vec<String> {
+    let (_, links) = anchors_and_links(&fs::read_to_string(path).unwrap());
+    let is_broken = |link: &String| {
+        let (file, anchor) = link.split_once('#').map_or((&**link, None), |(file, anchor)| (file, Some(anchor)));
+        let target = if file.is_empty() { path.to_owned() } else { path.parent().unwrap().join(file) };
+        let has = |anchor: &str| anchors_and_links(&fs::read_to_string(&target).unwrap()).0.contains(anchor);
+        !target.exists() || anchor.is_some_and(|anchor| !has(anchor))
+    };
+    links.into_iter().filter(|link| !link.contains("://")).filter(is_broken).collect()
+}
+
+#[test]
+fn links_of_the_documentation_lead_somewhere() {
+    let files = markdown_files(&root());
+    assert!(files.len() > 15, "{files:?}");
+    for path in files {
+        assert_eq!(broken_links(&path), [""; 0], "{}", path.display());
+    }
+}
+
+#[test]
+fn a_broken_link_is_found() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("page.md");
+    let links = "[a](page.md) [b](none.md) [c](#how-it-is-kept) [d](page.md#none) [e](https://none)\n\n![f](none.png)";
+    fs::write(&path, format!("## How it is `kept`\n\n{links}\n\n|a|\n|-|\n|[g](#none)|\n")).unwrap();
+    assert_eq!(broken_links(&path), ["none.md", "page.md#none", "none.png", "#none"]);
+}
+
+#[test]
+fn the_readme_is_short() {
+    let lines = fs::read_to_string(root().join("README.md")).unwrap().lines().count();
+    assert!(lines <= 150, "{lines}");
 }

@@ -351,16 +351,6 @@ pub(super) mod tests {
     }
 
     #[test]
-    fn the_readmes_configuration_is_sound() {
-        let readme = include_str!("../../../README.md");
-        let blocks = readme.split("```toml\n").skip(1).filter_map(|rest| rest.split_once("```"));
-        let blocks: Vec<&str> = blocks.map(|(block, _)| block).collect();
-        assert_eq!(blocks.len(), 1);
-        let config = load_text(blocks[0], &[]).unwrap_or_else(|error| panic!("{error}"));
-        assert_eq!(config.losses.clip_direction.to.as_deref(), Some("sketch"));
-    }
-
-    #[test]
     fn a_key_that_has_its_default_points_at_its_table() {
         let error = load_text("\n[data]\nsource = \"folder\"\n", &[]).unwrap_err();
         assert!(error.starts_with("mine.toml:2: `data.path` is missing"), "{error}");
