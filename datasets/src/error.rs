@@ -128,7 +128,7 @@ pub enum DataError {
     #[error("the data set is empty")]
     EmptySet,
     /// An index exceeds those of its source.
-    #[error("image {index} was asked for and the source has {len}")]
+    #[error("image {index} was asked for, but the source has only {len}")]
     OutOfRange {
         /// The requested index.
         index: usize,

@@ -56,7 +56,7 @@ fn a_run_is_not_resumed_on_other_images() {
     run(folder.path(), &[&arguments[..], &["--set", "run.steps=2"]].concat()).success();
     save("new.png");
     let refused = run(folder.path(), &[&arguments[..], &["--resume"]].concat()).error(2);
-    assert!(refused.contains("pictures: 8 named") && refused.contains("-> 9 named"), "{refused}");
+    assert!(refused.contains("images: 8 named") && refused.contains("-> 9 named"), "{refused}");
     // The same images elsewhere are the same images.
     fs::remove_file(images.join("new.png")).unwrap();
     fs::rename(&images, folder.path().join("moved")).unwrap();
@@ -146,14 +146,14 @@ fn a_broken_checkpoint_is_passed_over_by_name() {
                 take_over("model.safetensors", other, at);
                 seal(at);
             },
-            "step-000004 is whole, but no run can go on from it: model.safetensors: ",
+            "step-000004 is complete, but cannot be resumed: model.safetensors: ",
         ),
         (
             |at, other| {
                 take_over("optimizer.safetensors", other, at);
                 seal(at);
             },
-            "no run can go on from it: optimizer.safetensors: `encoder.",
+            "cannot be resumed: optimizer.safetensors: `encoder.",
         ),
         (
             |at, _| {
@@ -162,7 +162,7 @@ fn a_broken_checkpoint_is_passed_over_by_name() {
                 });
                 seal(at);
             },
-            "no run can go on from it: state.json: ",
+            "cannot be resumed: state.json: ",
         ),
     ];
     let folder = small();
@@ -287,7 +287,7 @@ fn changes_that_are_meant_are_allowed_by_name() {
     let error = run(folder.path(), &changed).error(2);
     assert!(error.contains("losses.codebook.beta: unset -> 0.5, optimizer.learning_rate: 0.001 -> 0.002"), "{error}");
     assert!(
-        error.ends_with("--allow losses.codebook.beta --allow optimizer.learning_rate goes on all the same"),
+        error.ends_with("to resume anyway, add --allow losses.codebook.beta --allow optimizer.learning_rate"),
         "{error}"
     );
     let error = run(folder.path(), &[&changed[..], &["--allow", "optimizer"]].concat()).error(2);

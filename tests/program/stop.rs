@@ -69,7 +69,7 @@ fn a_second_signal_ends_the_run_at_once() {
         let mut wait_for = |text: &str| assert!(said.any(|line| line.contains(text)), "nothing was said of: {text}");
         wait_for("injected after: ema.safetensors");
         signal(&child, name);
-        wait_for("the run is saved first, Ctrl-C stops at once");
+        wait_for("saving the run first; Ctrl-C stops at once");
         assert!(child.try_wait().unwrap().is_none());
         signal(&child, name);
         assert_eq!(child.wait().unwrap().code(), Some(130));

@@ -212,7 +212,7 @@ fn a_baseline_is_held_to() {
     };
     let same = against("base/sweep.json", &["--micro", "1,3"]).success();
     assert!(same.stderr.contains("not in the baseline: micro 3 of 4"), "{}", same.stderr);
-    assert!(same.stderr.contains("in the baseline alone: micro 2 of 4"), "{}", same.stderr);
+    assert!(same.stderr.contains("only in the baseline: micro 2 of 4"), "{}", same.stderr);
 
     let mut better: Value = serde_json::from_str(&read(&base)).unwrap();
     for row in better["rows"].as_array_mut().unwrap() {
@@ -320,7 +320,7 @@ fn what_cannot_be_swept_is_said() {
     }
     let left_out = sweep(folder.path(), &["--micro", "1,8", "--json"]).success();
     assert_eq!(rows(&left_out).len(), 1);
-    assert!(left_out.stderr.contains("left out, since its micro-batch"), "{}", left_out.stderr);
+    assert!(left_out.stderr.contains("skipped, since its micro-batch"), "{}", left_out.stderr);
 }
 
 #[test]

@@ -37,7 +37,7 @@ impl Source {
         match naming {
             Naming::Transformers => match read("config.json")? {
                 Some(config) => Ok(Some(Source::Transformers(config, read("preprocessor_config.json")?))),
-                None => refuse("config.json is not beside it; how many heads it has is written nowhere else"),
+                None => refuse("config.json is not beside it, and only that file says how many heads it has"),
             },
             Naming::Original => Ok(read("open_clip_config.json")?.map(Source::OpenClip)),
         }
@@ -85,12 +85,14 @@ impl Source {
         let refuse = |what: String| Err(WeightsError::Unsupported { path: weights.to_owned(), what });
         for (name, Tower { width, heads, .. }) in [("image", &architecture.vision), ("text", &architecture.text)] {
             if !width.is_multiple_of(*heads) {
-                return refuse(format!("the {name} tower is {width} wide, which {heads} heads cannot share"));
+                return refuse(format!(
+                    "the {name} tower has width {width}, which is not a multiple of its {heads} heads"
+                ));
             }
         }
         let ClipArchitecture { image_size, patch_size, .. } = architecture;
         if !image_size.is_multiple_of(patch_size) {
-            return refuse(format!("image_size {image_size} is no multiple of patch_size {patch_size}"));
+            return refuse(format!("image_size {image_size} is not a multiple of patch_size {patch_size}"));
         }
         Ok(architecture)
     }
@@ -98,7 +100,7 @@ impl Source {
 
 fn transformers(config: &Section, preprocessor: Option<&Json>) -> Result<ClipArchitecture, WeightsError> {
     if let Some(kind) = config.get("model_type").and_then(Json::as_str).filter(|kind| *kind != "clip") {
-        return config.refuse(format!("it is a {kind} model; of transformers' models only clip is read"));
+        return config.refuse(format!("it is a {kind} model; of transformers' models only clip is supported"));
     }
     // Old files have a second section with what its author wrote.
     let text = config.section("text_config", &["text_config", "text_config_dict"]);
@@ -117,13 +119,13 @@ fn transformers(config: &Section, preprocessor: Option<&Json>) -> Result<ClipArc
         None | Some((_, Some(OLD_END_OF_TEXT))) => last,
         Some((_, Some(id))) if id <= last => id,
         Some((id, _)) => {
-            return text.refuse(format!("text_config.eos_token_id is {id}, which is none of the {vocabulary} tokens"));
+            return text.refuse(format!("text_config.eos_token_id is {id}, but there are only {vocabulary} tokens"));
         }
     };
     let activation = |section: &Section| match section.get("hidden_act").map(|name| (name, name.as_str())) {
         None | Some((_, Some("quick_gelu"))) => Ok(Activation::QuickGelu),
         Some((_, Some("gelu"))) => Ok(Activation::Gelu),
-        Some((other, _)) => section.refuse(format!("hidden_act is {other}; only quick_gelu and gelu are known")),
+        Some((other, _)) => section.refuse(format!("hidden_act is {other}; only quick_gelu and gelu are supported")),
     };
     let (mean, deviation) = match preprocessor {
         None => (MEAN, DEVIATION),
@@ -134,7 +136,7 @@ fn transformers(config: &Section, preprocessor: Option<&Json>) -> Result<ClipArc
     };
     let channels = vision.size("num_channels", 3)?;
     if channels != 3 {
-        return config.refuse(format!("it is for images of {channels} channels; red, green and blue are needed"));
+        return config.refuse(format!("its number of channels is {channels}, must be 3: red, green and blue"));
     }
     Ok(ClipArchitecture {
         image_size: vision.size("image_size", 224)?,
@@ -171,13 +173,13 @@ fn open_clip(config: &Section) -> Result<ClipArchitecture, WeightsError> {
         if mlp >= 1.0 && mlp <= MAX_SIZE as f64 {
             return Ok(mlp as usize);
         }
-        section.refuse(format!("an MLP of {width} * mlp_ratio = {mlp} channels cannot be"))
+        section.refuse(format!("an MLP cannot have {width} * mlp_ratio = {mlp} channels"))
     };
     let epsilon = |section: &Section| section.section("norm_kwargs", &["norm_kwargs"]).positive("eps", EPSILON);
     let width = vision.size("width", 768)?;
     let head_width = vision.size("head_width", 64)?;
     if !width.is_multiple_of(head_width) {
-        return config.refuse(format!("vision_cfg.width {width} is no multiple of head_width {head_width}"));
+        return config.refuse(format!("vision_cfg.width {width} is not a multiple of head_width {head_width}"));
     }
     let vision_tower =
         Tower { width, layers: vision.size("layers", 12)?, heads: width / head_width, mlp: mlp(&vision, width)? };
@@ -213,7 +215,7 @@ fn open_clip(config: &Section) -> Result<ClipArchitecture, WeightsError> {
 /// Refuses settings of OpenCLIP that change the computation and not the tensors.
 fn plain(section: &Section, usual: &[(&str, &str)]) -> Result<(), WeightsError> {
     let refuse = |key: &str, value: &Json| {
-        section.refuse(format!("{}.{key} is {value} in {}, which is not built here", section.name, section.file))
+        section.refuse(format!("{}.{key} is {value} in {}, which is not supported", section.name, section.file))
     };
     for (key, usual) in usual {
         if let Some(value) = section.get(key).filter(|value| value.as_str() != Some(usual)) {
@@ -306,6 +308,8 @@ impl<'a> Section<'a> {
         if vision == text {
             return Ok(vision);
         }
-        self.refuse(format!("{what} is {vision:?} in the image tower and {text:?} in the text tower; one is needed"))
+        self.refuse(format!(
+            "{what} is {vision:?} in the image tower and {text:?} in the text tower; both must be equal"
+        ))
     }
 }

@@ -187,11 +187,12 @@ impl<'a> Tensors<'a> {
         };
         if starts("visual.layer1.") {
             let first = first("visual.layer1.");
-            return file.refuse(format!("it is a CLIP with a ResNet ({first}); only vision transformers are read"));
+            return file
+                .refuse(format!("it is a CLIP with a ResNet ({first}); only vision transformers are supported"));
         }
         if starts("visual.trunk.") {
             let what = "it is a CLIP whose image tower is timm's";
-            return file.refuse(format!("{what} ({}); only CLIP's own is read", first("visual.trunk.")));
+            return file.refuse(format!("{what} ({}); only CLIP's own is supported", first("visual.trunk.")));
         }
         let transformers = [starts("vision_model."), starts("text_model.")];
         let original = [starts("visual."), starts("transformer.") || names.contains_key("token_embedding.weight")];
@@ -210,8 +211,9 @@ impl<'a> Tensors<'a> {
             }
             _ => {
                 let some = file.first_names();
-                return file
-                    .refuse(format!("it is no CLIP of transformers, OpenCLIP or OpenAI; its tensors are {some}, ..."));
+                return file.refuse(format!(
+                    "it is not a CLIP of transformers, OpenCLIP or OpenAI; its tensors are {some}, ..."
+                ));
             }
         };
         let names = names.into_iter().filter(|(name, _)| !naming.is_no_parameter(name)).collect();
@@ -250,7 +252,7 @@ impl<'a> Tensors<'a> {
         }
         match self.shape(names::PATCHES) {
             Some((_, shape)) if shape.first().is_some_and(|width| *width > MOST_OF_64) => self.file.refuse(format!(
-                "open_clip_config.json is not beside it; how many heads share the {} channels is written nowhere else",
+                "open_clip_config.json is not beside it, and only that file says how many heads share the {} channels",
                 shape[0]
             )),
             _ => Ok(false),
@@ -330,18 +332,20 @@ impl<'a> Tensors<'a> {
         let (width, patch_size, vocabulary) = (patches[0], patches[3], tokens[0]);
         let Some(side) = grid(grid_positions) else {
             let patches = grid_positions.saturating_sub(1);
-            return self.file.refuse(format!("its position embedding is for {patches} patches, which make no square"));
+            return self
+                .file
+                .refuse(format!("its position embedding is for {patches} patches, which is not a square number"));
         };
         let tower = |name: &str, width: usize, mlp| {
             if !width.is_multiple_of(HEAD_WIDTH) {
                 return self.file.refuse(format!(
-                    "the {name} tower is {width} wide, no multiple of the {HEAD_WIDTH} that every head of OpenAI's has"
+                    "the {name} tower has width {width}, not a multiple of the {HEAD_WIDTH} that every head of OpenAI's has"
                 ));
             }
             Ok(Tower { width, layers: self.layers(name), heads: width / HEAD_WIDTH, mlp })
         };
         let Some(end_of_text) = u32::try_from(vocabulary - 1).ok() else {
-            return self.file.refuse(format!("{vocabulary} tokens are more than any vocabulary has"));
+            return self.file.refuse(format!("{vocabulary} tokens exceed any real vocabulary"));
         };
         let Some(image_size) = side.checked_mul(patch_size) else {
             return self.file.refuse("its image size is beyond any memory".to_owned());

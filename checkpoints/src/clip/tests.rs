@@ -305,7 +305,7 @@ fn the_end_of_the_text_is_where_published_models_have_it() {
     }
     for id in [json!(600), json!(-1), json!("</s>")] {
         let error = end(id.clone()).unwrap_err().to_string();
-        assert!(error.contains(&format!("eos_token_id is {id}, which is none of the 600 tokens")), "{error}");
+        assert!(error.contains(&format!("eos_token_id is {id}, but there are only 600 tokens")), "{error}");
     }
 }
 
@@ -348,32 +348,40 @@ fn configuration_and_tensors_that_disagree_are_both_named() {
 #[test]
 fn settings_that_cannot_be_are_named() {
     for (pointer, value, words) in [
-        ("/vision_config/num_attention_heads", json!(3), "the image tower is 64 wide, which 3 heads cannot share"),
-        ("/text_config/num_attention_heads", json!(3), "the text tower is 64 wide, which 3 heads cannot share"),
-        ("/vision_config/image_size", json!(4), "image_size 4 is no multiple of patch_size 8"),
+        (
+            "/vision_config/num_attention_heads",
+            json!(3),
+            "the image tower has width 64, which is not a multiple of its 3 heads",
+        ),
+        (
+            "/text_config/num_attention_heads",
+            json!(3),
+            "the text tower has width 64, which is not a multiple of its 3 heads",
+        ),
+        ("/vision_config/image_size", json!(4), "image_size 4 is not a multiple of patch_size 8"),
         // Its whole patches are as many as the position embedding has.
-        ("/vision_config/image_size", json!(33), "image_size 33 is no multiple of patch_size 8"),
+        ("/vision_config/image_size", json!(33), "image_size 33 is not a multiple of patch_size 8"),
         (
             "/vision_config/image_size",
             json!(0),
             "vision_config.image_size in config.json must be a whole number above 0",
         ),
         ("/vision_config/image_size", json!([32, 16]), "must be a whole number above 0, not [32,16]"),
-        ("/vision_config/num_channels", json!(1), "images of 1 channels"),
+        ("/vision_config/num_channels", json!(1), "number of channels is 1"),
         ("/projection_dim", json!("32"), "projection_dim in config.json must be a whole number above 0, not \"32\""),
         ("/vision_config/hidden_act", json!("gelu_new"), "hidden_act is \"gelu_new\"; only quick_gelu and gelu"),
         ("/vision_config/hidden_act", json!("gelu"), "hidden_act is Gelu in the image tower and QuickGelu in the text"),
         ("/text_config/layer_norm_eps", json!(1e-6), "layer_norm_eps is 1e-5 in the image tower and 1e-6 in the text"),
         ("/text_config/layer_norm_eps", json!(0), "layer_norm_eps in config.json must be a number above 0, not 0"),
-        ("/model_type", json!("siglip"), "it is a siglip model; of transformers' models only clip is read"),
+        ("/model_type", json!("siglip"), "it is a siglip model; of transformers' models only clip is supported"),
     ] {
         config_fails(TRANSFORMERS, pointer, value, words);
     }
     for (pointer, value, words) in [
-        ("/model_cfg/vision_cfg/head_width", json!(60), "vision_cfg.width 64 is no multiple of head_width 60"),
+        ("/model_cfg/vision_cfg/head_width", json!(60), "vision_cfg.width 64 is not a multiple of head_width 60"),
         ("/model_cfg/vision_cfg/pool_type", json!("avg"), "vision_cfg.pool_type is \"avg\" in open_clip_config.json"),
         ("/model_cfg/text_cfg/pool_type", json!("last"), "text_cfg.pool_type is \"last\""),
-        ("/model_cfg/vision_cfg/image_size", json!(39), "image_size 39 is no multiple of patch_size 8"),
+        ("/model_cfg/vision_cfg/image_size", json!(39), "image_size 39 is not a multiple of patch_size 8"),
         ("/model_cfg/text_cfg/no_causal_mask", json!(true), "text_cfg.no_causal_mask is true"),
         ("/model_cfg/vision_cfg/act_kwargs", json!({"approximate": "tanh"}), "vision_cfg.act_kwargs is {"),
         ("/model_cfg/vision_cfg/norm_kwargs", json!({"eps": 1e-6}), "norm_kwargs.eps is 1e-6 in the image tower"),
@@ -457,7 +465,10 @@ fn other_models_are_named() {
         (&["vision_model.pre_layrnorm.weight"], "the image tower of a CLIP alone"),
         (&["visual.conv1.weight", "visual.proj"], "the image tower of a CLIP alone"),
         (&["text_model.final_layer_norm.weight"], "the text tower of a CLIP alone"),
-        (&["encoder.down.0.x", "quantize.embedding.weight"], "it is no CLIP of transformers, OpenCLIP or OpenAI; its"),
+        (
+            &["encoder.down.0.x", "quantize.embedding.weight"],
+            "it is not a CLIP of transformers, OpenCLIP or OpenAI; its",
+        ),
     ] {
         let tensors: Vec<(&str, &[usize])> = names.iter().map(|name| (*name, &[1][..])).collect();
         let error = of_tensors(&tensors);
@@ -515,9 +526,9 @@ fn openais_architecture_follows_from_the_shapes() {
     for (change, words) in [
         (
             ("visual.positional_embedding", &[11, 128][..]),
-            "its position embedding is for 10 patches, which make no square",
+            "its position embedding is for 10 patches, which is not a square number",
         ),
-        (("visual.conv1.weight", &[96, 3, 4, 4]), "the vision tower is 96 wide, no multiple of the 64"),
+        (("visual.conv1.weight", &[96, 3, 4, 4]), "the vision tower has width 96, not a multiple of the 64"),
         (("token_embedding.weight", &[20]), "token_embedding.weight is [20], must have 2 dimensions"),
         (("input_resolution", &[]), "input_resolution is [0.0], but its tensors are for 12"),
         (("vocab_size", &[]), "vocab_size is [0.0], but its tensors are for 20"),

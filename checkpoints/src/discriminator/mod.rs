@@ -32,7 +32,9 @@ pub fn load_discriminator(weights: impl Into<Fetched>) -> Result<BTreeMap<String
     let Some(prefix) = names.prefix_of(FIRST) else {
         let names: Vec<&str> = file.names().collect();
         return match names.iter().find(|name| name.contains("final_linear.")) {
-            Some(name) => file.refuse(format!("its discriminator is StyleGAN's ({name}); only a PatchGAN is read")),
+            Some(name) => {
+                file.refuse(format!("its discriminator is StyleGAN's ({name}); only a PatchGAN is supported"))
+            }
             None => file.refuse(format!("it has no PatchGAN, which begins with {FIRST}; it has {}, ...", names[0])),
         };
     };
@@ -51,14 +53,15 @@ pub fn load_discriminator(weights: impl Into<Fetched>) -> Result<BTreeMap<String
                 parameters.insert((number, kind), name);
             }
             Some((_, "loc" | "scale" | "initialized")) => {
-                return file
-                    .refuse(format!("its discriminator has ActNorm ({name}); only batch and group norms are read"));
+                return file.refuse(format!(
+                    "its discriminator has ActNorm ({name}); only batch and group norms are supported"
+                ));
             }
             Some((_, kind)) if kind.starts_with("weight_") || kind.starts_with("parametrizations.") => {
                 return file
-                    .refuse(format!("its discriminator has a reparametrized weight ({name}), which is not read"));
+                    .refuse(format!("its discriminator has a reparametrized weight ({name}), which is not supported"));
             }
-            _ => return file.refuse(format!("its discriminator is no PatchGAN, which has no {name}")),
+            _ => return file.refuse(format!("its discriminator is not a PatchGAN: it has {name}")),
         }
     }
     let layers: BTreeSet<usize> = parameters.keys().map(|(number, _)| *number).collect();
@@ -66,7 +69,7 @@ pub fn load_discriminator(weights: impl Into<Fetched>) -> Result<BTreeMap<String
     let last = layers.last().copied().filter(|last| *last >= 2 && last % 3 == 2 && last / 3 < parameters.len());
     let Some(last) = last else {
         let numbers: Vec<String> = layers.iter().map(usize::to_string).collect();
-        return file.refuse(format!("its layers are numbered {}, which is no PatchGAN", numbers.join(", ")));
+        return file.refuse(format!("its layers are numbered {}, which is not a PatchGAN", numbers.join(", ")));
     };
     let mut check = Check { file: &file, prefix, parameters, differences: Differences::default() };
     let first = check.convolution(0, None);

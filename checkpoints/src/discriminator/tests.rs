@@ -79,12 +79,12 @@ fn a_top_level_key_holds_llamagens() {
     // The fixtures' checkpoints have a piece of one each, where the real ones have the whole.
     let fixtures = shared_fixture("");
     let error = load_discriminator(fixtures.join("llamagen/model.pt")).unwrap_err().to_string();
-    assert!(error.ends_with("model.pt: its layers are numbered 0, which is no PatchGAN"), "{error}");
+    assert!(error.ends_with("model.pt: its layers are numbered 0, which is not a PatchGAN"), "{error}");
 
     write_torch(File::create(&path).unwrap(), "discriminator", &numbered(&published("stylegan.txt")), None).unwrap();
     let error = load_discriminator(&path).unwrap_err().to_string();
     assert!(
-        error.ends_with("its discriminator is StyleGAN's (final_linear.0.bias); only a PatchGAN is read"),
+        error.ends_with("its discriminator is StyleGAN's (final_linear.0.bias); only a PatchGAN is supported"),
         "{error}"
     );
 }
@@ -92,7 +92,7 @@ fn a_top_level_key_holds_llamagens() {
 #[test]
 fn other_discriminators_are_named() {
     let error = load(&published("actnorm.txt")).unwrap_err();
-    assert!(error.ends_with("has ActNorm (main.3.initialized); only batch and group norms are read"), "{error}");
+    assert!(error.ends_with("has ActNorm (main.3.initialized); only batch and group norms are supported"), "{error}");
     let error = load(&published("torchvision-alexnet.txt")).unwrap_err();
     assert!(
         error.ends_with("it has no PatchGAN, which begins with main.0.weight; it has classifier.1.bias, ..."),
@@ -101,16 +101,16 @@ fn other_discriminators_are_named() {
     let error = changed(|all| {
         all.insert("main.2.weight_orig".to_owned(), vec![1]);
     });
-    assert!(error.unwrap_err().ends_with("has a reparametrized weight (main.2.weight_orig), which is not read"));
+    assert!(error.unwrap_err().ends_with("has a reparametrized weight (main.2.weight_orig), which is not supported"));
     let error = changed(|all| {
         all.insert("main.2.conv.weight".to_owned(), vec![1]);
     });
-    assert!(error.unwrap_err().ends_with("its discriminator is no PatchGAN, which has no main.2.conv.weight"));
+    assert!(error.unwrap_err().ends_with("its discriminator is not a PatchGAN: it has main.2.conv.weight"));
     for number in ["12", "4000000001"] {
         let error = changed(|all| {
             all.insert(format!("main.{number}.weight"), vec![1]);
         });
-        let words = format!("its layers are numbered 0, 2, 3, 5, 6, 8, 9, 11, {number}, which is no PatchGAN");
+        let words = format!("its layers are numbered 0, 2, 3, 5, 6, 8, 9, 11, {number}, which is not a PatchGAN");
         assert!(error.unwrap_err().ends_with(&words));
     }
 }

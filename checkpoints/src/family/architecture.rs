@@ -140,7 +140,7 @@ impl Architecture {
         if (self.in_channels, self.out_channels) != (3, 3) {
             let (into, out) = (self.in_channels, self.out_channels);
             return wrong(format!(
-                "it takes {into} and gives {out} channels; only models of colour images have a use here"
+                "it has {into} input and {out} output channels, must have 3 of each: red, green and blue"
             ));
         }
         if !(1..=16).contains(&levels) {
@@ -156,7 +156,7 @@ impl Architecture {
             return wrong("attention_levels must rise".to_owned());
         }
         if let Some(level) = self.attention_levels.iter().find(|level| **level >= levels) {
-            return wrong(format!("attention_levels has {level}, levels end at {}", levels - 1));
+            return wrong(format!("attention_levels has {level}, the last level is {}", levels - 1));
         }
         if self.quantizer.kind == QuantizerKind::Gumbel && self.code_dim != self.latent_channels {
             let (code_dim, latent) = (self.code_dim, self.latent_channels);

@@ -96,7 +96,7 @@ fn read_config(architecture: &mut Architecture, file: &WeightsFile, config: &Jso
         return file.refuse(MOVQ);
     }
     if let Some(act) = text("act_fn").filter(|act| !matches!(*act, "silu" | "swish")) {
-        return file.refuse(format!("its activation is {act}; only silu is built here"));
+        return file.refuse(format!("its activation is {act}; only silu is supported"));
     }
     if let Some(groups) = config.get("norm_num_groups").and_then(Json::as_u64) {
         architecture.groups = usize::try_from(groups).unwrap_or(usize::MAX);

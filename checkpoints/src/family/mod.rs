@@ -135,7 +135,7 @@ fn in_words<'a>(families: impl Iterator<Item = &'a Family>, word: &str) -> Strin
 const CODEBOOK: &str = "quantize.embedding.weight";
 
 /// Why a MoVQ is refused, both by its configuration and by its names.
-const MOVQ: &str = "it is a MoVQ (norms modulated by the codes, norm_type \"spatial\"), which is not built here";
+const MOVQ: &str = "it is a MoVQ (norms modulated by the codes, norm_type \"spatial\"), which is not supported";
 
 /// Turns the number of a level around if it is of the decoder: taming counts the decoder's levels from the finest, the
 /// other families from the coarsest.

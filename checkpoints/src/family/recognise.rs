@@ -38,7 +38,7 @@ impl<'a> ModelNames<'a> {
         // taming's names are the plain ones, so it is asked last.
         let Some(&family) = Family::VARIANTS.iter().rev().find(is_of) else {
             let known = in_words(Family::VARIANTS.iter(), "or");
-            return file.refuse(format!("it is no VQGAN of {known}; its tensors are {}, ...", file.first_names()));
+            return file.refuse(format!("it is not a VQGAN of {known}; its tensors are {}, ...", file.first_names()));
         };
         let layout = family.layout();
         let quantizer = match starts("quantize.embed.") || starts("quantize.proj.") {
@@ -65,8 +65,8 @@ impl<'a> ModelNames<'a> {
             names.iter().filter(|(name, _)| is_foreign(name)).map(|(_, in_file)| *in_file).collect();
         if !foreign.is_empty() {
             return file.refuse(format!(
-                "its quantizer is not a VQGAN's, which has no {}: SimVQ, LFQ, FSQ, residual quantizers and others that \
-                 compute something else are not built here",
+                "its quantizer has {}, which a VQGAN's has not: SimVQ, LFQ, FSQ, residual quantizers and others are not \
+                 supported",
                 enumerate(&foreign)
             ));
         }
@@ -128,7 +128,7 @@ impl<'a> Placed<'a> {
             _ => {
                 let prefixes: Vec<&str> = models.keys().map(String::as_str).collect();
                 return file.refuse(format!(
-                    "it holds several models, whose names begin with {}; save the state dict of one alone",
+                    "it holds several models, whose names begin with {}; save the state dict of only one",
                     enumerate(&prefixes)
                 ));
             }

@@ -106,7 +106,7 @@ fn other_models_are_refused_by_name() {
     says(&|s| drop(s.insert("quantize.embed.weight".into(), vec![1])), "GumbelVQ");
     says(&|s| drop(s.insert("decoder.conv_norm_out.conv_y.weight".into(), vec![1])), "MoVQ");
     says(&|s| drop(s.remove("quantize.embedding.weight")), "no codebook");
-    says(&|s| s.retain(|name, _| name.starts_with("quant")), "no VQGAN of taming");
+    says(&|s| s.retain(|name, _| name.starts_with("quant")), "not a VQGAN of taming");
     says(&|s| drop(s.remove("encoder.conv_out.weight")), "no tensor named encoder.conv_out.weight");
     says(&|s| drop(s.remove("decoder.up_blocks.0.attentions.0.group_norm.weight")), "different levels");
 }

@@ -81,7 +81,7 @@ pub enum WeightsError {
         what: String,
     },
     /// Two tensors that are the same one without what wrappers put into their names.
-    #[error("{}: {} and {} are both {name} without what wrappers add, so it is not clear which is meant", path.display(), names[0], names[1])]
+    #[error("{}: {} and {} are both {name} without the prefixes of wrappers, so it is unclear which one is meant", path.display(), names[0], names[1])]
     Twice {
         /// The file.
         path: PathBuf,
@@ -91,7 +91,7 @@ pub enum WeightsError {
         names: Box<[String; 2]>,
     },
     /// A weight that no network can compute with.
-    #[error("{}: {count} of the {of} elements of {name} are infinite or not a number: training it had failed before it was saved, so take an earlier checkpoint", path.display())]
+    #[error("{}: {count} of the {of} elements of {name} are infinite or not a number: the training had failed before this was saved, so use an earlier checkpoint", path.display())]
     NotFinite {
         /// The file.
         path: PathBuf,
@@ -104,7 +104,7 @@ pub enum WeightsError {
     },
     /// A CLIP whose activation is written nowhere, where no other can be assumed.
     #[error(
-        "{}: open_clip_config.json is not beside it, and its activation is written nowhere else: put that file there, or set \
+        "{}: open_clip_config.json is not beside it, and only that file names its activation: put it there, or set \
          clip.activation to \"gelu\" (what OpenCLIP trains with) or \"quick_gelu\" (OpenAI's, and models with quickgelu in \
          their name)",
         path.display()

@@ -37,6 +37,6 @@ pub(crate) fn in_folder(folder: &Path, names: &[&str], folders: &[&str]) -> Resu
     let names = names[..names.len().min(4)].join(", ");
     Err(WeightsError::NotWeights {
         path: folder.to_owned(),
-        what: format!("there is no {names} in it{inner}; name the file itself if it is called otherwise"),
+        what: format!("there is no {names} in it{inner}; if the file has another name, name the file itself"),
     })
 }

@@ -23,7 +23,7 @@ pub(super) fn read_json(path: &Path, most: u64) -> Result<Json, WeightsError> {
     let file = File::open(path).map_err(failed)?;
     file.take(most + 1).read_to_end(&mut bytes).map_err(failed)?;
     if bytes.len() as u64 > most {
-        let what = format!("it has more than {} MiB, which no such file has", most >> 20);
+        let what = format!("it exceeds {} MiB, which no such file does", most >> 20);
         return Err(failed(io::Error::new(io::ErrorKind::InvalidData, what)));
     }
     serde_json::from_slice(&bytes).map_err(|error| failed(error.into()))

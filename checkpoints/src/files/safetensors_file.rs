@@ -26,7 +26,7 @@ pub enum SafetensorsError {
     #[error("the safetensors header is damaged: {0}")]
     Header(String),
     /// The file is shorter than its header says; an interrupted download, as a rule.
-    #[error("the file has {found} bytes and its header speaks of {expected}: it is cut off or damaged")]
+    #[error("the file has {found} bytes, but its header says {expected}: it is cut off or damaged")]
     Length {
         /// Bytes according to the header.
         expected: u64,
@@ -62,7 +62,7 @@ impl SafetensorsFile {
         file.read_exact(&mut length)?;
         let length = u64::from_le_bytes(length);
         if length > MAX_HEADER {
-            let what = format!("{length} bytes are more than the format allows");
+            let what = format!("{length} bytes exceed what the format allows");
             return Err(SafetensorsError::Header(what));
         }
         let start = length + 8;

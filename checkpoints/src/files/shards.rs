@@ -26,7 +26,7 @@ pub(super) fn open(path: &Path) -> Result<(Vec<WeightsFile>, BTreeMap<String, us
             None => {
                 let place = path.with_file_name(&shard);
                 if !is_name(&shard) || is_index(&place) {
-                    return refuse(format!("{shard:?}, where {name} should be, is no file beside it"));
+                    return refuse(format!("{shard:?}, where {name} should be, is not a file beside it"));
                 }
                 if !place.is_file() {
                     return refuse(format!("{shard}, where {name} should be, is not beside it"));

@@ -45,7 +45,7 @@ pub(super) fn find(path: &Path, file: &TorchFile, key: Option<&str>) -> Result<(
                 Some((module, name, _)) => {
                     format!("it is a whole pickled object ({module}.{name}); save its state_dict() instead")
                 }
-                None => "what torch saved there is no dict".to_owned(),
+                None => "it is not a dict".to_owned(),
             },
         });
     };
@@ -72,7 +72,7 @@ pub(super) fn find(path: &Path, file: &TorchFile, key: Option<&str>) -> Result<(
     let tensors = tensors_of(path, file, &top)?;
     if tensors.is_empty() {
         let what = format!(
-            "there are no tensors at the top or under {}, so name what holds them, as in {}#KEY or #KEY/INNER",
+            "there are no tensors at the top or under {}, so name the key that holds them, as in {}#KEY or #KEY/INNER",
             STATE_DICTS.join(", "),
             path.file_name().unwrap_or_default().to_string_lossy()
         );

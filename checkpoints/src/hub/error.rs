@@ -8,7 +8,7 @@ use std::path::PathBuf;
 pub enum HubError {
     /// Neither a path nor a place on the Hub.
     #[error(
-        "{spec:?} is not a place of weights: {reason}; write a path, hf://owner/name, hf://owner/name@revision or \
+        "{spec:?} does not name weights: {reason}; write a path, hf://owner/name, hf://owner/name@revision or \
          hf://owner/name/file"
     )]
     BadSpec {
@@ -18,7 +18,7 @@ pub enum HubError {
         reason: String,
     },
     /// `HF_ENDPOINT` is no address.
-    #[error("HF_ENDPOINT is {endpoint:?}, which is no address: write it with https://, or unset it")]
+    #[error("HF_ENDPOINT is {endpoint:?}, which is not an address: write it with https://, or unset it")]
     BadEndpoint {
         /// What was set.
         endpoint: String,
@@ -123,7 +123,7 @@ pub enum HubError {
         endpoint: String,
     },
     /// Too many requests.
-    #[error("{endpoint} wants fewer requests: wait {wait}, or set HF_TOKEN for a higher limit")]
+    #[error("{endpoint} limits the number of requests: wait {wait}, or set HF_TOKEN for a higher limit")]
     RateLimited {
         /// The Hub.
         endpoint: String,
@@ -139,7 +139,7 @@ pub enum HubError {
         reason: String,
     },
     /// A connection that stays open and sends nothing.
-    #[error("{endpoint} sent nothing for {seconds} s while {file} was waited for: check the network and try again")]
+    #[error("{endpoint} sent nothing of {file} for {seconds} s: check the network and try again")]
     Stalled {
         /// The Hub.
         endpoint: String,
@@ -165,7 +165,7 @@ pub enum HubError {
         reason: String,
     },
     /// The bytes that arrived are not those of the file.
-    #[error("what {endpoint} sent is not {file}: it was cut short or changed on the way, so try again")]
+    #[error("the download of {file} from {endpoint} is damaged: it was cut short or changed on the way, so try again")]
     Damaged {
         /// The Hub.
         endpoint: String,

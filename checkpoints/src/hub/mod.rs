@@ -318,7 +318,7 @@ impl Request<'_> {
         match self.downloaded(settings, progress) {
             Err(error) if error.is_about_the_network() => match self.cached() {
                 Ok(fetched) => {
-                    progress.note(&format!("{error}; going on with the copy in the cache"));
+                    progress.note(&format!("{error}; using the copy in the cache"));
                     Ok(fetched)
                 }
                 Err(_) => Err(error),

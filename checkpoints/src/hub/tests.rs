@@ -443,11 +443,14 @@ fn refusals_say_what_to_do() {
     let lines = [
         (Mood::NeedsToken, "HUB has no public repository taming/vqgan: check the spelling, or set HF_TOKEN"),
         (Mood::Gated, "taming/vqgan is gated: accept its terms at HUB/taming/vqgan, then set HF_TOKEN"),
-        (Mood::Busy, "HUB wants fewer requests: wait 7 s"),
+        (Mood::Busy, "HUB limits the number of requests: wait 7 s"),
         (Mood::Broken, "HUB answered 503 Service Unavailable: try again later"),
         (Mood::LoginPage, "HUB did not answer like the Hugging Face Hub"),
-        (Mood::ErrorPageForContents, "what HUB sent is not vqvae/config.json: it was cut short"),
-        (Mood::FlippedByte, "what HUB sent is not vqvae/diffusion_pytorch_model.safetensors: it was cut short"),
+        (Mood::ErrorPageForContents, "the download of vqvae/config.json from HUB is damaged: it was cut short"),
+        (
+            Mood::FlippedByte,
+            "the download of vqvae/diffusion_pytorch_model.safetensors from HUB is damaged: it was cut short",
+        ),
     ];
     for (mood, expected) in lines {
         setup.server.with(|state| state.mood = mood);
@@ -489,7 +492,7 @@ fn without_a_network_the_cache_is_used_or_the_reason_is_told() {
     let location = Location::parse("hf://taming/vqgan").unwrap();
     assert_eq!(fetch(&location, FileChoice::Vqgan, &setup.settings, &notes).unwrap(), fetched);
     let [note] = &notes.0.borrow()[..] else { panic!("one note was expected") };
-    assert!(note.contains("Connection refused") && note.ends_with("going on with the copy in the cache"), "{note}");
+    assert!(note.contains("Connection refused") && note.ends_with("using the copy in the cache"), "{note}");
 
     let line = setup.fails("hf://taming/other");
     assert!(line.starts_with("cannot reach HUB: ") && line.contains("check the network"), "{line}");
@@ -502,7 +505,7 @@ fn a_silent_server_is_given_up() {
     setup.settings.timeout = Duration::from_secs(1);
     assert_eq!(
         setup.fails("hf://taming/vqgan"),
-        "HUB sent nothing for 1 s while the list of files was waited for: check the network and try again"
+        "HUB sent nothing of the list of files for 1 s: check the network and try again"
     );
 }
 

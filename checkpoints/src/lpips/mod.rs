@@ -148,7 +148,7 @@ fn convolutions(network: LpipsNetwork, file: &WeightsFile) -> Result<BTreeMap<St
             Some((number, kind @ ("weight" | "bias"))) if known(number) => {
                 parameters.insert((number, kind), *in_file);
             }
-            _ => return file.refuse(format!("it is not {network}, which has no {in_file}")),
+            _ => return file.refuse(format!("it is not {network}: it has {in_file}")),
         }
     }
     let mut wanted = Vec::new();

@@ -125,11 +125,11 @@ fn every_tensor_lands_under_its_own_name() {
 fn other_networks_are_named() {
     let vgg16 = LpipsNetwork::Vgg16;
     for (network, name, words) in [
-        (vgg16, "torchvision-alexnet.txt", "it is not VGG16, which has no features.3.bias"),
-        (vgg16, "torchvision-vgg16-bn.txt", "it is not VGG16, which has no features.1.bias"),
-        (vgg16, "torchvision-vgg19.txt", "it is not VGG16, which has no features.16.bias"),
-        (vgg16, "lpips-squeezenet.txt", "it is not VGG16, which has no net.slice2.3.expand1x1.bias"),
-        (LpipsNetwork::AlexNet, "taming-loss.txt", "which has no loss.perceptual_loss.net.slice1.2.bias"),
+        (vgg16, "torchvision-alexnet.txt", "it is not VGG16: it has features.3.bias"),
+        (vgg16, "torchvision-vgg16-bn.txt", "it is not VGG16: it has features.1.bias"),
+        (vgg16, "torchvision-vgg19.txt", "it is not VGG16: it has features.16.bias"),
+        (vgg16, "lpips-squeezenet.txt", "it is not VGG16: it has net.slice2.3.expand1x1.bias"),
+        (LpipsNetwork::AlexNet, "taming-loss.txt", "it has loss.perceptual_loss.net.slice1.2.bias"),
         (LpipsNetwork::AlexNet, "stylegan.txt", "it has no convolutions of AlexNet, neither features.0.weight nor"),
     ] {
         let error = load(network, &published(name), None).unwrap_err();

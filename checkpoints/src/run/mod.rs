@@ -68,7 +68,7 @@ pub enum RunError {
         found: u64,
     },
     /// The folder was renamed, or its manifest belongs to another one.
-    #[error("{} holds step {found}, not the step of its name", .path.display())]
+    #[error("{} contains step {found}, not the step in its name", .path.display())]
     WrongStep {
         /// The checkpoint's folder.
         path: PathBuf,
@@ -102,7 +102,7 @@ pub enum RunError {
         found: String,
     },
     /// All files are as they were written, and still are no checkpoint of a run.
-    #[error("{} is whole, but no run can go on from it: {reason}", .path.display())]
+    #[error("{} is complete, but cannot be resumed: {reason}", .path.display())]
     Unusable {
         /// The checkpoint's folder.
         path: PathBuf,

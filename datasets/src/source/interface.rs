@@ -55,7 +55,7 @@ pub trait Source: Send + Sync {
 
     /// Why the image at `index` has no captions: where they were looked for, and why nothing there was used.
     fn why_no_captions(&self, _index: usize) -> String {
-        "its source knows none".into()
+        "its source has none".into()
     }
 
     /// What the user should know of this source before a run starts, one line each.

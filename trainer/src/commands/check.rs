@@ -28,16 +28,16 @@ pub(super) struct CheckArgs {
     /// Sizes of the layers
     #[arg(long, value_enum, default_value = "small")]
     scale: Scale,
-    /// Only those of the part `layers` whose name has one of these in it, as in convolution,LPIPS
+    /// Only those rows of the part `layers` whose name contains one of these, as in convolution,LPIPS
     #[arg(long, value_delimiter = ',', value_name = "LIST")]
     layers: Vec<String>,
-    /// Configuration of the steps and runs, with random weights for what is on the Hub [default: a small one]
+    /// Configuration of the steps and runs; what is on the Hub gets random weights [default: a small one]
     #[arg(long, value_name = "NAME-OR-PATH")]
     config: Option<String>,
     /// Override a key of the configuration, as in data.resolution=128
     #[arg(long = "set", value_name = "KEY=VALUE", value_parser = parse_override)]
     set: Vec<Override>,
-    /// What is left of the device's memory for the part `memory`
+    /// How much of the device's memory the part `memory` leaves free
     #[arg(long, value_name = "SIZE", default_value = "1GiB")]
     leave: Bytes,
     #[command(flatten)]

@@ -12,13 +12,13 @@ use crate::problem::nearest;
 #[derive(Debug, Args)]
 #[command(group(ArgGroup::new("asked").required(true)))]
 pub(super) struct ConfigArgs {
-    /// Print this built-in configuration, to start one's own from
+    /// Print this built-in configuration, to start your own from
     #[arg(value_name = "NAME", group = "asked")]
     name: Option<String>,
     /// List the built-in configurations
     #[arg(long, group = "asked")]
     list: bool,
-    /// Print what a key does, its range and its default; or all keys of a table such as losses.clip_text; or all keys
+    /// Print what a key does, its range and its default: of one key, of a table such as losses.clip_text, or of all keys
     #[arg(long, value_name = "KEY", num_args = 0..=1, group = "asked")]
     reference: Option<Option<String>>,
     /// Print the JSON Schema by which editors complete and check configurations
@@ -45,7 +45,7 @@ pub(super) fn run(args: &ConfigArgs) -> Result<ExitCode, CommandError> {
             true => print_json(
                 &json!({ "configurations": all.map(|(name, about)| json!({ "name": name, "about": about })) }),
             )?,
-            false => all.iter().try_for_each(|(name, about)| print_line(&format!("{name:<20}{about}")))?,
+            false => all.iter().try_for_each(|(name, about)| print_line(&format!("{name:<22}{about}")))?,
         }
     }
     Ok(ExitCode::SUCCESS)

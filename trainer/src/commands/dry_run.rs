@@ -36,7 +36,7 @@ fn text(loaded: &Loaded, folder: &Path, found: &Preview) -> String {
     if weights.iter().any(|weights| weights.download) {
         lines.push(format!("to download: {} in all", readable(sizes.iter().sum())));
     }
-    let unknown = "known once its weights are here";
+    let unknown = "known after the download";
     lines.push(format!("model: {}", model.as_deref().unwrap_or(unknown)));
     let micro = match batch.micro.samples() {
         Some(micro) => format!("{micro} ({} passes)", batch.effective.div_ceil(micro)),
@@ -46,11 +46,11 @@ fn text(loaded: &Loaded, folder: &Path, found: &Preview) -> String {
     let limit = memory.limit.map(|limit| format!("; limit {}", readable(limit.0))).unwrap_or_default();
     let state = state_memory.map_or_else(|| unknown.to_owned(), |bytes| format!("{} for the model's", readable(bytes)));
     lines.push(format!(
-        "memory: {state} weights, gradients, optimizer state and average{limit}; what images and loss networks take comes on \
-         top: train plan --config {} measures it",
+        "memory: {state} weights, gradients, optimizer state and average{limit}; images and loss networks take more, which \
+         train plan --config {} measures",
         loaded.name()
     ));
-    lines.push("all of it is sound; nothing was downloaded, trained or written".to_owned());
+    lines.push("everything is valid; nothing was downloaded, trained or written".to_owned());
     lines.join("\n")
 }
 

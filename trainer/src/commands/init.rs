@@ -22,7 +22,7 @@ pub(super) struct InitArgs {
     /// Folder of images to train on
     #[arg(long, value_name = "DIR")]
     data: Option<PathBuf>,
-    /// File to write, where none is yet
+    /// File to write; it must not exist yet
     #[arg(long, value_name = "FILE", default_value = "mine.toml")]
     output: PathBuf,
     #[command(flatten)]
@@ -97,7 +97,9 @@ fn text(base: &str, device: &Selected, data: Option<(&Path, usize)>) -> String {
     );
     if let Some(memory) = device.memory() {
         let limit = (memory.free as f64 * 0.9) as u64 >> 20;
-        text += &format!("\n[memory]\nlimit = \"{limit}MiB\"    # 90 % of what was free when this file was written\n");
+        text += &format!(
+            "\n[memory]\nlimit = \"{limit}MiB\"    # 90 % of the memory that was free when this file was written\n"
+        );
     }
     if let Some((folder, images)) = data {
         let folder = quoted(folder.canonicalize().unwrap_or_else(|_| folder.to_owned()).display().to_string());

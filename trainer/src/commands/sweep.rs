@@ -62,7 +62,7 @@ pub(super) struct SweepArgs {
     /// Bar: fail if a row is worse than in this earlier sweep.json
     #[arg(long, value_name = "FILE")]
     baseline: Option<PathBuf>,
-    /// How much worse than the baseline is let pass: 10%, or memory=2%,speed=30% [default: 10%]
+    /// How much worse than the baseline a row may be: 10%, or memory=2%,speed=30% [default: 10%]
     #[arg(long, value_name = "SHARE")]
     tolerance: Option<String>,
     /// Random weights of the same shapes for all that the configuration has on the Hub, which is the default
@@ -114,7 +114,7 @@ pub(super) fn run(args: &SweepArgs) -> Result<ExitCode, CommandError> {
     let loaded = with_notes(config::load(&args.config, &args.overrides()))?;
     let (variants, left_out) = sweep::variants(&loaded)?;
     for variant in &left_out {
-        note!("left out, since its micro-batch exceeds its effective batch: {variant}");
+        note!("skipped, since its micro-batch exceeds its effective batch: {variant}");
     }
     let bars = Bars::of(&loaded.config.sweep)?;
     let networks = match args.random_weights || !args.pretrained {

@@ -34,7 +34,7 @@ pub(super) struct TrainArgs {
     /// Resume the newest whole checkpoint of the run's folder or of the run in PATH, or the checkpoint in PATH
     #[arg(long, value_name = "PATH", num_args = 0..=1)]
     resume: Option<Option<PathBuf>>,
-    /// Go on although this key or table of the configuration has changed
+    /// Resume although this key or table of the configuration has changed
     #[arg(long, value_name = "KEY", requires = "resume")]
     allow: Vec<String>,
     /// Save and stop in time for a limit like 5h50m or 90s, counted from the start of the program

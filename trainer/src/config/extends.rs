@@ -90,7 +90,7 @@ impl Source {
         };
         let names: Vec<&str> = sources.iter().map(|source| source.name.as_str()).chain([self.name.as_str()]).collect();
         let line = last.key("extends").unwrap_or_default();
-        let message = format!("`extends` goes in a circle: {}", names.join(" -> "));
+        let message = format!("`extends` is circular: {}", names.join(" -> "));
         Err(ConfigError::Wrong { place: last.place(line), message })
     }
 
@@ -197,9 +197,9 @@ mod tests {
             ("c.toml", "extends = \"b\""),
         ];
         let error = load_files(&files, &[]).unwrap_err();
-        assert_eq!(error, "c.toml:1: `extends` goes in a circle: a.toml -> b.toml -> c.toml -> b.toml");
+        assert_eq!(error, "c.toml:1: `extends` is circular: a.toml -> b.toml -> c.toml -> b.toml");
         let error = load_files(&[("a.toml", "# a\nextends = \"a.toml\"\n")], &[]).unwrap_err();
-        assert_eq!(error, "a.toml:2: `extends` goes in a circle: a.toml -> a.toml");
+        assert_eq!(error, "a.toml:2: `extends` is circular: a.toml -> a.toml");
     }
 
     #[test]

@@ -69,7 +69,7 @@ impl Layers<'_> {
         for (key, warmup) in warmups.into_iter().filter_map(|(key, warmup)| Some((key, warmup?))) {
             if *warmup >= steps && self.is_over("run.steps", key) {
                 let shorter = steps.saturating_sub(1);
-                notes.push(format!("{key} is {shorter} in place of {warmup}, since run.steps is {steps}"));
+                notes.push(format!("{key} is {shorter} instead of {warmup}, since run.steps is {steps}"));
                 *warmup = shorter;
             }
         }
@@ -81,7 +81,7 @@ impl Layers<'_> {
             let effective = batch.effective;
             batch.micro = Micro::Samples(effective);
             if self.height("batch.micro").is_some() {
-                notes.push(format!("batch.micro is {effective} in place of {micro}, as batch.effective"));
+                notes.push(format!("batch.micro is {effective} instead of {micro}, as batch.effective"));
             }
         }
         notes

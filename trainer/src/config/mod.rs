@@ -69,7 +69,7 @@ pub struct Config {
     pub optimizer: OptimizerConfig,
     /// The learning rate over the run, in optimizer steps.
     pub schedule: ScheduleConfig,
-    /// The average of the weights over the steps, which is validated, reconstructed with and exported.
+    /// The average of the weights over the steps, which validation, `reconstruct` and `export` use.
     pub ema: EmaConfig,
     /// When the run is saved, and which checkpoints stay.
     pub checkpoints: CheckpointsConfig,
@@ -140,7 +140,7 @@ pub struct RunConfig {
     pub steps: u64,
     /// Determines all randomness of a run.
     pub seed: u64,
-    /// `auto`, `cpu`, `cuda:0`, `wgpu:0`.
+    /// Where to compute: `auto`, `cpu`, `cuda:0`, `wgpu:0`, …; `auto` takes CUDA, then wgpu, then the CPU.
     pub device: String,
     /// Write event files for TensorBoard into the run's folder.
     pub tensorboard: bool,
@@ -207,7 +207,7 @@ pub struct DataConfig {
     /// Side of the square images that the model sees, in pixels.
     #[schemars(range(min = 8, max = 4096))]
     pub resolution: u32,
-    /// Flip every other image left to right.
+    /// Flip half of the samples left to right.
     pub flip: bool,
     /// Which square of an image the model sees.
     pub crop: CropConfig,
@@ -280,7 +280,7 @@ impl Default for EmaConfig {
 pub struct CheckpointsConfig {
     /// Optimizer steps between checkpoints; 0 writes none by steps.
     pub every_steps: u64,
-    /// Minutes between checkpoints, whatever wrote the last one; 0 writes none by the clock.
+    /// Minutes after the last checkpoint at which the next one is written; 0 writes none by time.
     #[schemars(range(min = 0.0))]
     pub every_minutes: f64,
     /// Newest checkpoints to keep.
@@ -329,8 +329,8 @@ pub struct ValidationConfig {
     pub images: usize,
     /// Images on the sample grid.
     pub samples: usize,
-    /// Judge by `[clip]` also if no loss uses it: by the similarity to the original and, where images have captions, to
-    /// those.
+    /// Measure CLIP's scores also if no loss uses `[clip]`: the similarity of reconstructions to originals and, where
+    /// images have captions, to captions.
     pub clip: bool,
     /// Ends the run after this many validations in a row without a better `checkpoints.best`; 0 never does.
     pub patience: u64,

@@ -94,7 +94,7 @@ impl Override {
             return Err(message);
         }
         if self.covers("extends") {
-            return Err("`extends` belongs into a file: --config takes the base, and --set what differs".to_owned());
+            return Err("`extends` belongs in a file: --config names the base, and --set says what differs".to_owned());
         }
         let Some(value) = &self.value else { return self.remove(table.clone()) };
         let attempt = |value: toml::Value| {

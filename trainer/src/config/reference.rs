@@ -50,12 +50,14 @@ fn simplify(schema: &mut Schema) {
     }
     if let Some(Value::String(text)) = object.get_mut("description") {
         let line = text.split_whitespace().collect::<Vec<_>>().join(" ");
-        *text = line
-            .split_once("]`: ")
-            .filter(|(table, _)| table.starts_with("`["))
-            .map_or(&*line, |(_, about)| about)
-            .to_owned();
+        let of_table = line.split_once("]`: ").filter(|(table, _)| table.starts_with("`["));
+        *text = of_table.map_or_else(|| line.clone(), |(_, about)| capitalised(about));
     }
+}
+
+fn capitalised(text: &str) -> String {
+    let mut letters = text.chars();
+    letters.next().into_iter().flat_map(char::to_uppercase).chain(letters).collect()
 }
 
 /// What there is to know of a key of the configuration.

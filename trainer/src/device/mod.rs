@@ -132,8 +132,8 @@ impl Selected {
         if !matches!(self.choice, Choice::Auto | Choice::Cpu) {
             let path = crate::device::kernels::new_file()?;
             return Some(format!(
-                "kernels: none are compiled for this GPU yet; the first step compiles them and tries which are fast, which takes \
-                 long, and keeps them in {}",
+                "kernels: none for this GPU yet; the first step compiles and tunes them, which can take half an hour or \
+                 more, and keeps them in {}",
                 path.display()
             ));
         }
@@ -318,7 +318,7 @@ mod cuda {
         let device = (index < found.len()).then(|| Device::new(burn_cuda::CudaDevice::new(index)));
         let device = device.ok_or(DeviceError::Absent { choice, reason })?;
         if cubecl::cuda::install::cuda_path().is_none() {
-            let reason = "kernels are compiled with CUDA's headers, and there are none: set CUDA_PATH".to_owned();
+            let reason = "CUDA's headers, with which kernels are compiled, were not found: set CUDA_PATH".to_owned();
             return Err(DeviceError::Absent { choice, reason });
         }
         Ok(Selected { description: describe(choice, &device), device, choice })

@@ -19,10 +19,11 @@ use crate::precision::Probe;
 #[serde(rename_all = "lowercase")]
 #[strum(serialize_all = "lowercase")]
 pub enum Recompute {
-    /// Nothing: it keeps the whole graph, which is fastest.
+    /// Nothing: the whole graph is kept, which is fastest.
     #[default]
     None,
-    /// The inside of each block; keeps only its input, the least memory. The same gradient up to the order of its sums.
+    /// The inside of each block: only its input is kept, which takes the least memory. The gradient is the same up to
+    /// the order of its sums.
     Blocks,
 }
 

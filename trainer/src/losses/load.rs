@@ -60,7 +60,7 @@ pub enum LossError {
     #[error("`clip.tokenizer`: {0}")]
     Tokenizer(#[from] TokenizerError),
     /// There is no tokenizer, but one is needed.
-    #[error("`clip.tokenizer` is not set, and beside {} there is none: name a tokenizer.json, such as hf://openai/clip-vit-base-patch32/tokenizer.json", .0.display())]
+    #[error("`clip.tokenizer` is not set, and there is none beside {}: name a tokenizer.json, such as hf://openai/clip-vit-base-patch32/tokenizer.json", .0.display())]
     NoTokenizer(PathBuf),
     /// The loss's own settings are wrong.
     #[error("`{}` {}", .0.key, .0.message)]

@@ -42,7 +42,7 @@ loss_table! {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum Features {
-    /// Those of a network of ImageNet, weighted as LPIPS has learned.
+    /// Those of a network that was trained on ImageNet, with the weights that LPIPS has learned.
     Lpips,
     /// Those of the CLIP of `[clip]`.
     Clip,

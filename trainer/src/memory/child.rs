@@ -63,7 +63,7 @@ impl Children {
             Gradient::Compare(path) => drop(command.arg("--compare-gradient").arg(path)),
             Gradient::Ignore => {}
         }
-        let create = |path: &Path| File::create(path).map_err(io("write what a row says"));
+        let create = |path: &Path| File::create(path).map_err(io("write a row's output"));
         command.env(INSIDE, "1").stdin(Stdio::null()).stdout(create(&stdout)?).stderr(create(&stderr)?);
         let started = Instant::now();
         let mut child = command.spawn().map_err(io("start a row"))?;
@@ -144,7 +144,7 @@ fn why(status: ExitStatus, said: &str) -> Status {
         return Status::OutOfMemory(line.trim_start_matches("error: ").to_owned());
     }
     match signal(status) {
-        Some(KILLED) => Status::OutOfMemory("killed by signal 9, most likely by the system for want of memory".into()),
+        Some(KILLED) => Status::OutOfMemory("killed by signal 9, most likely because memory ran out".into()),
         Some(signal) => Status::Crashed(format!("signal {signal}: {error}")),
         None => Status::Failed(error),
     }

@@ -144,7 +144,7 @@ fn measured_micro(measurer: Measurer, limit: u64) -> Result<Result<(usize, u64),
         }
     }
     let help = match fitting.is_empty() {
-        true => "it would not fit with recomputation, bf16 and half the resolution either".to_owned(),
+        true => "even with recomputation, bf16 and half the resolution it would not fit".to_owned(),
         false => format!("what would fit: {}", fitting.join(", or ")),
     };
     Ok(Err(format!("is {}, and a single sample at a time takes {one}; {help}", readable(limit))))

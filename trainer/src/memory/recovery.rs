@@ -143,7 +143,7 @@ impl Recovery {
             // The user has set no limit, and the device has enough memory.
             (None, Shortage::Limit(_, Limit { configured: false, .. })) => {
                 self.limit = None;
-                Ok((settings, "nothing is left to lower, and the limit is dropped".to_owned()))
+                Ok((settings, "nothing is left to lower, so the limit no longer applies".to_owned()))
             }
             (None, _) => Err(MemoryError::Exhausted(Exhausted {
                 cause: shortage.in_words(),

@@ -21,7 +21,7 @@ pub enum ModelError {
     #[error("the weights lack `{0}`")]
     Missing(String),
     /// A tensor has the wrong number of dimensions.
-    #[error("`{name}` has shape {shape:?}, which is not of {rank} dimensions")]
+    #[error("`{name}` has shape {shape:?}, must have {rank} dimensions")]
     Rank {
         /// The parameter's name.
         name: String,
@@ -116,7 +116,7 @@ impl<'a> WeightReader<'a> {
         if found == shape {
             return Ok(param);
         }
-        Err(ModelError::Shape { name: self.join(name), shapes: format!("{found:?}, and {shape:?} is needed") })
+        Err(ModelError::Shape { name: self.join(name), shapes: format!("{found:?}, must be {shape:?}") })
     }
 }
 

@@ -93,7 +93,7 @@ impl Reporter {
         let Some(events) = &mut self.events else { return };
         if let Err(error) = events.write(step, values) {
             self.events = None;
-            progress.line(&format!("nothing more for TensorBoard: {error}"));
+            progress.line(&format!("TensorBoard gets no more values: {error}"));
         }
     }
 }

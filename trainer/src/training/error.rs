@@ -41,7 +41,7 @@ pub enum TrainError {
     #[error(transparent)]
     Data(#[from] DataError),
     /// The memory of a step could not be measured.
-    #[error("nothing says what a step takes: {0}")]
+    #[error("cannot measure the memory of a step: {0}")]
     Measuring(MemoryError),
     /// A loss needs captions.
     #[error("{name} has no caption, which losses.{loss} needs: {reason}; put one into a .txt file of the same name")]
@@ -84,7 +84,7 @@ pub enum TrainError {
     Samples(#[from] image::ImageError),
     /// The run's folder holds a run already, and `--resume` was not given.
     #[error(
-        "{} already holds a run: resume it by --resume, or choose another folder by --run-dir",
+        "{} already holds a run: resume it with --resume, or choose another folder with --run-dir",
         .0.display()
     )]
     Occupied(PathBuf),
@@ -93,7 +93,7 @@ pub enum TrainError {
     NothingToResume(PathBuf),
     /// The configuration or the images of a resumed run changed in a way that makes it another run.
     #[error(
-        "the run to resume was started with another configuration: {}; --allow {} goes on all the same",
+        "the run to resume was started with another configuration: {}; to resume anyway, add --allow {}",
         .0.iter().map(Change::to_string).collect::<Vec<_>>().join(", "),
         .0.iter().map(|change| change.key.as_str()).collect::<Vec<_>>().join(" --allow ")
     )]

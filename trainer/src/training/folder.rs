@@ -96,7 +96,7 @@ impl Drop for CreatedFolders {
 fn acquire(path: &Path) -> Result<RunLock, TrainError> {
     let lock = RunLock::acquire(path)?;
     if !lock.is_enforced() {
-        note!("{} knows no locks: let no other process train there", path.display());
+        note!("{} cannot be locked on its file system: make sure that no other process trains there", path.display());
     }
     Ok(lock)
 }

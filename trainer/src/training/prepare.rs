@@ -109,7 +109,7 @@ impl Training {
             }
         } else if let Some(Resume::Checkpoint(_)) = options.resume {
             for aside in store.set_aside(step)? {
-                note!("set aside, since the run goes on from step {step}: {}", aside.display());
+                note!("set aside, since the run resumes at step {step}: {}", aside.display());
             }
         }
         let batch_norm = losses.discriminator().is_some_and(Discriminator::has_batch_norm);

@@ -208,7 +208,7 @@ pub(super) fn random_architecture(model: &ModelConfig) -> Result<Architecture, P
     }
     architecture.mid_attention = model.mid_attention.unwrap_or(architecture.mid_attention);
     architecture.quantizer.l2_norm = model.l2_norm.unwrap_or(architecture.quantizer.l2_norm);
-    let wrong = |error: WeightsError| Problem { key: "model", message: format!("describes no model: {error}") };
+    let wrong = |error: WeightsError| Problem { key: "model", message: format!("does not describe a model: {error}") };
     architecture.check().map_err(wrong)?;
     Ok(architecture)
 }

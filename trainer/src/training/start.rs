@@ -74,7 +74,7 @@ fn check_changes(
         for reason in &data.version_differences {
             now += &format!("; {reason}");
         }
-        changes.push(Change { key: "pictures".into(), then, now });
+        changes.push(Change { key: "images".into(), then, now });
     }
     for name in allow.iter().filter(|name| !changes.iter().any(|change| change.is_named_by(name))) {
         note!("--allow {name}: nothing of that name has changed");
@@ -99,10 +99,10 @@ fn check_unfinished(state: &State, config: &Config, checkpoint: &Path) -> Result
     // A run that was stopped before its last validation still has to do that.
     let is_through = step > steps || step == steps && (state.validated == Some(step) || config.validation.images == 0);
     match out_of_patience {
-        _ if is_through => note!("the run is finished at step {step} of {steps}; raise run.steps to go on"),
+        _ if is_through => note!("the run is finished at step {step} of {steps}; raise run.steps to continue"),
         Some(best) => note!(
             "the run is finished: it ended at step {step}, with no better {} in {patience} validations; raise \
-             validation.patience to go on",
+             validation.patience to continue",
             best.metric.name()
         ),
         None => return Ok(()),
@@ -127,8 +127,8 @@ fn tell_schedule(before: &Config, now: &Config, step: u64) {
     }
     let rate = |config: &Config| LrSchedule::new(&config.schedule, &config.optimizer, config.run.steps).at(step);
     note!(
-        "run.steps is {steps} and was {then}: the schedule now ends at step {steps}, and the learning rate goes on from {:.2e} \
-         where it would have been {:.2e}",
+        "run.steps is {steps} and was {then}: the schedule now ends at step {steps}, and the learning rate is \
+         {:.2e} instead of {:.2e}",
         rate(now),
         rate(before)
     );

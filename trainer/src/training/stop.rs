@@ -28,7 +28,7 @@ impl fmt::Display for Reason {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::Signal => "stopping",
-            Self::Hangup => "the terminal has hung up",
+            Self::Hangup => "the terminal was closed",
             Self::MaxTime => "--max-time is nearly over",
         })
     }
@@ -102,7 +102,7 @@ impl Stop {
                 *phase = Phase::Asked(reason);
                 self.interrupter.stop(None);
                 drop(phase);
-                write_line_soon(format!("{reason}: the run is saved first, Ctrl-C stops at once"));
+                write_line_soon(format!("{reason}: saving the run first; Ctrl-C stops at once"));
             }
             Phase::Asked(Reason::Hangup) => *phase = Phase::Asked(reason),
             Phase::Asked(_) if reason == Reason::Signal => {

@@ -7,7 +7,7 @@ pub enum PickleError {
     #[error("it ends in the middle of a value")]
     Truncated,
     /// A byte that is no instruction.
-    #[error("byte {0:#04x} is no pickle instruction")]
+    #[error("byte {0:#04x} is not a pickle instruction")]
     Opcode(u8),
     /// An instruction that does not fit what came before.
     #[error("a pickle instruction does not fit the values before it ({0})")]

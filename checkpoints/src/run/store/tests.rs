@@ -207,7 +207,7 @@ fn every_kind_of_damage_is_named_and_passed_over() {
                 fs::remove_dir_all(at)?;
                 fs::rename(at.with_file_name("step-000150"), at)
             },
-            "step-000200 holds step 150, not the step of its name",
+            "step-000200 contains step 150, not the step in its name",
         ),
     ];
     for (damage, expected) in damages {

@@ -356,7 +356,7 @@ fn a_contrast_needs_something_to_contrast_with() {
     let error = self::error(&format!("{on}against = [\"caption\"]\n"));
     assert!(error.starts_with("mine.toml:3: unknown value `caption`, did you mean `captions`?"), "{error}");
     let error = self::error(&format!("{on}[batch]\neffective = 1\nmicro = 1\n"));
-    assert!(error.starts_with("mine.toml:2: `losses.clip_contrastive.weight` needs other images"), "{error}");
+    assert!(error.starts_with("mine.toml:2: `losses.clip_contrastive.weight` needs at least 2 images"), "{error}");
 }
 
 #[test]

@@ -109,7 +109,7 @@ impl DiscriminatorConfig {
         let start = self.start(loss);
         if start > loss.start {
             let message = format!(
-                "is {start}, must be at most losses.adversarial.start = {}, where it has to know something",
+                "is {start}, must be at most losses.adversarial.start = {}, since it has to learn first",
                 loss.start
             );
             return problem("discriminator.start", message);

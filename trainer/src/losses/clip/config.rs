@@ -29,8 +29,8 @@ pub struct ClipConfig {
     /// Number of random squares used as further views, up to 1024; image and reconstruction have the same ones.
     #[schemars(range(max = MOST_CUTOUTS))]
     pub cutouts: usize,
-    /// A square's size goes from the smallest to the largest by a uniform number raised to this exponent, above 0; an
-    /// exponent over 1 favours small squares.
+    /// Exponent, above 0, of the uniform number that chooses a square's size from the smallest to the largest: above 1,
+    /// more of the squares are small.
     #[schemars(extend("exclusiveMinimum" = 0))]
     pub cutout_power: f64,
     /// Cutouts per sample of a micro-batch in memory at a time; 0 for all. It does not change the result of a step.
@@ -38,7 +38,7 @@ pub struct ClipConfig {
     /// Probability, 0..1, that a cutout is rotated and shifted.
     #[schemars(range(min = 0.0, max = 1.0))]
     pub affine: f64,
-    /// Probability, 0..1, that a cutout gets a perspective.
+    /// Probability, 0..1, that a cutout is seen in perspective.
     #[schemars(range(min = 0.0, max = 1.0))]
     pub perspective: f64,
     /// Probability, 0..1, that a cutout's colours change.

@@ -62,7 +62,7 @@ impl LossTable for ClipContrastiveConfig {
             return problem("losses.clip_contrastive.against", message);
         }
         if around.effective == 1 {
-            let message = "needs other images to tell one from, but batch.effective is 1";
+            let message = "needs at least 2 images to tell apart, but batch.effective is 1";
             return problem("losses.clip_contrastive.weight", message);
         }
         Ok(())

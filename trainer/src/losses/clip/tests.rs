@@ -64,7 +64,7 @@ fn texts_are_read_only_for_losses_that_need_them() {
     ];
     for edit in needs {
         let error = guidance(folder.path(), edit).map(drop).unwrap_err();
-        assert!(error.starts_with("`clip.tokenizer` is not set, and beside "), "{error}");
+        assert!(error.starts_with("`clip.tokenizer` is not set, and there is none beside "), "{error}");
         assert!(error.contains(folder.path().to_str().unwrap()), "{error}");
     }
 }

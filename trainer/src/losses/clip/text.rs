@@ -35,7 +35,7 @@ impl LossTable for ClipTextConfig {
             return Ok(());
         }
         if self.prompts.iter().any(|prompt| prompt.trim().is_empty()) {
-            return problem(PROMPTS, "has an empty text; without any, each image's own caption is taken");
+            return problem(PROMPTS, "has an empty text; without prompts, each image's own caption is used");
         }
         self.prompts().map(drop)
     }
@@ -79,7 +79,7 @@ pub enum PromptError {
         weight: String,
     },
     /// The weight is 0.
-    #[error("prompt `{0}` has the weight 0 and would do nothing: leave it out")]
+    #[error("prompt `{0}` has the weight 0 and no effect: remove it")]
     Zero(String),
 }
 

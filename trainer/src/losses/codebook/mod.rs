@@ -24,20 +24,20 @@ use crate::problem::{Problem, not_negative, positive, problem};
 loss_table! {
     /// `[losses.codebook]`: ties codes and latents together, and keeps the codes in use.
     codebook: CodebookConfig, weight = 1.0,
-    /// The smaller of the two terms' weights; the default is the checkpoint's.
+    /// Weight of the commitment term, or of the codes' term with `legacy`; the other term's is 1. The default is the
+    /// checkpoint's.
     #[schemars(range(min = 0.0))]
     #[serde(skip_serializing_if = "Option::is_none")]
     beta: Option<f64> = None,
-    /// Whether `beta` weights the codes' term (taming's legacy) and not the commitment; the default is the
-    /// checkpoint's.
+    /// Whether `beta` weights the codes' term, as taming's legacy form does; the default is the checkpoint's.
     #[serde(skip_serializing_if = "Option::is_none")]
     legacy: Option<bool> = None,
     /// Weight of the entropy term; the default is the checkpoint's.
     #[schemars(range(min = 0.0))]
     #[serde(skip_serializing_if = "Option::is_none")]
     entropy: Option<f64> = None,
-    /// For a Gumbel quantizer only, as are the next three: weight, within this loss, of the divergence of the codes'
-    /// probabilities from uniform ones; the default is 1e-8.
+    /// For a Gumbel quantizer only, as are the next three keys: weight, within this loss, of the divergence of the
+    /// codes' probabilities from uniform ones; the default is 1e-8.
     #[schemars(range(min = 0.0))]
     #[serde(skip_serializing_if = "Option::is_none")]
     kl_weight: Option<f64> = None,

@@ -377,7 +377,7 @@ fn what_is_not_the_models_tokenizer_is_refused_in_one_line() {
     assert!(refusal(folder.path(), &architecture).contains("has none of tokenizer.json"));
     assert!(refusal(&folder.path().join("missing.json"), &architecture).contains("missing.json: No such file"));
     assert!(of("a.txt", b"a cat\nis no list\n").contains("neither JSON nor a list of merges"));
-    assert!(of("b.txt", b"#version: 0.2\na b\nword\n").contains("no pair of tokens: word"));
+    assert!(of("b.txt", b"#version: 0.2\na b\nword\n").contains("not a pair of tokens: word"));
     assert!(of("c.txt", b"#version: 0.2\na b\n").contains("it has 1 merges"));
     assert!(of("d.txt", b"#version\n\xff\xfe").contains("not text"));
     assert!(of("e.json", b"{\"model\": 3}").contains("is not the tokenizer of this CLIP"));

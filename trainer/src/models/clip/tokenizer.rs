@@ -87,7 +87,7 @@ impl ClipTokenizer {
         let largest = opened.tokenizer.get_vocab(true).into_values().max().unwrap_or(0);
         if largest as usize >= architecture.vocabulary {
             let vocabulary = architecture.vocabulary;
-            return Err(unsuitable(format!("it has a token {largest}, the model's {vocabulary} end before")));
+            return Err(unsuitable(format!("it has token {largest}, but the model has only {vocabulary} tokens")));
         }
         Ok(opened)
     }
@@ -164,7 +164,7 @@ fn merge_lines(bytes: &[u8]) -> Result<Vec<(&str, &str)>, String> {
     if !heading.contains("#version") {
         return Err("it is neither JSON nor a list of merges, which begins with #version".to_owned());
     }
-    let pair = |line: &'_ str| -> Result<_, String> { Err(format!("no pair of tokens: {}", one_line(line))) };
+    let pair = |line: &'_ str| -> Result<_, String> { Err(format!("not a pair of tokens: {}", one_line(line))) };
     let lines = lines.lines().filter(|line| !line.is_empty());
     lines.map(|line| line.split_once(' ').map_or_else(|| pair(line), Ok)).collect()
 }

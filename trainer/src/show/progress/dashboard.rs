@@ -21,7 +21,7 @@ use crate::show::readable;
 
 /// A dashboard was asked for where there is no terminal.
 #[derive(Debug, thiserror::Error)]
-#[error("--tui needs a terminal: standard input and output are to be one")]
+#[error("--tui needs a terminal: standard input and output must be one")]
 pub struct NoTerminal;
 
 /// Checks that there is a terminal that a dashboard can take.

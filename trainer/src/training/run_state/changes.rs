@@ -40,7 +40,7 @@ fn is_free(key: &str) -> bool {
 /// A value that has changed since a run was saved.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Change {
-    /// A key of the configuration, or `pictures`.
+    /// A key of the configuration, or `images`.
     pub key: String,
     /// The old value.
     pub then: String,

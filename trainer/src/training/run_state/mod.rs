@@ -45,7 +45,7 @@ pub enum StateError {
         message: String,
     },
     /// A run with values that are not finite is not saved.
-    #[error("{file}: `{tensor}` is not finite any more; a lower optimizer.learning_rate often helps")]
+    #[error("{file}: `{tensor}` is no longer finite; a lower optimizer.learning_rate often helps")]
     NotFinite {
         /// Which of the checkpoint's files.
         file: &'static str,
@@ -242,7 +242,7 @@ fn check_shape(name: &'static str, weights: &WeightsFile, tensor: &str, expected
     match weights.info(tensor) {
         Some((_, found)) if found == expected => Ok(()),
         Some((_, found)) => {
-            let shapes = format!("{found:?}, and {expected:?} is needed");
+            let shapes = format!("{found:?}, must be {expected:?}");
             Err(file(name)(&ModelError::Shape { name: tensor.to_owned(), shapes }))
         }
         None => Err(file(name)(&ModelError::Missing(tensor.to_owned()))),

@@ -396,7 +396,7 @@ fn around(sizes: &Sizes) -> Vec<Piece<'_>> {
         }
     };
     vec![
-        Piece { name: "images' way to the device".into(), half: false, run: Box::new(upload) },
+        Piece { name: "images copied to the device".into(), half: false, run: Box::new(upload) },
         Piece { name: "three steps of Adam".into(), half: false, run: Box::new(optimizer(OptimizerName::Adam)) },
         Piece { name: "three steps of AdamW".into(), half: false, run: Box::new(optimizer(OptimizerName::AdamW)) },
     ]

@@ -40,7 +40,7 @@ impl Bars {
         let new = sweep.rows.iter().filter(|row| !has(baseline, row));
         let gone = baseline.rows.iter().filter(|row| !has(sweep, row));
         let mut notes: Vec<String> = new.map(|row| format!("not in the baseline: {}", row.name())).collect();
-        notes.extend(gone.map(|row| format!("in the baseline alone: {}", row.name())));
+        notes.extend(gone.map(|row| format!("only in the baseline: {}", row.name())));
         if let (Some(now), Some(then)) = (&sweep.device, &baseline.device)
             && now != then
         {
@@ -214,7 +214,7 @@ mod tests {
             bars.notes(&now),
             [
                 "not in the baseline: micro 4 of 8, fp32, 32 px, recompute none",
-                "in the baseline alone: micro 2 of 8, fp32, 32 px, recompute none",
+                "only in the baseline: micro 2 of 8, fp32, 32 px, recompute none",
                 "the baseline was measured on another device, cpu, 2 threads; this is cuda:0",
             ]
         );

@@ -21,7 +21,7 @@ pub enum MeasureError {
     #[error(transparent)]
     Gradient(#[from] GradientError),
     /// The run left no line for a step.
-    #[error("the steps left no figures in {}", .0.display())]
+    #[error("the steps wrote no metrics to {}", .0.display())]
     NoFigures(PathBuf),
 }
 

@@ -48,7 +48,7 @@ pub fn from_json(document: Json) -> Result<Vec<Entry>, serde_json::Error> {
 /// It is not JSON, or not in the format of COCO.
 pub fn parse(text: &str) -> Result<Vec<Entry>, Unread> {
     serde_json::from_str(text).map(entries).map_err(|error| match error.is_data() {
-        true => Unread::NotUsed(format!("it is not as COCO has it: {error}")),
+        true => Unread::NotUsed(format!("it does not have COCO's format: {error}")),
         false => Unread::Broken(error.to_string()),
     })
 }

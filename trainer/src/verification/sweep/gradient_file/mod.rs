@@ -28,7 +28,7 @@ pub enum GradientError {
     #[error("the reference gradient: {0}")]
     Read(#[from] WeightsError),
     /// Another gradient than the reference's, and not by rounding.
-    #[error("`{0}` has a gradient of one shape here and of another, or none, in the reference")]
+    #[error("`{0}` has no gradient in the reference, or one of another shape")]
     Different(String),
     /// The device could not hand a tensor back.
     #[error("the device failed while a gradient was read back: {0}")]

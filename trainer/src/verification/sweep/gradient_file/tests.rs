@@ -94,7 +94,7 @@ fn a_gradient_on_one_side_only_is_named() {
     batch.generator = GradientsParams::new();
     write(&path, &model, None, &batch).unwrap();
     let error = deviation(&path, &model, None, &gradient(&model, 2, &[(0, 2)])).unwrap_err().to_string();
-    assert!(error.starts_with("`generator.encoder.") && error.contains("none, in the reference"), "{error}");
+    assert!(error.starts_with("`generator.encoder.") && error.contains("no gradient in the reference"), "{error}");
 }
 
 /// The mean over micro-batches of their means, which is what trainers get wrong that divide by the number of
