@@ -11,6 +11,9 @@ use crate::Result;
 /// Captions whose hash is a multiple of this are never trained on.
 const HELD_OUT: u64 = 16;
 
+/// Wrong captions of each image.
+pub const WRONG_CAPTIONS: usize = 3;
+
 /// The drawn images of one seed.
 pub struct Samples {
     source: ShapesSource,
@@ -41,12 +44,22 @@ impl Samples {
         self.source.changed_caption(index, attribute, 0)
     }
 
-    /// The same with an attribute changed that the index chooses; those more often that are learned late.
-    pub fn wrong_caption(&self, index: usize) -> String {
+    /// Captions that are wrong in one attribute each. What is learned late is changed more often: at first places and
+    /// forms, in later `cycle`s forms.
+    pub fn wrong_captions(&self, index: usize, cycle: u64) -> [String; WRONG_CAPTIONS] {
         use Attribute::{Background, Colour, Form, Number, Position, Size};
-        const ATTRIBUTES: [Attribute; 10] =
-            [Position, Form, Background, Position, Size, Form, Position, Colour, Form, Number];
-        self.changed_caption(index, ATTRIBUTES[index % ATTRIBUTES.len()])
+        const FIRST: [Attribute; 5] = [Background, Size, Background, Number, Colour];
+        const LATER: [Attribute; 6] = [Background, Position, Size, Background, Number, Colour];
+        let attributes = match cycle {
+            0 => [Form, Position, FIRST[index % FIRST.len()]],
+            _ => [Form, Form, LATER[index % LATER.len()]],
+        };
+        let mut draw = 0;
+        attributes.map(|attribute| {
+            let caption = self.source.changed_caption(index, attribute, draw);
+            draw += cycle.min(1);
+            caption
+        })
     }
 
     /// Images as the image tower sees them, `[N, 3, S, S]`, without autodiff.

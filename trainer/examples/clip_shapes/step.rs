@@ -13,10 +13,10 @@ use trainer::models::clip::ClipTokenizer;
 use trainer::optim::{GradientSum, add_gradients};
 
 use crate::Result;
-use crate::data::{Samples, tokens};
+use crate::data::{Samples, WRONG_CAPTIONS, tokens};
 use crate::network::Network;
 
-/// Images, their captions, and as many wrong captions after them.
+/// Images, their captions, and after these their wrong captions, kind after kind.
 struct MicroBatch {
     images: Tensor<4>,
     texts: Tensor<2, Int>,
@@ -27,6 +27,8 @@ pub struct Micro<'a> {
     pub samples: &'a Samples,
     pub tokenizer: &'a ClipTokenizer,
     pub architecture: &'a ClipArchitecture,
+    /// Cycles of the schedule that are over.
+    pub cycle: u64,
     /// Samples in a micro-batch.
     pub size: usize,
     /// Without autodiff.
@@ -39,7 +41,7 @@ pub struct Judged {
     pub loss: f32,
     /// Share of the images whose own caption is the most similar of all captions of the batch, wrong ones included.
     pub top_1: f32,
-    /// Share of the images to which their own caption is more similar than their wrong one.
+    /// Share of the images to which their own caption is more similar than their wrong ones.
     pub attribute: f32,
     /// The factor of the cosines.
     pub scale: f32,
@@ -47,9 +49,11 @@ pub struct Judged {
 
 impl Micro<'_> {
     fn batch(&self, indices: &[usize]) -> Result<MicroBatch> {
-        let captions = indices.iter().map(|index| self.samples.caption(*index));
-        let wrong = indices.iter().map(|index| self.samples.wrong_caption(*index));
-        let captions: Vec<String> = captions.chain(wrong).collect();
+        let mut captions: Vec<String> = indices.iter().map(|index| self.samples.caption(*index)).collect();
+        let wrong: Vec<_> = indices.iter().map(|index| self.samples.wrong_captions(*index, self.cycle)).collect();
+        for kind in 0..WRONG_CAPTIONS {
+            captions.extend(wrong.iter().map(|captions| captions[kind].clone()));
+        }
         Ok(MicroBatch {
             images: self.samples.images(indices, self.architecture, &self.device)?,
             texts: tokens(&captions, self.tokenizer, self.architecture.end_of_text, &self.device)?,
@@ -67,18 +71,12 @@ impl Micro<'_> {
         let plain = network.valid();
         let embedded = self.each(indices, |_, batch| {
             let texts = plain.text.forward(batch.texts);
-            let n = batch.images.dims()[0];
-            let wrong = texts.clone().narrow(0, n, n);
-            (plain.image.forward(batch.images), texts.narrow(0, 0, n), wrong)
+            (plain.image.forward(batch.images), texts.chunk(1 + WRONG_CAPTIONS, 0))
         })?;
-        let (mut images, mut captions, mut wrong) = (Vec::new(), Vec::new(), Vec::new());
-        for (image, caption, other) in embedded {
-            images.push(image);
-            captions.push(caption);
-            wrong.push(other);
-        }
-        captions.extend(wrong);
-        let [images, texts] = [images, captions].map(|parts| Tensor::cat(parts, 0).autodiff().require_grad());
+        let (images, texts): (Vec<_>, Vec<_>) = embedded.into_iter().unzip();
+        let kinds = (0..=WRONG_CAPTIONS).flat_map(|kind| texts.iter().map(move |texts| texts[kind].clone()));
+        let texts = kinds.collect();
+        let [images, texts] = [images, texts].map(|parts| Tensor::cat(parts, 0).autodiff().require_grad());
 
         let (loss, mut judged) = contrastive(images.clone(), texts.clone(), network.logit_scale.val())?;
         judged.loss = loss.clone().into_scalar();
@@ -92,11 +90,12 @@ impl Micro<'_> {
 
         let parts = self.each(indices, |first, batch| {
             let n = batch.images.dims()[0];
-            let at_texts = [first, indices.len() + first].map(|from| at_texts.clone().narrow(0, from, n));
+            let kinds = 0..=WRONG_CAPTIONS;
+            let at_texts = kinds.map(|kind| at_texts.clone().narrow(0, kind * indices.len() + first, n)).collect();
             let images = network.image.forward(batch.images.autodiff());
             let texts = network.text.forward(batch.texts);
             let surrogate = (images * at_images.clone().narrow(0, first, n).autodiff()).sum()
-                + (texts * Tensor::cat(at_texts.to_vec(), 0).autodiff()).sum();
+                + (texts * Tensor::cat(at_texts, 0).autodiff()).sum();
             let mut gradients = surrogate.backward();
             let mut sum = GradientSum::default();
             sum.add_module(&mut gradients, network);
@@ -107,9 +106,10 @@ impl Micro<'_> {
 }
 
 /// InfoNCE in both directions, with wrong captions (Yuksekgonul et al. 2023, arXiv 2210.01936): an image has to be
-/// nearest to its own caption among all 2N texts, a caption nearest to its own image among all N images.
+/// nearest to its own caption among all texts, a caption nearest to its own image among all N images.
 ///
-/// `images` is `[N, E]`; `texts` is `[2N, E]`, the captions of the images and then their wrong captions.
+/// `images` is `[N, E]`; `texts` is `[(1 + WRONG_CAPTIONS) N, E]`, the captions of the images and then their wrong captions, kind
+/// after kind.
 fn contrastive(images: Tensor<2>, texts: Tensor<2>, log_scale: Tensor<1>) -> Result<(Tensor<1>, Judged)> {
     let unit = |x: Tensor<2>| x.clone() / x.square().sum_dim(1).clamp_min(1e-12).sqrt();
     let n = images.dims()[0];
@@ -126,11 +126,11 @@ fn contrastive(images: Tensor<2>, texts: Tensor<2>, log_scale: Tensor<1>) -> Res
 
     let values: Vec<f32> =
         logits.without_autodiff().into_data().try_into_vec().map_err(|error| format!("{error:?}"))?;
-    let rows = || values.chunks_exact(2 * n).enumerate();
+    let rows = || values.chunks_exact((1 + WRONG_CAPTIONS) * n).enumerate();
     let share = |count: usize| count as f32 / n as f32;
     let top_1 =
         rows().filter(|(at, row)| row.iter().enumerate().all(|(other, v)| other == *at || *v < row[*at])).count();
-    let attribute = rows().filter(|(at, row)| row[*at] > row[n + at]).count();
+    let attribute = rows().filter(|(at, row)| (1..=WRONG_CAPTIONS).all(|kind| row[*at] > row[kind * n + at])).count();
     let scale = scale.without_autodiff().into_scalar();
     Ok((loss, Judged { loss: 0.0, top_1: share(top_1), attribute: share(attribute), scale }))
 }

@@ -15,7 +15,7 @@ use trainer::optim::{
     unscale_and_clip,
 };
 
-use crate::data::Samples;
+use crate::data::{Samples, WRONG_CAPTIONS};
 use crate::network::{Network, architecture, random_weights};
 use crate::step::Micro;
 use crate::{Result, files};
@@ -28,11 +28,14 @@ pub struct Settings {
     /// The folder that the model is written to.
     #[arg(long, default_value = "runs/clip-shapes")]
     output: PathBuf,
-    /// Optimizer steps, the first ones included.
-    #[arg(long, default_value_t = 2200)]
+    /// Cycles of the schedule: each begins with the highest learning rate (Loshchilov, Hutter 2017, arXiv 1608.03983).
+    #[arg(long, default_value_t = 2)]
+    cycles: u64,
+    /// Optimizer steps of a cycle, the first ones included.
+    #[arg(long, default_value_t = 3200)]
     steps: u64,
-    /// Steps of small batches, with which a model begins: it needs many steps before it sees where something is.
-    #[arg(long, default_value_t = 2000)]
+    /// Steps of small batches, with which a cycle begins: a model needs many steps before it sees where something is.
+    #[arg(long, default_value_t = 3080)]
     first_steps: u64,
     /// Images in an effective batch of the first steps.
     #[arg(long, default_value_t = 64)]
@@ -41,7 +44,7 @@ pub struct Settings {
     #[arg(long, default_value_t = 512)]
     effective: usize,
     /// Images in a micro-batch; the result is the same with any number.
-    #[arg(long, default_value_t = 16)]
+    #[arg(long, default_value_t = 32)]
     micro: usize,
     /// Seed of weights and images.
     #[arg(long, default_value_t = 20)]
@@ -101,14 +104,17 @@ pub fn train(settings: &Settings) -> Result<()> {
         }
     };
     println!("{} parameters, {vocabulary} tokens", trained.network.num_params());
-    while trained.step < settings.steps {
+    let steps = settings.cycles * settings.steps;
+    while trained.step < steps {
         let began = Instant::now();
-        let effective = if trained.step < settings.first_steps { settings.first_effective } else { settings.effective };
+        let (cycle, step) = (trained.step / settings.steps, trained.step % settings.steps);
+        let effective = if step < settings.first_steps { settings.first_effective } else { settings.effective };
         let (indices, next) = samples.next(trained.next, effective, false);
         let micro = Micro {
             samples: &samples,
             tokenizer: &tokenizer,
             architecture: &architecture,
+            cycle,
             size: settings.micro,
             device: plain.clone(),
         };
@@ -116,25 +122,24 @@ pub fn train(settings: &Settings) -> Result<()> {
         let norm = global_norm(&trained.network, &gradients).ok_or("there is no gradient")?;
         let norm = f64::from(norm.into_scalar::<f32>());
         let gradients = unscale_and_clip(&trained.network, gradients, 1.0, norm, optimizer.clip_norm);
-        let network = trained.optimizer.step(schedule.at(trained.step), trained.network, gradients);
+        let network = trained.optimizer.step(schedule.at(step), trained.network, gradients);
         let average = trained.average.updated(&network, trained.step);
         let milliseconds = trained.milliseconds + began.elapsed().as_millis() as u64;
         trained =
             Trained { network, average, optimizer: trained.optimizer, step: trained.step + 1, next, milliseconds };
         if trained.step.is_multiple_of(25) {
             println!(
-                "step {:4}/{}  loss {:.3}  own caption first of {}: {:4.1} %  attribute right: {:4.1} %  scale {:.1}  norm {norm:.2}  {:.1} s",
+                "step {:4}/{steps}  loss {:.3}  own caption first of {}: {:4.1} %  attribute right: {:4.1} %  scale {:.1}  norm {norm:.2}  {:.1} s",
                 trained.step,
-                settings.steps,
                 judged.loss,
-                2 * effective,
+                (1 + WRONG_CAPTIONS) * effective,
                 100.0 * judged.top_1,
                 100.0 * judged.attribute,
                 judged.scale,
                 milliseconds as f64 / 1000.0,
             );
         }
-        if trained.step % settings.save_every == 0 || trained.step == settings.steps {
+        if trained.step % settings.save_every == 0 || trained.step == steps {
             save(&settings.output.join(STATE), &trained)?;
             files::write(&settings.output, &architecture, &trained.average.model().weights()?, &tokenizer_json)?;
         }
