@@ -91,3 +91,48 @@ fn ones_own_images_need_no_captions() {
     assert!(result["after"]["clip"].is_f64() && result["after"]["caption"].is_null(), "{result}");
     assert!(folder.path().join("runs/own-images-cpu/report.html").is_file());
 }
+
+/// The table of scores in a page or an output: the first word of a row with its values before and after.
+fn scores(text: &str) -> Vec<(String, f64, f64)> {
+    let rows = text.lines().skip_while(|line| !line.starts_with("validation, 64 images")).skip(1);
+    let row = |line: &str| {
+        let (name, values) = line.split_once("  ")?;
+        let mut values = values.split_whitespace().map(|value| value.parse().ok());
+        Some((name.to_owned(), values.next()??, values.next()??))
+    };
+    rows.map_while(row).collect()
+}
+
+/// Two processors round differently, and a hundred steps enlarge that; a stale table is further off.
+fn tolerance(name: &str) -> f64 {
+    match name {
+        "PSNR (dB)" => 0.3,
+        "right caption of 64 (%)" => 10.0,
+        "codes used (%)" => 2.0,
+        "perplexity of the codes" => 25.0,
+        _ => 0.03,
+    }
+}
+
+// Takes minutes of all cores, so it is asked for by name.
+#[test]
+#[ignore = "trains for minutes"]
+fn the_readme_shows_what_the_first_run_gives() {
+    let folder = tempfile::tempdir().unwrap();
+    let output = run(folder.path(), &["--config", "tiny-cpu.toml"]).success().stdout;
+    let readme = fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("../README.md")).unwrap();
+    let (shown, measured) = (scores(&readme), scores(&output));
+    assert_eq!(measured.len(), 8, "{output}");
+    assert_eq!(shown.len(), measured.len(), "{shown:?}");
+    for ((name, before, after), (measured, measured_before, measured_after)) in shown.iter().zip(&measured) {
+        assert_eq!(name, measured);
+        assert!((before - measured_before).abs() <= tolerance(name), "{name} before: {before}, {measured_before}");
+        assert!((after - measured_after).abs() <= tolerance(name), "{name} after: {after}, {measured_after}");
+        let is_better = if name == "mean absolute error" {
+            measured_after < measured_before
+        } else {
+            measured_after > measured_before
+        };
+        assert!(is_better, "{name} got worse: {measured_before} to {measured_after}");
+    }
+}
