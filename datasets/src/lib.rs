@@ -37,6 +37,6 @@ pub use key::{Purpose, SampleKey};
 pub use loader::{Awaited, Loader};
 pub use sample::{Attempt, Batch, Sample, SampleStream};
 pub use sampler::Sampler;
-pub use source::{Attribute, DataSource, ShapesSource, Source, SourceImage, SourceSettings};
+pub use source::{Attribute, DataSource, ShapesSource, Source, SourceImage, SourceSettings, is_image};
 pub use split::{Split, Validation};
 pub use transform::{Crop, Transform};

@@ -19,6 +19,7 @@ mod memory;
 mod parity;
 mod pools;
 mod precision;
+mod reconstruct;
 mod report;
 mod resume;
 mod run;

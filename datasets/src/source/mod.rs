@@ -10,6 +10,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use self::folder::FolderSource;
+pub use self::folder::is_image;
 use self::interface::FromSettings;
 pub use self::interface::{Source, SourceImage, SourceSettings};
 use self::shapes::PlainShapesSource;

@@ -33,7 +33,10 @@ fn family() -> impl TypedValueParser<Value = Family> {
 }
 
 pub(super) fn run(args: &ExportArgs) -> Result<ExitCode, CommandError> {
-    let initial = pretrained(&args.checkpoint)?;
+    let mut initial = pretrained(&args.checkpoint)?;
+    if let Some(resolution) = initial.resolution {
+        initial.architecture.diffusers.insert("sample_size".to_owned(), resolution.into());
+    }
     let family = args.format.unwrap_or(initial.architecture.family);
     let export = export_vqgan(&initial.weights, &initial.architecture, family)?;
     let weights = export.write(&args.output)?;

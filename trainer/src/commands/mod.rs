@@ -8,6 +8,7 @@ mod devices;
 mod dry_run;
 mod export;
 mod habits;
+mod images;
 mod init;
 mod measure;
 mod overrides;
@@ -29,6 +30,7 @@ use clap::{Args, Parser, Subcommand};
 use crate::config::{ConfigError, Override};
 use crate::device::panics;
 use crate::device::{Choice, DeviceError};
+use crate::losses::load::LossError;
 use crate::memory::MemoryError;
 use crate::show::terminal::write_result;
 use crate::training::TrainError;
@@ -113,6 +115,10 @@ enum CommandError {
     #[error(transparent)]
     Image(#[from] datasets::ImageError),
     #[error(transparent)]
+    Data(#[from] datasets::DataError),
+    #[error("{option}: {source}")]
+    Judge { option: &'static str, source: Box<LossError> },
+    #[error(transparent)]
     Memory(#[from] MemoryError),
     #[error(transparent)]
     Sweep(#[from] SweepError),
@@ -138,6 +144,7 @@ impl CommandError {
             Self::Train(TrainError::Device(DeviceError::NotBuiltIn { .. })) => WRONG_USAGE,
             Self::Train(TrainError::Freezing(_) | TrainError::NoTerminal(_)) => WRONG_USAGE,
             Self::Train(TrainError::Loss(error)) if error.is_wrong_usage() => WRONG_USAGE,
+            Self::Judge { source, .. } if source.is_wrong_usage() => WRONG_USAGE,
             Self::Train(TrainError::Pretrained(error)) | Self::Checkpoint(error) if error.is_wrong_usage() => {
                 WRONG_USAGE
             }

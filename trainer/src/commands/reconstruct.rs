@@ -1,26 +1,32 @@
-//! `train reconstruct IMAGES…`: encodes and decodes images with a model.
+//! `train reconstruct IMAGES…`: encodes and decodes images with a model, and measures how alike they are.
 
-use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use burn::tensor::{DType, Device, Tensor};
 use checkpoints::{HostTensor, write_safetensors};
 use clap::Args;
-use datasets::{Batch, Crop, SampleKey, Transform};
+use datasets::{Batch, Crop, ImageError, SampleKey, Transform};
+use image::RgbImage;
 use serde_json::json;
 
+use super::images::{ImageArgument, find_images, output_paths};
 use super::{CommandError, Json, parse_device, print_json, print_line};
+use crate::config::{ClipConfig, Config};
 use crate::data::to_pixels;
 use crate::device::Choice;
 use crate::engine::MicroBatch;
+use crate::evaluation::{ImageJudges, ImageScores, is_large_enough, lpips_networks, side_by_side};
+use crate::losses::load::{LossError, is_here};
+use crate::losses::{LoadContext, PerceptualConfig};
 use crate::models::VqGan;
-use crate::training::pretrained::pretrained;
+use crate::training::TrainError;
+use crate::training::pretrained::{Initial, pretrained};
 
 #[derive(Debug, Args)]
 pub(super) struct ReconstructArgs {
-    /// Images: files of type jpg, png, webp, gif, tiff or bmp
-    #[arg(required = true)]
+    /// Images (jpg, png, webp, gif, tiff or bmp), folders that are searched for images, or patterns like 'photos/*.jpg'
+    #[arg(required = true, value_name = "IMAGES")]
     images: Vec<PathBuf>,
     /// A run's folder, a checkpoint, or a pretrained model as in model.pretrained
     #[arg(long, value_name = "RUN-OR-MODEL")]
@@ -28,6 +34,17 @@ pub(super) struct ReconstructArgs {
     /// Folder for the reconstructions
     #[arg(long, value_name = "DIR", default_value = "reconstructions")]
     output: PathBuf,
+    /// Also write each image beside its reconstruction, as NAME-compare.png
+    #[arg(long)]
+    compare: bool,
+    /// Measure LPIPS too, with these weights of VGG16 or AlexNet: a file or hf://owner/name, as in
+    /// losses.perceptual.backbone [default: those of the run, if they are on this machine]
+    #[arg(long, value_name = "WEIGHTS")]
+    lpips: Option<String>,
+    /// Measure the similarity to CLIP too, with this CLIP: a folder, a file, hf://owner/name or clip-shapes
+    /// [default: that of the run, if it is on this machine]
+    #[arg(long, value_name = "MODEL")]
+    clip: Option<String>,
     /// Also write `input` and `reconstruction`, [N, 3, H, W] in -1..1, to this safetensors file
     #[arg(long, value_name = "FILE")]
     tensors: Option<PathBuf>,
@@ -42,6 +59,8 @@ pub(super) struct ReconstructArgs {
 }
 
 pub(super) fn run(args: &ReconstructArgs) -> Result<ExitCode, CommandError> {
+    let images = find_images(&args.images, &args.output)?;
+    let paths = output_paths(&images, &args.output, args.compare)?;
     let selected = args.device.open()?;
     let initial = pretrained(&args.checkpoint)?;
     let resolution = args.resolution.or(initial.resolution).unwrap_or(256);
@@ -52,58 +71,108 @@ pub(super) fn run(args: &ReconstructArgs) -> Result<ExitCode, CommandError> {
     }
     let model = VqGan::new(&initial.architecture, &initial.weights, &selected.device, DType::F32)?;
     note!("device: {}; model: {}", selected.description, initial.description);
+    let judges = load_judges(args, &initial, resolution, &selected.device)?;
 
-    let in_output = |source| CommandError::Io { path: args.output.display().to_string(), source };
-    std::fs::create_dir_all(&args.output).map_err(in_output)?;
-    let (mut results, mut tensors) = (Vec::new(), Tensors::default());
-    let outputs = output_paths(&args.images, &args.output)?;
-    for (path, output) in args.images.iter().zip(outputs) {
-        let pixels = read_square(path, resolution)?;
-        let (original, reconstruction) = reconstruct(&model, &selected.device, pixels, resolution);
-        let error = mean_absolute_error(&original, &reconstruction)?;
-        let pixels = to_pixels(reconstruction.clone()).map_err(CommandError::Compute)?.concat();
-        write_png(&output, pixels, resolution)?;
+    let table = Table::new(&images, judges.measure());
+    if !args.json.json {
+        print_line(&table.header())?;
+    }
+    let (mut results, mut all, mut skipped) = (Vec::new(), Vec::new(), Vec::new());
+    let mut tensors = Tensors::default();
+    for (image, (path, comparison)) in images.iter().zip(paths) {
+        let pixels = match read_square(image, resolution) {
+            Ok(pixels) => pixels,
+            Err(error) if image.is_named => return Err(error.into()),
+            Err(error) => {
+                note!("skipped {error}");
+                skipped.push(json!({ "image": image.path, "error": error.problem.to_string() }));
+                continue;
+            }
+        };
+        let (original, reconstruction) = reconstruct(&model, &selected.device, pixels.clone(), resolution);
+        let clamped = reconstruction.clone().clamp(-1.0, 1.0);
+        let scores = judges.scores(&original, &clamped).map_err(CommandError::Compute)?;
+        let reconstructed = to_pixels(clamped).map_err(CommandError::Compute)?.concat();
+        if let Some(path) = &comparison {
+            write_png(path, &side_by_side([&pixels, &reconstructed], resolution))?;
+        }
+        write_png(&path, &square(reconstructed, resolution))?;
         if args.tensors.is_some() {
             tensors.push(original, reconstruction)?;
         }
         if !args.json.json {
-            print_line(&format!("{}  {error:.4}  {}", path.display(), output.display()))?;
+            print_line(&table.row(&image.path.display().to_string(), &scores, &path.display().to_string()))?;
         }
-        results.push(json!({ "image": path, "error": error, "reconstruction": output }));
+        let mut result = json!(scores);
+        result["image"] = json!(image.path);
+        result["reconstruction"] = json!(path);
+        if let Some(path) = comparison {
+            result["comparison"] = json!(path);
+        }
+        results.push(result);
+        all.push(scores);
     }
+    let Some(mean) = ImageScores::mean(&all) else {
+        return Err(CommandError::Usage(format!("none of the {} images can be read", images.len())));
+    };
     if let Some(path) = &args.tensors {
         tensors.write(path, resolution)?;
     }
-    if args.json.json {
-        print_json(&json!({ "images": results, "resolution": resolution }))?;
+    match args.json.json {
+        true => print_json(&json!({ "images": results, "mean": mean, "skipped": skipped, "resolution": resolution }))?,
+        false => print_line(&table.row(&mean_of(all.len()), &mean, ""))?,
     }
     Ok(ExitCode::SUCCESS)
 }
 
-/// Reads the middle square of an image, as RGB bytes.
-fn read_square(path: &Path, resolution: u32) -> Result<Vec<u8>, CommandError> {
-    let image = datasets::read_image(path)?;
-    let named = |problem: datasets::ImageProblem| problem.named(path.display().to_string());
-    let transform = Transform { crop: Crop::Center, min_side: 1, ..Transform::validation(resolution) };
-    let key = SampleKey { seed: 0, draw: 0 };
-    Ok(transform.apply(&image, key).map_err(named)?)
+/// Loads the networks that the command line names, and those of the run that are on this machine.
+fn load_judges(
+    args: &ReconstructArgs,
+    initial: &Initial,
+    resolution: u32,
+    device: &Device,
+) -> Result<ImageJudges, CommandError> {
+    let fallback = Config::default();
+    let run = initial.config.as_deref();
+    let config = run.unwrap_or(&fallback);
+    let autodiff = device.clone().autodiff();
+    let context = LoadContext {
+        around: config.surroundings(),
+        quantizer: &initial.architecture.quantizer,
+        device: &autodiff,
+        frozen: DType::F32,
+        discriminator: None,
+    };
+    let mut judges = ImageJudges::default();
+    let perceptual = &config.losses.perceptual;
+    if let Some(weights) = &args.lpips {
+        let named =
+            |network| PerceptualConfig { network, backbone: Some(weights.clone()), ..PerceptualConfig::default() };
+        // The file tells by its weights which network it is.
+        let [first, second] = lpips_networks(config).map(named);
+        let loaded = judges.load_lpips(&first, &context);
+        let loaded = loaded.or_else(|error| judges.load_lpips(&second, &context).map_err(|_| error));
+        loaded.map_err(|error| CommandError::Judge { option: "--lpips", source: Box::new(error) })?;
+    } else if run.is_some() && perceptual.has_lpips() && is_large_enough(perceptual.network, resolution) {
+        match perceptual.files().all(|(key, spec)| is_here(key, spec)) {
+            true => judges.load_lpips(perceptual, &context).map_err(of_run)?,
+            false => note!("without LPIPS, since the run's network for it is not on this machine; --lpips fetches one"),
+        }
+    }
+    if let Some(model) = &args.clip {
+        let table = ClipConfig { pretrained: Some(model.clone()), ..Default::default() };
+        let loaded = judges.load_clip(&table, device);
+        loaded.map_err(|error| CommandError::Judge { option: "--clip", source: Box::new(error) })?;
+    } else if run.is_some() && config.has_clip() {
+        match is_here("clip.pretrained", config.clip.location()) {
+            true => judges.load_clip(&config.clip, device).map_err(of_run)?,
+            false => {
+                note!("without CLIP's similarity, since the run's CLIP is not on this machine; --clip fetches one")
+            }
+        }
+    }
+    Ok(judges)
 }
-
-/// Returns the image as the model sees it and its reconstruction, both `[1, 3, H, W]` in -1..1.
-fn reconstruct(model: &VqGan, device: &Device, pixels: Vec<u8>, resolution: u32) -> (Tensor<4>, Tensor<4>) {
-    let batch = Batch { draws: vec![0], resolution, pixels, captions: vec![None] };
-    let original = batch.images(device, DType::F32);
-    let (reconstruction, _) = model.reconstruct(original.clone());
-    (original, reconstruction)
-}
-
-/// Computes the mean absolute error of values in -1..1, with the reconstruction clamped to the range of an image.
-fn mean_absolute_error(original: &Tensor<4>, reconstruction: &Tensor<4>) -> Result<f64, CommandError> {
-    let error = (reconstruction.clone().clamp(-1.0, 1.0) - original.clone()).abs().mean();
-    let error = error.try_into_vec_as::<f32>().map_err(|error| CommandError::Compute(error.to_string()))?;
-    Ok(error.first().copied().map_or(f64::NAN, f64::from))
-}
-
 /// Images and reconstructions on the host. They are not clamped, so that they can be compared to the last digit with
 /// what other programs compute with the same weights.
 #[derive(Default)]
@@ -133,38 +202,80 @@ impl Tensors {
     }
 }
 
-/// Returns the path of a PNG for each image, with the image's own name, and a number if that is taken.
-///
-/// # Errors
-/// If a reconstruction would replace one of the images.
-fn output_paths(images: &[PathBuf], folder: &Path) -> Result<Vec<PathBuf>, CommandError> {
-    let inputs: BTreeSet<PathBuf> = images.iter().filter_map(|image| image.canonicalize().ok()).collect();
-    let mut taken = BTreeSet::new();
-    let mut path_of = |image: &PathBuf| {
-        let stem = image.file_stem().map(|stem| stem.to_string_lossy().into_owned()).unwrap_or_default();
-        let numbered = (2..).map(|number| format!("{stem}-{number}"));
-        let mut names = std::iter::once(stem.clone()).chain(numbered);
-        // Some file systems ignore case.
-        let name = names.find(|name| taken.insert(name.to_lowercase())).unwrap_or(stem);
-        let path = folder.join(format!("{name}.png"));
-        match path.canonicalize().is_ok_and(|path| inputs.contains(&path)) {
-            true => {
-                let message = format!("--output {} would replace the image {}", folder.display(), path.display());
-                Err(CommandError::Usage(message))
-            }
-            false => Ok(path),
-        }
-    };
-    images.iter().map(&mut path_of).collect()
+/// Why a network of the run cannot be used.
+fn of_run(error: LossError) -> CommandError {
+    TrainError::from(error).into()
 }
 
-fn write_png(path: &Path, pixels: Vec<u8>, side: u32) -> Result<(), CommandError> {
-    let failed = |source| CommandError::Io { path: path.display().to_string(), source };
-    let image = image::RgbImage::from_raw(side, side, pixels).unwrap_or_else(|| image::RgbImage::new(side, side));
+/// Reads the middle square of an image, as RGB bytes.
+fn read_square(image: &ImageArgument, resolution: u32) -> Result<Vec<u8>, ImageError> {
+    let source = image.read()?;
+    let transform = Transform { crop: Crop::Center, min_side: 1, ..Transform::validation(resolution) };
+    let square = transform.apply(&source.pixels, SampleKey { seed: 0, draw: 0 });
+    square.map_err(|problem| problem.named(image.path.display().to_string()))
+}
+
+/// Returns the image as the model sees it and its reconstruction, both `[1, 3, H, W]` in -1..1.
+fn reconstruct(model: &VqGan, device: &Device, pixels: Vec<u8>, resolution: u32) -> (Tensor<4>, Tensor<4>) {
+    let batch = Batch { draws: vec![0], resolution, pixels, captions: vec![None] };
+    let original = batch.images(device, DType::F32);
+    let (reconstruction, _) = model.reconstruct(original.clone());
+    (original, reconstruction)
+}
+
+fn square(pixels: Vec<u8>, side: u32) -> RgbImage {
+    RgbImage::from_raw(side, side, pixels).unwrap_or_else(|| RgbImage::new(side, side))
+}
+
+fn write_png(path: &Path, image: &RgbImage) -> Result<(), CommandError> {
+    let failed = |path: &Path| {
+        let path = path.display().to_string();
+        move |source| CommandError::Io { path, source }
+    };
+    let folder = path.parent().unwrap_or(path);
+    std::fs::create_dir_all(folder).map_err(failed(folder))?;
     image.save(path).map_err(|error| match error {
-        image::ImageError::IoError(source) => failed(source),
-        other => failed(std::io::Error::other(other)),
+        image::ImageError::IoError(source) => failed(path)(source),
+        other => failed(path)(std::io::Error::other(other)),
     })
+}
+
+/// The result as text: a line for each image, and their means.
+struct Table {
+    /// Characters of the first column.
+    width: usize,
+    /// Whether there are columns for LPIPS and CLIP.
+    measured: [bool; 2],
+}
+
+impl Table {
+    fn new(images: &[ImageArgument], measured: [bool; 2]) -> Self {
+        let widths = images.iter().map(|image| image.path.display().to_string().chars().count());
+        let width = widths.chain([mean_of(images.len()).len()]).max().unwrap_or_default();
+        Self { width, measured }
+    }
+
+    fn header(&self) -> String {
+        let [lpips, clip] = self.measured;
+        let [lpips, clip] =
+            [(lpips, "   LPIPS"), (clip, "    CLIP")].map(|(there, name)| if there { name } else { "" });
+        format!("{:<width$}   error   PSNR    SSIM{lpips}{clip}  reconstruction", "image", width = self.width)
+    }
+
+    fn row(&self, name: &str, scores: &ImageScores, path: &str) -> String {
+        let optional = |value: Option<f64>| value.map_or_else(|| "–".to_owned(), |value| format!("{value:.4}"));
+        let [lpips, clip] = self.measured;
+        let columns = [(true, scores.ssim), (lpips, scores.lpips), (clip, scores.clip)].into_iter();
+        let more: String =
+            columns.filter(|(there, _)| *there).map(|(_, value)| format!("{:>8}", optional(value))).collect();
+        let ImageScores { error, psnr, .. } = scores;
+        let line = format!("{name:<width$}{error:>8.4}{psnr:>7.2}{more}  {path}", width = self.width);
+        line.trim_end().to_owned()
+    }
+}
+
+fn mean_of(images: usize) -> String {
+    if images == 1 { "1 image".to_owned() } else { format!("mean of {images} images") }
 }
 
 #[cfg(test)]
@@ -172,19 +283,13 @@ mod tests {
     use super::*;
 
     #[test]
-    fn images_of_the_same_name_do_not_overwrite_each_other() {
-        let images = ["a/x.jpg", "b/x-2.png", "c/X.bmp", "d/x.webp", "y.bmp"].map(PathBuf::from);
-        let paths = output_paths(&images, Path::new("out")).unwrap();
-        let names: Vec<_> = paths.iter().map(|path| path.file_name().unwrap().to_str().unwrap()).collect();
-        assert_eq!(names, ["x.png", "x-2.png", "X-3.png", "x-4.png", "y.png"]);
-    }
-
-    #[test]
-    fn an_image_is_never_replaced_by_its_reconstruction() {
-        let folder = tempfile::tempdir().unwrap();
-        let image = folder.path().join("mine.png");
-        std::fs::write(&image, "an image").unwrap();
-        let error = output_paths(&[image], folder.path()).unwrap_err().to_string();
-        assert!(error.contains("would replace"), "{error}");
+    fn columns_stand_below_their_names() {
+        let scores = ImageScores { error: 0.0312, psnr: 24.5, ssim: None, lpips: Some(0.25), clip: Some(0.875) };
+        let table = Table { width: 8, measured: [true, true] };
+        assert_eq!(table.header(), "image      error   PSNR    SSIM   LPIPS    CLIP  reconstruction");
+        assert_eq!(table.row("mine.png", &scores, "a.png"), "mine.png  0.0312  24.50       –  0.2500  0.8750  a.png");
+        let table = Table { width: 8, measured: [false, true] };
+        assert_eq!(table.header(), "image      error   PSNR    SSIM    CLIP  reconstruction");
+        assert_eq!(table.row("1 image", &scores, ""), "1 image   0.0312  24.50       –  0.8750");
     }
 }

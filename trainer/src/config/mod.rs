@@ -20,11 +20,11 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 pub use crate::engine::Recompute;
-use crate::losses::Surroundings;
 pub use crate::losses::{
     Adaptive, AdversarialConfig, Against, ClipConfig, ClipContrastiveConfig, ClipDirectionConfig, ClipImageConfig,
     ClipTextConfig, CodebookConfig, DiscriminatorConfig, LossesConfig, PerceptualConfig, PixelConfig, PixelNorm,
 };
+use crate::losses::{LossKeys, Sees, Surroundings};
 pub use crate::optim::{
     OptimizerConfig, OptimizerName, PartialOptimizerConfig, PartialScheduleConfig, ScheduleConfig, ScheduleKind,
 };
@@ -99,6 +99,12 @@ impl Config {
             seed: self.run.seed,
             needs_captions: self.losses.needs_captions() || self.validation.clip,
         }
+    }
+
+    /// Whether the run has a CLIP: for a loss or for validations.
+    pub(crate) fn has_clip(&self) -> bool {
+        let perceptual = &self.losses.perceptual;
+        self.losses.has(Sees::Clip) || perceptual.is_on() && !perceptual.has_lpips() || self.validation.clip
     }
 
     /// The discriminator's optimizer: `[discriminator.optimizer]`, with `[optimizer]` for keys that it does not set.

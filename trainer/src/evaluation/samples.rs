@@ -55,6 +55,17 @@ pub fn before_and_after_png(before: &[u8], after: &[u8]) -> Result<Option<Vec<u8
     Ok(Some(png.into_inner()))
 }
 
+/// Puts an original, on the left, beside its reconstruction. Both are `side` x `side` RGB bytes.
+pub fn side_by_side(pair: [&[u8]; 2], side: u32) -> RgbImage {
+    let mut both = RgbImage::from_pixel(2 * side + GAP, side, image::Rgb([255; 3]));
+    for (pixels, x) in pair.into_iter().zip([0, side + GAP]) {
+        if let Some(image) = RgbImage::from_raw(side, side, pixels.to_vec()) {
+            imageops::replace(&mut both, &image, i64::from(x), 0);
+        }
+    }
+    both
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

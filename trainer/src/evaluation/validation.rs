@@ -294,13 +294,13 @@ fn unit(x: Tensor<2>) -> Tensor<2> {
     x.clone() / x.square().sum_dim(1).clamp_min(1e-12).sqrt()
 }
 
-fn read(values: Tensor<1>) -> Result<Vec<f64>, String> {
+pub(super) fn read(values: Tensor<1>) -> Result<Vec<f64>, String> {
     let values = values.try_into_vec_as::<f32>().map_err(|error| error.to_string())?;
     Ok(values.into_iter().map(f64::from).collect())
 }
 
 /// Cosine of the angle between each row of `a` and the same row of `b`, both `[N, E]`, to `[N]`.
-fn cosine(a: Tensor<2>, b: Tensor<2>) -> Tensor<1> {
+pub(super) fn cosine(a: Tensor<2>, b: Tensor<2>) -> Tensor<1> {
     let [n, _] = a.dims();
     let (a, b) = (a.cast(DType::F32), b.cast(DType::F32));
     let length = |t: &Tensor<2>| t.clone().square().sum_dim(1).clamp_min(1e-12).sqrt();
@@ -309,7 +309,7 @@ fn cosine(a: Tensor<2>, b: Tensor<2>) -> Tensor<1> {
 }
 
 /// PSNR in dB, for a mean squared error of values in -1..1. A perfect image has 100 dB in place of infinity.
-fn psnr(mse: f64) -> f64 {
+pub(super) fn psnr(mse: f64) -> f64 {
     let peak = 2.0_f64;
     let decibels = 10.0 * (peak * peak / mse).log10();
     // Not `min`, which would turn NaN into a perfect score.

@@ -6,6 +6,7 @@ use checkpoints::WeightsError;
 use checkpoints::hub::{self, Fetched, FileChoice, HubError, HubSettings, Location, Presence};
 
 use crate::models::clip::TokenizerError;
+use crate::models::shipped::CLIP_SHAPES;
 use crate::models::weights::ModelError;
 use crate::problem::Problem;
 use crate::show::download::DownloadBar;
@@ -88,6 +89,14 @@ pub(crate) fn fetch(key: &'static str, spec: &str, files: FileChoice) -> Result<
 pub(crate) fn look(key: &'static str, spec: &str, files: FileChoice) -> Result<Presence, LossError> {
     let presence = hub::look(&locate(key, spec)?, files, &HubSettings::from_env());
     presence.map_err(|source| LossError::Hub { key, source })
+}
+
+/// Whether nothing has to be downloaded for the weights at `spec`, which may be a shipped model.
+pub(crate) fn is_here(key: &'static str, spec: &str) -> bool {
+    let settings = HubSettings { offline: true, ..HubSettings::from_env() };
+    let files = if key == "clip.pretrained" { FileChoice::Clip } else { FileChoice::Any };
+    let is_there = |location| hub::look(&location, files, &settings).is_ok_and(|presence| presence == Presence::Here);
+    spec == CLIP_SHAPES.name || locate(key, spec).is_ok_and(is_there)
 }
 
 fn locate(key: &'static str, spec: &str) -> Result<Location, LossError> {

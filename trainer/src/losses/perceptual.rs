@@ -54,6 +54,13 @@ impl PerceptualConfig {
         self.is_on() && self.features == Features::Lpips
     }
 
+    /// The files that it reads: the key that names each, and where it is.
+    pub fn files(&self) -> impl Iterator<Item = (&'static str, &str)> {
+        // A backbone of one's own may be a whole LPIPS.
+        let linear = (self.backbone.is_none() || self.linear.is_some()).then(|| (LINEAR, self.linear_location()));
+        self.backbone_location().map(|location| (BACKBONE, location)).into_iter().chain(linear)
+    }
+
     /// Returns where the network's weights are; `None` if they are not set and have no default.
     pub fn backbone_location(&self) -> Option<&str> {
         self.backbone.as_deref().or(match self.network {

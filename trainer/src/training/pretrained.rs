@@ -68,6 +68,8 @@ pub struct Initial {
     pub weights: StateDict,
     /// Side of the images that it was trained on, in pixels; `None` for a model from elsewhere.
     pub resolution: Option<u32>,
+    /// The configuration of the run that it is of.
+    pub config: Option<Box<Config>>,
     /// Describes the model for the user.
     pub description: String,
 }
@@ -109,7 +111,7 @@ pub fn pretrained(spec: &str) -> Result<Initial, PretrainedError> {
     let weights = load_vqgan(&file, &architecture)?;
     let mut description = format!("{} from {spec}", describe(&architecture));
     vqgan_notes(&file)?.iter().for_each(|note| description += &format!(" ({note})"));
-    Ok(Initial { architecture, weights, resolution: None, description })
+    Ok(Initial { architecture, weights, resolution: None, config: None, description })
 }
 
 /// Side of the images that the shipped model was trained on, in pixels.
@@ -130,7 +132,7 @@ fn read_shipped(folder: &Path, name: &'static str) -> Result<Initial, Pretrained
     let read = |(name, _): (String, Vec<usize>)| Ok((name.clone(), file.read(&name)?));
     let weights = architecture.parameters().into_iter().map(read).collect::<Result<_, WeightsError>>()?;
     let description = format!("{} from {name}", describe(&architecture));
-    Ok(Initial { architecture, weights, resolution: Some(SHIPPED_RESOLUTION), description })
+    Ok(Initial { architecture, weights, resolution: Some(SHIPPED_RESOLUTION), config: None, description })
 }
 
 /// Returns the newest whole checkpoint if `path` is a run's folder, `path` itself if it is a checkpoint, else `None`.
@@ -177,13 +179,15 @@ fn of_checkpoint(path: &Path) -> Result<Initial, PretrainedError> {
         architecture,
         weights: resumed.ema.unwrap_or(resumed.model),
         resolution: Some(config.data.resolution),
+        config: Some(Box::new(config)),
     })
 }
 
 fn random(model: &ModelConfig, seed: u64) -> Result<Initial, PretrainedError> {
     let architecture = random_architecture(model).map_err(PretrainedError::Architecture)?;
     let description = format!("{} with random weights", describe(&architecture));
-    Ok(Initial { weights: random_weights(&architecture, seed), architecture, resolution: None, description })
+    let weights = random_weights(&architecture, seed);
+    Ok(Initial { architecture, weights, resolution: None, config: None, description })
 }
 
 pub(super) fn random_architecture(model: &ModelConfig) -> Result<Architecture, Problem> {

@@ -14,8 +14,8 @@ use super::start::{check_captions, check_precision};
 use crate::config::{Compute, Config, Loaded};
 use crate::data;
 use crate::device::Choice;
+use crate::losses::LossKeys;
 use crate::losses::load::look;
-use crate::losses::{LossKeys, Sees};
 use crate::memory::random_networks::architecture_of;
 use crate::optim::Trainable;
 
@@ -89,22 +89,20 @@ const CLIP: &str = "clip.pretrained";
 
 /// The pretrained weights that `config` needs, and which of them have to be downloaded.
 fn weights(config: &Config) -> Result<Vec<Weights>, TrainError> {
-    let perceptual = config.losses.perceptual.has_lpips().then_some(&config.losses.perceptual);
-    // A backbone of one's own may be a whole LPIPS.
-    let linear = perceptual.filter(|table| table.backbone.is_none() || table.linear.is_some());
+    let perceptual = Some(&config.losses.perceptual).filter(|table| table.has_lpips());
     let discriminator = config.losses.adversarial.is_on().then_some(&config.discriminator);
-    let has_clip_features = config.losses.perceptual.is_on() && perceptual.is_none();
-    let needs_clip = config.losses.has(Sees::Clip) || has_clip_features || config.validation.clip;
-    let clip = needs_clip.then_some(&config.clip);
-    let needed = [
+    let clip = config.has_clip().then_some(&config.clip);
+    let lpips = perceptual.into_iter().flat_map(|table| table.files());
+    let lpips = lpips.map(|(key, location)| (key, Some(location), FileChoice::Any));
+    let others = [
         (MODEL, config.model.pretrained.as_deref(), FileChoice::Vqgan),
-        ("losses.perceptual.backbone", perceptual.and_then(|table| table.backbone_location()), FileChoice::Any),
-        ("losses.perceptual.linear", linear.map(|table| table.linear_location()), FileChoice::Any),
         ("discriminator.pretrained", discriminator.and_then(|table| table.pretrained.as_deref()), FileChoice::Vqgan),
         (CLIP, clip.map(|table| table.location()), FileChoice::Clip),
         ("clip.tokenizer", clip.and_then(|table| table.tokenizer.as_deref()), FileChoice::Tokenizer),
     ];
-    let needed = needed.into_iter().filter_map(|(key, location, files)| Some((key, location?, files)));
+    let [model, others @ ..] = others;
+    let needed = [model].into_iter().chain(lpips).chain(others);
+    let needed = needed.filter_map(|(key, location, files)| Some((key, location?, files)));
     needed
         .map(|(key, location, files)| {
             let is_shipped = [(MODEL, VQGAN_SHAPES.name), (CLIP, CLIP_SHAPES.name)].contains(&(key, location));

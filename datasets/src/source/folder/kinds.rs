@@ -52,6 +52,7 @@ impl OtherFiles {
     }
 }
 
+/// Whether a file's extension is that of an image that can be read: jpg, jpeg, png, webp, gif, tif, tiff or bmp, in any case.
 pub fn is_image(path: &Path) -> bool {
     EXTENSIONS.contains(&&*extension(path))
 }

@@ -15,7 +15,8 @@ use walkdir::{DirEntry, WalkDir};
 
 use self::captions::{CaptionSearch, Captions};
 use self::identity::Identities;
-use self::kinds::{EXTENSIONS, OtherFiles, is_hidden, is_image};
+pub use self::kinds::is_image;
+use self::kinds::{EXTENSIONS, OtherFiles, is_hidden};
 use super::interface::{FromSettings, Source, SourceImage, SourceSettings};
 use crate::budget::Budget;
 use crate::decode::{Encoded, MAX_BYTES};
