@@ -27,7 +27,8 @@ fn a_dry_run_says_what_a_run_needs_and_leaves_nothing_behind() {
     assert!(bytes(&found) > 100_000);
     assert_eq!(4 * bytes(&found), 5 * bytes(&without));
     let text = dry(&["--set", "losses.clip_text.weight=0"]).success().stdout;
-    for part in ["96 images to train on, 4 to validate on", "effective 4, micro-batch 3 (2 passes)", "runs/small"] {
+    for part in ["100 images; 96 to train on, 4 to validate on", "effective 4, micro-batch 3 (2 passes)", "runs/small"]
+    {
         assert!(text.contains(part), "{text}");
     }
     assert!(!folder.path().join("runs").exists());

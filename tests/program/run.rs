@@ -91,6 +91,48 @@ fn a_run_leaves_everything_that_its_folder_promises() {
     assert_eq!(weights(&run_dir), weights(&run_dir.join("again")));
 }
 
+/// Every path of the result is there, and every command of it runs as it stands.
+#[test]
+fn a_finished_run_names_its_files_and_what_comes_next() {
+    let folder = small();
+    crate::hub::write_images(&folder.path().join("my images"), 8);
+    let other = ["--config", "small.toml", "--run-dir", "runs/other", "--set", "run.steps=1"];
+    run(folder.path(), &other).success();
+    let sets = ["data.source=folder", "data.path=my images", "run.steps=2", "batch.effective=2", "batch.micro=1"];
+    let arguments: Vec<&str> =
+        ["--config", "small.toml"].into_iter().chain(sets.iter().flat_map(|set| ["--set", *set])).collect();
+    let finished = run(folder.path(), &arguments).success();
+    assert!(finished.stderr.contains("data: 8 images; 6 to train on, 2 to validate on"), "{}", finished.stderr);
+    assert!(!finished.stderr.contains(" 0.0 images/s"), "{}", finished.stderr);
+    for file in ["samples/before-and-after.png", "report.html", "checkpoints/step-000002"] {
+        let line = finished.stdout.lines().find(|line| line.ends_with(file));
+        let path = line.and_then(|line| line.rsplit_once(": ")).unwrap_or_else(|| panic!("{}", finished.stdout)).1;
+        assert!(folder.path().join(path).exists(), "{path}");
+    }
+    let commands: Vec<&str> = finished.stdout.lines().filter_map(|line| line.strip_prefix("  train ")).collect();
+    assert_eq!(commands.len(), 3, "{}", finished.stdout);
+    for (command, verb) in commands.iter().zip(["reconstruct", "report", "sweep"]) {
+        assert!(command.starts_with(verb), "{command}");
+        let program = crate::command::command(folder.path(), &[]);
+        let script = format!("{} {command}", program.get_program().to_str().unwrap());
+        let typed = std::process::Command::new("sh").args(["-c", &script]).current_dir(folder.path()).output().unwrap();
+        assert!(typed.status.success(), "{command}: {}", String::from_utf8_lossy(&typed.stderr));
+    }
+    assert!(commands[1].contains("runs/small runs/other"), "{}", commands[1]);
+    assert!(
+        folder.path().join("reconstructions/7-compare.png").is_file() && folder.path().join("report.html").is_file()
+    );
+
+    // A finished run that is resumed says the same.
+    let again = run(folder.path(), &["--resume", "runs/small", "--json"]).success();
+    let again: Value = serde_json::from_str(&again.stdout).unwrap();
+    for key in ["samples", "report", "checkpoint"] {
+        let path = again[key].as_str().unwrap_or_else(|| panic!("{key}: {again}"));
+        assert!(folder.path().join(path).exists(), "{path}");
+    }
+    assert_eq!(again["next"].as_array().unwrap().len(), 3);
+}
+
 #[test]
 fn json_output_is_one_object() {
     let folder = small();

@@ -15,6 +15,7 @@ use serde::{Deserialize, Serialize};
 use crate::config::{Config, CropConfig};
 use crate::engine::MicroBatch;
 use crate::models::weights::fnv1a;
+use crate::show::counted;
 
 /// The images of a run.
 pub struct Data {
@@ -24,10 +25,63 @@ pub struct Data {
     pub validation: Arc<ValidationSet>,
     /// The set of images from which both were split.
     pub images: ImageSet,
+    /// Images in the same place that cannot be read.
+    pub skipped: usize,
     /// What the user should know of the images before the run starts, one line each.
     pub notes: Vec<String>,
     /// Why earlier versions of this program found other images in the same place, one line each.
     pub version_differences: Vec<String>,
+}
+
+impl Data {
+    /// How many images have captions; `None` if `config` needs none, so that they are not read. Where a loss needs captions,
+    /// every image to train on has to have one already.
+    pub fn captioned(&self, config: &Config) -> Option<usize> {
+        let training = || match config.losses.needs_captions() {
+            true => self.training.len(),
+            false => self.training.count_captioned(),
+        };
+        config.needs_captions().then(|| training() + self.validation.count_captioned())
+    }
+}
+
+/// Numbers of images.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+pub struct ImageCounts {
+    /// Images to train on.
+    pub training: usize,
+    /// Images to validate on.
+    pub validation: usize,
+    /// How many of both have captions; `None` if nothing needs captions.
+    pub captioned: Option<usize>,
+    /// Images in the same place that cannot be read.
+    pub skipped: usize,
+}
+
+impl ImageCounts {
+    /// Counts the images of `data`, which are those of `config`.
+    pub fn of(data: &Data, config: &Config) -> Self {
+        Self {
+            training: data.training.len(),
+            validation: data.validation.len(),
+            captioned: data.captioned(config),
+            skipped: data.skipped,
+        }
+    }
+}
+
+impl fmt::Display for ImageCounts {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { training, validation, captioned, skipped } = self;
+        f.write_str(&counted((training + validation) as u64, "image"))?;
+        if let Some(captioned) = captioned {
+            write!(f, ", {captioned} captioned")?;
+        }
+        if *skipped > 0 {
+            write!(f, ", {skipped} skipped")?;
+        }
+        write!(f, "; {training} to train on, {validation} to validate on")
+    }
 }
 
 /// Identifies a set of images.
@@ -66,6 +120,7 @@ pub fn open(config: &Config) -> Result<Data, DataError> {
     let data = &config.data;
     let source = data.source.open(&config.source_settings())?;
     let (mut notes, version_differences) = (source.notes(), source.version_differences());
+    let skipped = source.skipped();
     let images = ImageSet::of(&*source, data.path.as_deref().unwrap_or(Path::new("")));
     let validation = data.validation.min(source.len() / 4);
     if validation < data.validation {
@@ -83,7 +138,8 @@ pub fn open(config: &Config) -> Result<Data, DataError> {
     let transform = Transform { crop, ..Transform::training(data.resolution, data.flip) };
     let validation = ValidationSet::new(source.clone(), split.validation, data.resolution, data.max_bad)?;
     let training = TrainingSet::new(source, split.train, transform, config.run.seed, data.max_bad)?;
-    Ok(Data { training: Arc::new(training), validation: Arc::new(validation), images, notes, version_differences })
+    let (training, validation) = (Arc::new(training), Arc::new(validation));
+    Ok(Data { training, validation, images, skipped, notes, version_differences })
 }
 
 /// A loader that waits longer than this for an image names it.
@@ -246,6 +302,32 @@ pub(crate) mod tests {
         assert!(folder(root.path(), &[]).is_ok());
         let losses = [("losses.clip_contrastive.weight", "1"), ("losses.clip_contrastive.against", "[\"captions\"]")];
         assert!(matches!(folder(root.path(), &losses).err(), Some(DataError::Captions { .. })));
+    }
+
+    #[test]
+    fn images_are_counted_with_captions_where_they_are_read() {
+        let root = tempfile::tempdir().unwrap();
+        for name in ["a", "b", "c", "d"] {
+            RgbImage::new(8, 8).save(root.path().join(format!("{name}.png"))).unwrap();
+        }
+        for name in ["a.txt", "c.txt"] {
+            std::fs::write(root.path().join(name), "a caption").unwrap();
+        }
+        std::fs::write(root.path().join("e.heic"), "x").unwrap();
+        let counts = |sets: &[(&str, &str)]| {
+            let mut overrides: Vec<Override> = sets.iter().map(|(key, value)| Override::new(key, value)).collect();
+            overrides.push(Override::new("data.source", "folder"));
+            overrides.push(Override::new("data.path", root.path().to_str().unwrap()));
+            let config = load("from-scratch-cpu.toml", &overrides).unwrap().config;
+            ImageCounts::of(&open(&config).unwrap(), &config)
+        };
+        let read = counts(&[("validation.clip", "true"), ("data.validation", "1")]);
+        assert_eq!(read, ImageCounts { training: 3, validation: 1, captioned: Some(2), skipped: 1 });
+        assert_eq!(read.to_string(), "4 images, 2 captioned, 1 skipped; 3 to train on, 1 to validate on");
+        let plain = counts(&[("data.validation", "0")]);
+        assert_eq!(plain, ImageCounts { training: 4, validation: 0, captioned: None, skipped: 1 });
+        let one = ImageCounts { training: 1, skipped: 0, ..plain };
+        assert_eq!(one.to_string(), "1 image; 1 to train on, 0 to validate on");
     }
 
     #[test]

@@ -65,6 +65,11 @@ impl TrainingSet {
         self.sampler.epoch(draw)
     }
 
+    /// How many images have captions. Reads no images.
+    pub fn count_captioned(&self) -> usize {
+        self.indices.iter().filter(|index| !self.source.captions(**index).is_empty()).count()
+    }
+
     /// The first image without a caption, and why it has none. Reads no images.
     pub fn first_without_caption(&self) -> Option<ImageError> {
         without_caption(&*self.source, &self.indices)
@@ -171,6 +176,11 @@ impl ValidationSet {
     /// Whether there are no images for validation.
     pub fn is_empty(&self) -> bool {
         self.indices.is_empty()
+    }
+
+    /// How many images have captions. Reads no images.
+    pub fn count_captioned(&self) -> usize {
+        self.indices.iter().filter(|index| !self.source.captions(**index).is_empty()).count()
     }
 
     /// The first image without a caption, and why it has none. Reads no images.

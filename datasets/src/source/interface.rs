@@ -58,6 +58,11 @@ pub trait Source: Send + Sync {
         "its source has none".into()
     }
 
+    /// How many images there are beside these that cannot be read.
+    fn skipped(&self) -> usize {
+        0
+    }
+
     /// What the user should know of this source before a run starts, one line each.
     fn notes(&self) -> Vec<String> {
         Vec::new()

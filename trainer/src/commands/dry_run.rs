@@ -23,12 +23,11 @@ pub(super) fn run(loaded: &Loaded, folder: &Path, as_json: bool) -> Result<ExitC
 
 fn text(loaded: &Loaded, folder: &Path, found: &Preview) -> String {
     let Config { run, batch, memory, .. } = &loaded.config;
-    let Preview { device, training, validation, captioned, notes, weights, model, state_memory } = found;
-    let captions = captioned.map(|count| format!("; {count} of {training} captioned")).unwrap_or_default();
+    let Preview { device, images, notes, weights, model, state_memory } = found;
     let mut lines = vec![
         format!("configuration: {}, {} steps; run folder: {}", loaded.name(), run.steps, folder.display()),
         format!("device: {device}"),
-        format!("data: {training} images to train on, {validation} to validate on{captions}"),
+        format!("data: {images}"),
     ];
     lines.extend(notes.iter().map(|note| format!("data: {note}")));
     lines.extend(weights.iter().map(described));

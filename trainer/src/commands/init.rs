@@ -12,6 +12,7 @@ use super::{CommandError, Json, print_json, print_line};
 use crate::config::{self, Compute, Override};
 use crate::data;
 use crate::device::{Choice, Selected};
+use crate::show::counted;
 use crate::training::TrainError;
 
 #[derive(Debug, Args)]
@@ -103,7 +104,7 @@ fn text(base: &str, device: &Selected, data: Option<(&Path, usize)>) -> String {
     }
     if let Some((folder, images)) = data {
         let folder = quoted(folder.canonicalize().unwrap_or_else(|_| folder.to_owned()).display().to_string());
-        text += &format!("\n[data]\nsource = \"folder\"\npath = {folder}    # {images} images\n");
+        text += &format!("\n[data]\nsource = \"folder\"\npath = {folder}    # {}\n", counted(images as u64, "image"));
     }
     text
 }

@@ -7,6 +7,7 @@ mod config;
 mod devices;
 mod dry_run;
 mod export;
+mod finished_run;
 mod habits;
 mod images;
 mod init;

@@ -20,6 +20,7 @@ use crate::evaluation::{ImageJudges, ImageScores, is_large_enough, lpips_network
 use crate::losses::load::{LossError, is_here};
 use crate::losses::{LoadContext, PerceptualConfig};
 use crate::models::VqGan;
+use crate::show::counted;
 use crate::training::TrainError;
 use crate::training::pretrained::{Initial, pretrained};
 
@@ -113,7 +114,7 @@ pub(super) fn run(args: &ReconstructArgs) -> Result<ExitCode, CommandError> {
         all.push(scores);
     }
     let Some(mean) = ImageScores::mean(&all) else {
-        return Err(CommandError::Usage(format!("none of the {} images can be read", images.len())));
+        return Err(CommandError::Usage(format!("none of {} can be read", counted(images.len() as u64, "image"))));
     };
     if let Some(path) = &args.tensors {
         tensors.write(path, resolution)?;
@@ -275,7 +276,7 @@ impl Table {
 }
 
 fn mean_of(images: usize) -> String {
-    if images == 1 { "1 image".to_owned() } else { format!("mean of {images} images") }
+    format!("{}{}", if images == 1 { "" } else { "mean of " }, counted(images as u64, "image"))
 }
 
 #[cfg(test)]

@@ -6,19 +6,18 @@ use std::time::{Duration, Instant};
 
 use checkpoints::run::MANIFEST;
 use clap::Args;
-use serde_json::json;
 
+use super::finished_run::{FinishedRun, quoted};
 use super::habits::Habits;
 use super::overrides::{Overrides, with_notes};
 use super::signals::on_stop_signals;
 use super::{CommandError, Json, dry_run, print_json, print_line};
 use crate::config::{self, Loaded};
-use crate::evaluation::Scores;
 use crate::memory::MemoryError;
 use crate::memory::random_networks::{Networks, RandomError};
 use crate::models::architectures::NAMES;
 use crate::training::run_state;
-use crate::training::{Deadline, Fault, INTERRUPTED, Options, Outcome, Resume, Stop, train};
+use crate::training::{Deadline, Fault, INTERRUPTED, Options, Resume, Stop, train};
 
 #[derive(Debug, Args)]
 pub(super) struct TrainArgs {
@@ -91,11 +90,10 @@ pub(super) fn run(args: &TrainArgs) -> Result<ExitCode, CommandError> {
     }
     let newest = args.resume.is_some().then_some(Resume::Newest);
     let resume = source.map(|source| source.resume).or(newest);
-    let resumed_by = format!("train --resume {}", quoted(&folder));
     let options = Options {
         resume,
         allow: args.allow.clone(),
-        folder,
+        folder: folder.clone(),
         debug_numerics: args.debug_numerics,
         deadline,
         dashboard: args.tui,
@@ -103,22 +101,13 @@ pub(super) fn run(args: &TrainArgs) -> Result<ExitCode, CommandError> {
         weigh_by_micro_batch: false,
     };
     let outcome = train(&loaded, options, &stop)?;
-    if args.json.json {
-        print_json(&json!({
-            "step": outcome.step,
-            "interrupted": outcome.interrupted,
-            "stopped_early": outcome.stopped_early,
-            "before": outcome.before,
-            "after": outcome.after,
-            "best": outcome.best,
-            "grid": outcome.grid,
-            "checkpoint": outcome.checkpoint,
-        }))?;
-    } else {
-        print_line(&text(&outcome))?;
+    let finished = FinishedRun::of(&outcome, &loaded.config, &folder);
+    match args.json.json {
+        true => print_json(&finished.json())?,
+        false => print_line(&finished.text())?,
     }
     if outcome.interrupted {
-        note!("stopped at step {}; resume it by: {resumed_by}", outcome.step);
+        note!("stopped at step {}; resume it by: train --resume {}", outcome.step, quoted(&folder));
         return Ok(ExitCode::from(INTERRUPTED));
     }
     Ok(ExitCode::SUCCESS)
@@ -179,97 +168,4 @@ fn random_networks(loaded: &mut Loaded) -> Result<Networks, CommandError> {
         random => note!("random weights, of the same shapes, for {}", random.join(", ")),
     }
     Ok(networks)
-}
-
-/// A path as it is typed in a shell.
-fn quoted(path: &Path) -> String {
-    let text = path.display().to_string();
-    let is_plain = |c: char| c.is_alphanumeric() || "-_./~".contains(c);
-    if text.chars().all(is_plain) { text } else { format!("'{}'", text.replace('\'', "'\\''")) }
-}
-
-/// Formats the result of a run for the user.
-fn text(outcome: &Outcome) -> String {
-    let mut lines = Vec::new();
-    if let (Some(before), Some(after)) = (&outcome.before, &outcome.after) {
-        lines.push(before_and_after(before, after).trim_end().to_owned());
-    }
-    if outcome.stopped_early {
-        lines.push(format!("ended at step {}, as it got no better", outcome.step));
-    }
-    if let Some(best) = outcome.best {
-        lines.push(format!("best: step {}, {} {:.4}", best.step, best.metric.name(), best.value));
-    }
-    if let Some(grid) = &outcome.grid {
-        lines.push(format!("originals, before, after: {}", grid.display()));
-    }
-    lines.push(format!("checkpoint: {}", outcome.checkpoint.display()));
-    lines.join("\n")
-}
-
-/// Formats a table of the scores before and after training.
-fn before_and_after(before: &Scores, after: &Scores) -> String {
-    let title = format!("validation, {} images", after.images);
-    let mut table = format!("{title:<28}{:>10}{:>10}\n", "before", "after");
-    let mut row = |name: &str, a: f64, b: f64, digits: usize, change: String| {
-        table += &format!("{name:<28}{a:>10.digits$}{b:>10.digits$}  {change}");
-        table.truncate(table.trim_end().len());
-        table.push('\n');
-    };
-    let percent = format!("{:+.0} %", 100.0 * (after.l1 - before.l1) / before.l1);
-    row("mean absolute error", before.l1, after.l1, 4, percent);
-    row("PSNR (dB)", before.psnr, after.psnr, 2, format!("{:+.2}", after.psnr - before.psnr));
-    for (name, a, b) in [
-        ("SSIM", before.ssim, after.ssim),
-        ("LPIPS", before.lpips, after.lpips),
-        ("CLIP similarity to original", before.clip, after.clip),
-        ("CLIP similarity to caption", before.caption, after.caption),
-    ] {
-        if let Some((a, b)) = a.zip(b) {
-            row(name, a, b, 4, format!("{:+.4}", b - a));
-        }
-    }
-    if let Some((a, b)) = before.right_caption.zip(after.right_caption) {
-        let name = format!("right caption of {} (%)", after.images.min(64));
-        row(&name, 100.0 * a, 100.0 * b, 1, format!("{:+.1}", 100.0 * (b - a)));
-    }
-    row("codes used (%)", 100.0 * before.codes_used, 100.0 * after.codes_used, 1, String::new());
-    row("perplexity of the codes", before.perplexity, after.perplexity, 1, String::new());
-    table
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_path_is_quoted_where_a_shell_needs_it() {
-        for (path, typed) in [("runs/a-1.b", "runs/a-1.b"), ("my runs/a", "'my runs/a'"), ("it's", "'it'\\''s'")] {
-            assert_eq!(quoted(Path::new(path)), typed);
-        }
-    }
-
-    #[test]
-    fn the_table_says_how_much_better_it_got() {
-        let scores = |l1, psnr, lpips, codes_used, perplexity| Scores {
-            images: 4,
-            l1,
-            psnr,
-            ssim: None,
-            lpips: Some(lpips),
-            clip: None,
-            caption: None,
-            right_caption: Some(codes_used / 2.0),
-            codes_used,
-            perplexity,
-        };
-        let before = scores(0.5, 10.0, 0.75, 0.01, 1.5);
-        let after = scores(0.125, 22.5, 0.25, 0.5, 30.0);
-        let table = before_and_after(&before, &after);
-        let lines: Vec<&str> = table.lines().collect();
-        assert_eq!(lines[1], "mean absolute error             0.5000    0.1250  -75 %");
-        assert_eq!(lines[3], "LPIPS                           0.7500    0.2500  -0.5000");
-        assert_eq!(lines[4], "right caption of 4 (%)             0.5      25.0  +24.5");
-        assert_eq!(lines[6], "perplexity of the codes            1.5      30.0");
-    }
 }

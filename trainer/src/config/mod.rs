@@ -97,8 +97,13 @@ impl Config {
             images: self.data.images,
             resolution: self.data.resolution,
             seed: self.run.seed,
-            needs_captions: self.losses.needs_captions() || self.validation.clip,
+            needs_captions: self.needs_captions(),
         }
+    }
+
+    /// Whether a loss or validations read captions.
+    pub(crate) fn needs_captions(&self) -> bool {
+        self.losses.needs_captions() || self.validation.clip
     }
 
     /// Whether the run has a CLIP: for a loss or for validations.

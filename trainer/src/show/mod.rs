@@ -7,6 +7,11 @@ pub mod download;
 pub mod progress;
 pub mod reporting;
 
+/// Formats a number of things for people: `1 image`, `2 images`.
+pub fn counted(count: u64, noun: &str) -> String {
+    format!("{count} {noun}{}", if count == 1 { "" } else { "s" })
+}
+
 /// Formats bytes for people: `1.50 GiB`.
 pub fn readable(bytes: u64) -> String {
     indicatif::BinaryBytes(bytes).to_string()

@@ -24,7 +24,7 @@ use super::stop::Stop;
 use super::validate::ScoreHistory;
 use super::{Options, Purpose, Resume, Training};
 use crate::config::{Compute, Config, Loaded, load_saved};
-use crate::data::{self, Data};
+use crate::data::{self, Data, ImageCounts};
 use crate::device::{Choice, Selected};
 use crate::engine::MicroBatch;
 use crate::losses::{Discriminator, LoadContext, Losses, METRICS};
@@ -169,10 +169,9 @@ impl Training {
 }
 
 fn announce(config: &Config, start: &Start, chosen: &Chosen, limit: Option<Limit>, data: &Data, folder: &Path) {
-    let (training, validation) = (data.training.len(), data.validation.len());
     let Config { batch, .. } = config;
     note!("model: {}", start.description);
-    note!("data: {training} images to train on, {validation} to validate on");
+    note!("data: {}", ImageCounts::of(data, config));
     data.notes.iter().for_each(|line| note!("data: {line}"));
     let Config { precision, .. } = config;
     let scale = match precision.scaling() {

@@ -12,7 +12,7 @@ use super::folder::RunFolder;
 use super::pretrained::{PretrainedError, describe, initial, random_architecture};
 use super::start::{check_captions, check_precision};
 use crate::config::{Compute, Config, Loaded};
-use crate::data;
+use crate::data::{self, ImageCounts};
 use crate::device::Choice;
 use crate::losses::LossKeys;
 use crate::losses::load::look;
@@ -24,12 +24,9 @@ use crate::optim::Trainable;
 pub struct Preview {
     /// The device, in words.
     pub device: String,
-    /// Images to train on.
-    pub training: usize,
-    /// Images to validate on.
-    pub validation: usize,
-    /// How many of the images to train on have captions; `None` if no loss needs captions.
-    pub captioned: Option<usize>,
+    /// How many images there are.
+    #[serde(flatten)]
+    pub images: ImageCounts,
     /// What the user should know of the images.
     pub notes: Vec<String>,
     /// The pretrained weights that the configuration names.
@@ -74,9 +71,7 @@ pub fn preview(loaded: &Loaded, folder: &Path) -> Result<Preview, TrainError> {
     }
     Ok(Preview {
         device: device.description,
-        training: data.training.len(),
-        validation: data.validation.len(),
-        captioned: config.losses.needs_captions().then(|| data.training.len()),
+        images: ImageCounts::of(&data, config),
         notes: data.notes,
         weights,
         model: architecture.as_ref().map(describe),

@@ -187,6 +187,10 @@ impl Source for FolderSource {
         }
     }
 
+    fn skipped(&self) -> usize {
+        self.other_files.unreadable_images().count()
+    }
+
     fn notes(&self) -> Vec<String> {
         let unreadable = self.other_files.unreadable_images();
         let (count, links) = (unreadable.count(), self.count_other_names());

@@ -1,8 +1,11 @@
 //! Draws two bars: the run, and below it the current part of a step.
 
-use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
+use std::fmt::Write;
+
+use indicatif::{MultiProgress, ProgressBar, ProgressState, ProgressStyle};
 
 use super::{Part, Position, View};
+use crate::show::counted;
 use crate::show::terminal::draw_target;
 
 pub(super) struct Bars {
@@ -16,11 +19,15 @@ impl Bars {
         let both = MultiProgress::with_draw_target(draw_target());
         let bar = |template: &str| {
             let style = ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar());
-            both.add(ProgressBar::no_length().with_style(style.progress_chars("━╸─")))
+            let of = |state: &ProgressState, to: &mut dyn Write| {
+                // Text that cannot be formatted is left out.
+                let _ = to.write_str(&counted(state.len().unwrap_or_default(), "image"));
+            };
+            both.add(ProgressBar::no_length().with_style(style.with_key("of", of).progress_chars("━╸─")))
         };
         // The metrics have a separate line: a line that wraps cannot be drawn over.
         let run = bar("{prefix:>14} {wide_bar} {percent:>3} %\n               {wide_msg}");
-        let part = bar("{prefix:>14} {wide_bar:.dim} {pos}/{len} images{msg}");
+        let part = bar("{prefix:>14} {wide_bar:.dim} {pos}/{of}{msg}");
         let bars = Self { both, run, part };
         bars.run.set_length(position.steps * position.of);
         bars.part(position);

@@ -102,6 +102,7 @@ impl Dashboard {
         let value = value.filter(|value| value.is_finite());
         let text = match value {
             Some(bytes) if name.starts_with("memory/") => readable(bytes as u64),
+            Some(images_per_second) if name == "speed/images_per_second" => super::speed(images_per_second),
             Some(value) => format!("{}", (value * 1e6).round() / 1e6),
             None => "–".to_owned(),
         };

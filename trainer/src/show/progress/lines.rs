@@ -5,6 +5,7 @@ use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use super::{Position, View};
+use crate::show::counted;
 
 /// Time between lines of steps.
 const STEP_EVERY: Duration = Duration::from_secs(10);
@@ -36,7 +37,7 @@ impl View for Lines {
         if self.last.get().is_none() {
             self.last.set(Some(Instant::now()));
         } else if self.silent_for(PART_EVERY) {
-            self.say(&format!("step {step}/{steps}  {}: {done} of {of} images", part.name()));
+            self.say(&format!("step {step}/{steps}  {}: {done} of {}", part.name(), counted(of, "image")));
         }
     }
 
