@@ -106,6 +106,38 @@ fn a_killed_run_is_the_same_run() {
     killed_and_resumed(10, 40, "");
 }
 
+/// Random weights follow from the seed, and are no files that go away with the process.
+#[test]
+fn a_killed_run_with_random_weights_is_the_same_run() {
+    let folder = small();
+    let sets = ["losses.perceptual.weight=1", "data.resolution=32", "clip.pretrained=random:tiny", "clip.cutouts=2"];
+    let sets = sets.into_iter().chain(["losses.perceptual.network=alexnet"]);
+    let sets = sets.into_iter().chain(["losses.clip_text.weight=1", "losses.perceptual.backbone=hf://someone/vgg16"]);
+    let sets: Vec<&str> = sets.flat_map(|set| ["--set", set]).collect();
+    let start = |run_dir: &'static str| {
+        let named = ["--config", "small.toml", "--random-weights", "--run-dir", run_dir];
+        command(folder.path(), &[&named[..], &sets].concat())
+    };
+    finished(start("whole").output().unwrap()).success();
+    let killed = folder.path().join("killed");
+    let mut child = start("killed").stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+    while !has_checkpoint(&killed) && child.try_wait().unwrap().is_none() {
+        sleep(Duration::from_millis(1));
+    }
+    assert_eq!(end(child).0, SIGKILL);
+    run(folder.path(), &["--resume", "killed"]).success();
+    assert_same_run(&folder.path().join("whole"), &killed);
+
+    let temporary = std::env::temp_dir().display().to_string();
+    for file in ["config.toml", "report.html", "checkpoints/step-000004/state.json"] {
+        let text = fs::read_to_string(killed.join(file)).unwrap();
+        let named = text.replace(&folder.path().display().to_string(), "");
+        assert!(!named.contains(&temporary), "{file} names a temporary file");
+    }
+    let scores = fs::read_to_string(killed.join("validation.jsonl")).unwrap();
+    assert!(scores.contains("psnr") && !scores.contains("lpips") && !scores.contains("clip"), "{scores}");
+}
+
 #[test]
 fn a_killed_run_in_half_precision_is_the_same_run() {
     killed_and_resumed(3, 15, FP16);

@@ -154,7 +154,11 @@ fn load_judges(
         let loaded = judges.load_lpips(&first, &context);
         let loaded = loaded.or_else(|error| judges.load_lpips(&second, &context).map_err(|_| error));
         loaded.map_err(|error| CommandError::Judge { option: "--lpips", source: Box::new(error) })?;
-    } else if run.is_some() && perceptual.has_lpips() && is_large_enough(perceptual.network, resolution) {
+    } else if run.is_some()
+        && perceptual.has_lpips()
+        && !perceptual.is_random()
+        && is_large_enough(perceptual.network, resolution)
+    {
         match perceptual.files().all(|(key, spec)| is_here(key, spec)) {
             true => judges.load_lpips(perceptual, &context).map_err(of_run)?,
             false => note!("without LPIPS, since the run's network for it is not on this machine; --lpips fetches one"),
@@ -164,7 +168,7 @@ fn load_judges(
         let table = ClipConfig { pretrained: Some(model.clone()), ..Default::default() };
         let loaded = judges.load_clip(&table, device);
         loaded.map_err(|error| CommandError::Judge { option: "--clip", source: Box::new(error) })?;
-    } else if run.is_some() && config.has_clip() {
+    } else if run.is_some() && config.has_clip() && !config.clip.is_random() {
         match is_here("clip.pretrained", config.clip.location()) {
             true => judges.load_clip(&config.clip, device).map_err(of_run)?,
             false => {

@@ -43,8 +43,8 @@ pub(super) struct TrainArgs {
     #[arg(long, value_name = "DIR")]
     run_dir: Option<PathBuf>,
     /// Random weights of the same shapes for all that the configuration has on the Hub, of which nothing is fetched: to
-    /// try its memory and speed; such a run cannot be resumed
-    #[arg(long, conflicts_with = "resume")]
+    /// try its memory and speed
+    #[arg(long)]
     random_weights: bool,
     /// Read and check all that the run needs, say what it has to download, and stop before the first step
     #[arg(long, conflicts_with_all = ["resume", "tui"])]
@@ -79,11 +79,9 @@ pub(super) fn run(args: &TrainArgs) -> Result<ExitCode, CommandError> {
             return Err(CommandError::Usage(message.to_owned()));
         }
     };
-    // Dropping it removes the networks' files, so it lives until the run is over.
-    let _networks = match args.random_weights {
-        true => Some(random_networks(&mut loaded)?),
-        false => None,
-    };
+    if args.random_weights {
+        use_random_weights(&mut loaded)?;
+    }
     let folder = run_dir.unwrap_or_else(|| PathBuf::from("runs").join(&loaded.config.run.name));
     if args.dry_run {
         return dry_run::run(&loaded, &folder, args.json.json);
@@ -149,7 +147,7 @@ fn own_config(args: &TrainArgs, source: Option<&Source>) -> Option<PathBuf> {
 }
 
 /// Replaces all that `loaded` has on the Hub by random weights.
-fn random_networks(loaded: &mut Loaded) -> Result<Networks, CommandError> {
+fn use_random_weights(loaded: &mut Loaded) -> Result<(), CommandError> {
     let networks = Networks::random_for(&loaded.config, None).map_err(|error| match error {
         RandomError::UnknownModel { spec } => CommandError::Usage(format!(
             "--random-weights: what {spec} is built like is known only once it is fetched: put model.architecture in the \
@@ -167,5 +165,5 @@ fn random_networks(loaded: &mut Loaded) -> Result<Networks, CommandError> {
         random if random.is_empty() => note!("random weights: the configuration has nothing on the Hub"),
         random => note!("random weights, of the same shapes, for {}", random.join(", ")),
     }
-    Ok(networks)
+    Ok(())
 }

@@ -112,6 +112,16 @@ impl Config {
         self.losses.has(Sees::Clip) || perceptual.is_on() && !perceptual.has_lpips() || self.validation.clip
     }
 
+    /// The scores that validations leave out, since the weights of their networks are random.
+    pub(crate) fn scores_left_out(&self) -> Vec<&'static str> {
+        let perceptual = &self.losses.perceptual;
+        let scores = [
+            ("LPIPS", perceptual.has_lpips() && perceptual.is_random()),
+            ("CLIP's similarity", self.has_clip() && self.clip.is_random()),
+        ];
+        scores.into_iter().filter(|(_, left_out)| *left_out).map(|(name, _)| name).collect()
+    }
+
     /// The discriminator's optimizer: `[discriminator.optimizer]`, with `[optimizer]` for keys that it does not set.
     pub fn discriminator_optimizer(&self) -> OptimizerConfig {
         self.discriminator.optimizer.over(&self.optimizer)

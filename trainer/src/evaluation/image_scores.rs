@@ -75,7 +75,7 @@ impl ImageJudges {
     /// # Errors
     /// If its weights cannot be fetched or read.
     pub fn load_clip(&mut self, table: &ClipConfig, device: &Device) -> Result<(), LossError> {
-        self.clip = Some(image_encoder(table, device, DType::F32)?);
+        self.clip = Some(image_encoder(table, 0, device, DType::F32)?);
         Ok(())
     }
 

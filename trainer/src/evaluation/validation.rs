@@ -100,11 +100,11 @@ pub struct Judges<'a> {
 }
 
 impl<'a> Judges<'a> {
-    /// Takes the networks from `losses`.
+    /// Takes the networks from `losses`. Those with random weights are left out.
     pub fn of(losses: &'a Losses) -> Self {
         let lpips = losses.perceptual.as_ref().filter(|perceptual| perceptual.loss.is_lpips());
         let lpips = lpips.map(|perceptual| &perceptual.loss as &dyn ImageLoss);
-        Self { lpips, clip: losses.clip.as_ref() }
+        Self { lpips, clip: losses.clip.as_ref().filter(|clip| !clip.is_random) }
     }
 }
 

@@ -13,6 +13,7 @@ use super::loss::{ImageLoss, LoadContext, LoadImageLoss, Sees, Surroundings};
 use super::table::{LossKeys, LossTable, loss_table};
 use crate::models::clip::{ImageEncoder, preprocess};
 use crate::models::lpips::Lpips;
+use crate::models::random::{RANDOM, lpips_backbone, lpips_linear};
 use crate::models::statistics_dtype;
 use crate::models::weights::{StateDict, WeightReader};
 use crate::problem::{Problem, location, problem};
@@ -29,7 +30,8 @@ loss_table! {
     /// The network whose features are compared.
     network: LpipsNetwork = LpipsNetwork::Vgg16,
     /// That network's ImageNet weights, with torchvision's names: `hf://owner/name[@revision][/file]` or a local path.
-    /// The default is `hf://timm/vgg16.tv_in1k` for `vgg16`; `alexnet` has none.
+    /// The default is `hf://timm/vgg16.tv_in1k` for `vgg16`; `alexnet` has none. `random` has random weights, which follow
+    /// from `run.seed`.
     #[serde(skip_serializing_if = "Option::is_none")]
     backbone: Option<String> = None,
     /// LPIPS's weights of the features' channels, likewise. The default is `LPIPS_v0.1_vgg-a78928a0.pth` or
@@ -52,6 +54,11 @@ impl PerceptualConfig {
     /// Whether the loss is on and is LPIPS.
     pub fn has_lpips(&self) -> bool {
         self.is_on() && self.features == Features::Lpips
+    }
+
+    /// Whether LPIPS has random weights.
+    pub fn is_random(&self) -> bool {
+        [self.backbone_location(), Some(self.linear_location())].contains(&Some(RANDOM))
     }
 
     /// The files that it reads: the key that names each, and where it is.
@@ -113,30 +120,44 @@ impl LossTable for PerceptualConfig {
     }
 }
 
-fn lpips_weights(loss: &PerceptualConfig) -> Result<StateDict, LossError> {
+fn lpips_weights(loss: &PerceptualConfig, seed: u64) -> Result<StateDict, LossError> {
     let wrong = |key| move |source| LossError::Weights { key, source };
     let unnamed = || Problem { key: BACKBONE, message: "is not set, and alexnet has no default".into() };
     let backbone = loss.backbone_location().ok_or_else(|| LossError::Setting(unnamed()))?;
-    let backbone = fetch(BACKBONE, backbone, FileChoice::Any)?;
-    let mut weights = load_lpips_backbone(loss.network, backbone.clone()).map_err(wrong(BACKBONE))?;
-    // A whole LPIPS as the backbone contains its linear layers: nothing else has to be fetched.
-    if loss.backbone.is_some() && loss.linear.is_none() {
-        match load_lpips_linear(loss.network, backbone) {
-            Err(WeightsError::Unsupported { .. }) => {}
-            own => {
-                weights.extend(own.map_err(wrong(BACKBONE))?);
-                return Ok(weights);
+    let mut weights = if backbone == RANDOM {
+        lpips_backbone(loss.network, seed)
+    } else {
+        let backbone = fetch(BACKBONE, backbone, FileChoice::Any)?;
+        let mut weights = load_lpips_backbone(loss.network, backbone.clone()).map_err(wrong(BACKBONE))?;
+        // A whole LPIPS as the backbone contains its linear layers: nothing else has to be fetched.
+        if loss.backbone.is_some() && loss.linear.is_none() {
+            match load_lpips_linear(loss.network, backbone) {
+                Err(WeightsError::Unsupported { .. }) => {}
+                own => {
+                    weights.extend(own.map_err(wrong(BACKBONE))?);
+                    return Ok(weights);
+                }
             }
         }
-    }
-    let linear = fetch(LINEAR, loss.linear_location(), FileChoice::Any)?;
-    weights.extend(load_lpips_linear(loss.network, linear).map_err(wrong(LINEAR))?);
+        weights
+    };
+    weights.extend(match loss.linear_location() {
+        RANDOM => lpips_linear(loss.network),
+        linear => {
+            let linear = fetch(LINEAR, linear, FileChoice::Any)?;
+            load_lpips_linear(loss.network, linear).map_err(wrong(LINEAR))?
+        }
+    });
     Ok(weights)
 }
 
 /// The loss `perceptual`.
 #[derive(Debug)]
-pub struct PerceptualLoss(FeatureNetwork);
+pub struct PerceptualLoss {
+    network: FeatureNetwork,
+    /// Whether its weights are random, so that its value says nothing about images.
+    is_random: bool,
+}
 
 #[derive(Debug)]
 enum FeatureNetwork {
@@ -147,17 +168,17 @@ enum FeatureNetwork {
 impl PerceptualLoss {
     /// Uses a network that was read frozen, on the device of the images.
     pub fn new(network: Lpips) -> Self {
-        Self(FeatureNetwork::Lpips(network))
+        Self { network: FeatureNetwork::Lpips(network), is_random: false }
     }
 
     /// Compares features of a CLIP's image tower, which was read frozen, on the device of the images.
     pub fn of_clip(encoder: ImageEncoder, architecture: ClipArchitecture) -> Self {
-        Self(FeatureNetwork::Clip(Box::new(ClipFeatures { encoder, architecture })))
+        Self { network: FeatureNetwork::Clip(Box::new(ClipFeatures { encoder, architecture })), is_random: false }
     }
 
-    /// Whether its value is LPIPS.
+    /// Whether its value is LPIPS, by weights that have learned what people see.
     pub fn is_lpips(&self) -> bool {
-        matches!(self.0, FeatureNetwork::Lpips(_))
+        matches!(self.network, FeatureNetwork::Lpips(_)) && !self.is_random
     }
 }
 
@@ -200,7 +221,7 @@ impl ImageLoss for PerceptualLoss {
     fn per_sample(&self, original: Tensor<4>, reconstruction: Tensor<4>) -> Tensor<1> {
         // The original is detached, so its features are not tracked.
         let original = original.detach();
-        match &self.0 {
+        match &self.network {
             FeatureNetwork::Lpips(network) => network.distance(network.features(original), reconstruction),
             FeatureNetwork::Clip(features) => features.distance(original, reconstruction),
         }
@@ -214,13 +235,15 @@ impl LoadImageLoss for PerceptualLoss {
 
     fn load(table: &PerceptualConfig, context: &LoadContext<'_>) -> Result<Self, LossError> {
         if table.features == Features::Clip {
-            let (architecture, encoder) = image_encoder(context.around.clip, context.device, context.frozen)?;
+            let around = &context.around;
+            let (architecture, encoder) = image_encoder(around.clip, around.seed, context.device, context.frozen)?;
             return Ok(Self::of_clip(encoder, architecture));
         }
-        let weights = lpips_weights(table)?;
+        let weights = lpips_weights(table, context.around.seed)?;
         let reader = WeightReader::frozen(&weights, context.device, context.frozen);
         let network = Lpips::read(&reader, table.network);
-        Ok(Self::new(network.map_err(|source| LossError::Model { key: BACKBONE, source })?))
+        let network = network.map_err(|source| LossError::Model { key: BACKBONE, source })?;
+        Ok(Self { is_random: table.is_random(), ..Self::new(network) })
     }
 
     /// Its network has to be fetched.
@@ -235,8 +258,8 @@ mod tests {
     use checkpoints::{Activation, HostTensor, Tower, write_safetensors};
 
     use super::*;
-    use crate::memory::random_networks::clip_weights;
     use crate::models::lpips::tests::read;
+    use crate::models::random::clip_weights;
     use crate::models::tests::test_images;
 
     #[test]
@@ -269,7 +292,7 @@ mod tests {
             deviation: [0.3; 3],
             end_of_text: 19,
         };
-        let weights = clip_weights(&architecture);
+        let weights = clip_weights(&architecture, 0);
         let device = Device::flex().autodiff();
         let encoder = ImageEncoder::read(&WeightReader::frozen(&weights, &device, DType::F64), &architecture).unwrap();
         let loss = PerceptualLoss::of_clip(encoder.clone(), architecture.clone());
@@ -334,7 +357,7 @@ mod tests {
             ..Default::default()
         };
         let prefix = format!("{}/", folder.path().display());
-        lpips_weights(&loss).map_err(|error| error.to_string().replace(&prefix, ""))
+        lpips_weights(&loss, 0).map_err(|error| error.to_string().replace(&prefix, ""))
     }
 
     #[test]

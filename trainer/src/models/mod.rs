@@ -10,6 +10,7 @@ pub mod initialize;
 pub mod lpips;
 pub mod ops;
 pub mod quantizer;
+pub mod random;
 pub mod ssim;
 pub(crate) mod surrogate;
 pub mod vqgan;

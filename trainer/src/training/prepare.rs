@@ -190,6 +190,10 @@ fn announce(config: &Config, start: &Start, chosen: &Chosen, limit: Option<Limit
         passes => format!("{passes} passes"),
     };
     config.losses_that_never_count().iter().for_each(|line| note!("{line}"));
+    let left_out = config.scores_left_out();
+    if !left_out.is_empty() {
+        note!("validations leave out {}: the weights are random", left_out.join(" and "));
+    }
     let blocks = if recompute == config.memory.recompute { "" } else { ", blocks recomputed" };
     let limit = limit.map(|limit| format!("; memory limit {}", readable(limit.bytes))).unwrap_or_default();
     note!(

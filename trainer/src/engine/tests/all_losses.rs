@@ -133,6 +133,7 @@ fn guidance(device: &Device, dtype: DType, at_once: usize) -> ClipGuidance {
             ContrastiveTargets { captions: true, originals: true, logit_scale: 10.0 },
         )),
         direction: Some((Weight::constant(0.2), turn)),
+        is_random: false,
     }
 }
 

@@ -4,6 +4,7 @@ use checkpoints::Activation;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use crate::models::random::{RANDOM, known_clip, known_clip_names, random_clip};
 use crate::problem::{Problem, location, not_negative, positive, problem, share};
 
 /// More views of one image than this are a typing error.
@@ -14,7 +15,8 @@ const MOST_CUTOUTS: usize = 1024;
 #[serde(deny_unknown_fields, default)]
 pub struct ClipConfig {
     /// The model: `hf://owner/name[@revision][/file]`, a local path, or `clip-shapes`, a small model that is part of the
-    /// program; the default is `hf://openai/clip-vit-base-patch32`.
+    /// program; the default is `hf://openai/clip-vit-base-patch32`. `random:openai/clip-vit-base-patch32` is that one's
+    /// architecture with random weights, which follow from `run.seed`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub pretrained: Option<String>,
     /// `quick_gelu` or `gelu`, overriding the model's configuration; required for a checkpoint of an OpenCLIP training,
@@ -73,6 +75,11 @@ impl Default for ClipConfig {
 }
 
 impl ClipConfig {
+    /// Whether the model has random weights.
+    pub fn is_random(&self) -> bool {
+        random_clip(self.location()).is_some()
+    }
+
     /// Where the model is.
     pub fn location(&self) -> &str {
         self.pretrained.as_deref().unwrap_or("hf://openai/clip-vit-base-patch32")
@@ -85,6 +92,13 @@ impl ClipConfig {
     pub fn check(&self, needs_views: bool) -> Result<(), Problem> {
         location("clip.pretrained", self.pretrained.as_deref())?;
         location("clip.tokenizer", self.tokenizer.as_deref())?;
+        if let Some(name) = random_clip(self.location()).filter(|name| known_clip(name).is_none()) {
+            let known = known_clip_names().join(", ");
+            return problem(
+                "clip.pretrained",
+                format!("is {RANDOM}:{name}, must have one of {known} behind the colon"),
+            );
+        }
         if self.cutouts > MOST_CUTOUTS {
             return problem("clip.cutouts", format!("is {}, must be at most {MOST_CUTOUTS}", self.cutouts));
         }

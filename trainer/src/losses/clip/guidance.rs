@@ -36,6 +36,8 @@ pub struct ClipGuidance {
     pub contrastive: Option<(Weight, ContrastiveTargets)>,
     /// `clip_direction`, with the direction, `[E]`.
     pub direction: Option<(Weight, Tensor<1>)>,
+    /// Whether CLIP has random weights, so that its similarities say nothing.
+    pub is_random: bool,
 }
 
 /// The views of an image.

@@ -1,6 +1,6 @@
 //! Reads the networks of `[clip]` and `[losses.clip_*]`, and what they are compared with.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use burn::tensor::{DType, Device};
 use checkpoints::hub::FileChoice;
@@ -20,6 +20,7 @@ use crate::losses::load::{LossError, fetch};
 use crate::losses::loss::{LoadContext, LossKeys};
 use crate::losses::table::LossTable;
 use crate::models::clip::{ClipTokenizer, ImageEncoder, TextEncoder};
+use crate::models::random::{clip_weights, known_clip, random_clip};
 use crate::models::weights::WeightReader;
 
 const CLIP: &str = "clip.pretrained";
@@ -43,7 +44,7 @@ pub(super) fn guidance(
     let needs_texts = needs_captions || text.is_on() || direction.is_on();
     let settings = context.around.clip;
     let ClipNetworks { architecture, encoder, texts, logit_scale } =
-        networks(settings, needs_texts, context.device, context.frozen)?;
+        networks(settings, context.around.seed, needs_texts, context.device, context.frozen)?;
     let (mut text_target, mut turn) = (None, None);
     if let Some(texts) = &texts {
         text_target = text.is_on().then(|| target(text, texts)).transpose()?;
@@ -69,6 +70,7 @@ pub(super) fn guidance(
         image: image.is_on().then(|| image.weight()),
         text: text_target.map(|target| (text.weight(), target)),
         contrastive: contrastive.is_on().then(|| (contrastive.weight(), targets)),
+        is_random: settings.is_random(),
         direction: turn.map(|turn| (direction.weight(), turn)),
     }))
 }
@@ -86,12 +88,13 @@ struct ClipNetworks {
 /// Loads the networks; `needs_texts` says whether the text tower is needed.
 fn networks(
     settings: &ClipConfig,
+    seed: u64,
     needs_texts: bool,
     device: &Device,
     dtype: DType,
 ) -> Result<ClipNetworks, LossError> {
     // Dropping it removes a shipped model's files.
-    let (mut clip, path, _folder) = read(settings, needs_texts)?;
+    let (mut clip, path, _folder) = read(settings, seed, needs_texts)?;
     let texts = needs_texts.then(|| caption_encoder(settings, &clip, path, device, dtype)).transpose()?;
     // The text tower is as large as the image tower, and is on the device already.
     clip.weights.retain(|name, _| !name.starts_with("text_"));
@@ -104,7 +107,11 @@ fn networks(
 }
 
 /// Reads the model of `[clip]`. Returns it with its file, and with the folder that this file needs.
-fn read(settings: &ClipConfig, with_texts: bool) -> Result<(Clip, PathBuf, Option<TempDir>), LossError> {
+fn read(settings: &ClipConfig, seed: u64, with_texts: bool) -> Result<(Clip, PathBuf, Option<TempDir>), LossError> {
+    if let Some(architecture) = random_clip(settings.location()).and_then(known_clip) {
+        let weights = clip_weights(&architecture, seed);
+        return Ok((Clip { architecture, weights, tokenizer: None }, settings.location().into(), None));
+    }
     let shipped = (settings.location() == CLIP_SHAPES.name).then(|| CLIP_SHAPES.unpack()).transpose();
     let folder = shipped.map_err(|source| LossError::Unpack { key: CLIP, source })?;
     let fetched = match &folder {
@@ -119,10 +126,11 @@ fn read(settings: &ClipConfig, with_texts: bool) -> Result<(Clip, PathBuf, Optio
 /// Loads the image tower alone of the model of `[clip]`, frozen, with its architecture.
 pub(crate) fn image_encoder(
     settings: &ClipConfig,
+    seed: u64,
     device: &Device,
     dtype: DType,
 ) -> Result<(ClipArchitecture, ImageEncoder), LossError> {
-    let ClipNetworks { architecture, encoder, .. } = networks(settings, false, device, dtype)?;
+    let ClipNetworks { architecture, encoder, .. } = networks(settings, seed, false, device, dtype)?;
     Ok((architecture, encoder))
 }
 
@@ -134,12 +142,13 @@ fn caption_encoder(
     device: &Device,
     dtype: DType,
 ) -> Result<CaptionEncoder, LossError> {
+    let open = |path: &Path| ClipTokenizer::open(path, &clip.architecture);
     let tokenizer = match (&settings.tokenizer, &clip.tokenizer) {
-        (Some(spec), _) => fetch("clip.tokenizer", spec, FileChoice::Tokenizer)?.weights,
-        (None, Some(beside)) => beside.clone(),
+        (Some(spec), _) => open(&fetch("clip.tokenizer", spec, FileChoice::Tokenizer)?.weights)?,
+        (None, Some(beside)) => open(beside)?,
+        (None, None) if settings.is_random() => ClipTokenizer::of_bytes(&clip.architecture)?,
         (None, None) => return Err(LossError::NoTokenizer(path)),
     };
-    let tokenizer = ClipTokenizer::open(&tokenizer, &clip.architecture)?;
     let device = device.clone().without_autodiff();
     let reader = WeightReader::frozen(&clip.weights, &device, dtype);
     let encoder =

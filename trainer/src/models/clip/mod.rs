@@ -11,7 +11,6 @@ pub mod vision;
 
 pub use preprocess::{preprocess, to_clip};
 pub use text::TextEncoder;
-pub(crate) use tokenizer::byte_vocabulary;
 pub use tokenizer::{ClipTokenizer, TokenizerError, Tokens};
 pub use vision::ImageEncoder;
 

@@ -71,8 +71,26 @@ impl ClipTokenizer {
     /// One line that says which file cannot be read, or why it is not a tokenizer of `architecture`.
     pub fn open(path: &Path, architecture: &ClipArchitecture) -> Result<Self, TokenizerError> {
         let path = if path.is_dir() { find_in_folder(path)? } else { path.to_owned() };
-        let unsuitable = |what: String| TokenizerError::Unsuitable { path: path.clone(), what };
         let json = description(&path, architecture.end_of_text)?;
+        Self::read(json, path, architecture)
+    }
+
+    /// Returns a tokenizer without merges, for a model that knows no language: every byte is a token, so texts get more
+    /// tokens than with the model's own.
+    ///
+    /// # Errors
+    /// If `architecture` has fewer tokens than there are bytes.
+    pub fn of_bytes(architecture: &ClipArchitecture) -> Result<Self, TokenizerError> {
+        let path = PathBuf::from("one token for each byte");
+        let unsuitable = |what| TokenizerError::Unsuitable { path: path.clone(), what };
+        let vocabulary = Value::Object(byte_vocabulary(architecture.end_of_text));
+        let json = clip_description(vocabulary, Vec::new(), architecture.end_of_text).map_err(unsuitable)?;
+        Self::read(json, path, architecture)
+    }
+
+    /// Reads a `tokenizer.json`. Errors name `path`.
+    fn read(json: Vec<u8>, path: PathBuf, architecture: &ClipArchitecture) -> Result<Self, TokenizerError> {
+        let unsuitable = |what: String| TokenizerError::Unsuitable { path: path.clone(), what };
         let mut tokenizer = Tokenizer::from_bytes(json).map_err(|error| unsuitable(one_line(&error.to_string())))?;
         // These depend on the model, not on the file.
         tokenizer.with_padding(None);
@@ -190,7 +208,7 @@ fn merges_only(bytes: &[u8], end_of_text: u32) -> Result<Vec<u8>, String> {
 }
 
 /// Returns a vocabulary without merges: every byte is a token, so texts get more tokens than they should.
-pub(crate) fn byte_vocabulary(end_of_text: u32) -> Map<String, Value> {
+fn byte_vocabulary(end_of_text: u32) -> Map<String, Value> {
     let characters = byte_characters();
     let bytes = characters.iter().map(char::to_string);
     let tokens = bytes.chain(characters.iter().map(|character| format!("{character}</w>")));

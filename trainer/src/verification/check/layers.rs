@@ -21,7 +21,6 @@ use crate::losses::clip::{direction, image, text};
 use crate::losses::{
     EntropyCoupling, GanLoss, ImageLoss, LeCam, Losses, PerceptualLoss, divergence, sum_probabilities,
 };
-use crate::memory::random_networks::{clip_weights, lpips_backbone};
 use crate::models::VqGan;
 use crate::models::blocks::Block;
 use crate::models::clip::{ImageEncoder, TextEncoder, preprocess};
@@ -30,6 +29,7 @@ use crate::models::initialize::random_weights;
 use crate::models::lpips::Lpips;
 use crate::models::quantizer::gumbel::{Sampling, SeededNoise};
 use crate::models::quantizer::{Quantizer, Terms};
+use crate::models::random::{clip_weights, lpips_backbone, lpips_linear};
 use crate::models::statistics_dtype;
 use crate::models::weights::{ModelError, StateDict, WeightReader, state_dict};
 use crate::optim::{GradientSum, ModelOptimizer};
@@ -254,11 +254,8 @@ fn networks(sizes: &Sizes) -> Vec<Piece<'_>> {
         pieces.push(Piece { name: format!("PatchGAN with {name}"), half: true, run: Box::new(run) });
     }
     for (name, network) in [("VGG16", LpipsNetwork::Vgg16), ("AlexNet", LpipsNetwork::AlexNet)] {
-        let mut weights = lpips_backbone(network);
-        for (layer, channels) in network.channels().into_iter().enumerate() {
-            let values = vec![1.0 / channels as f32; channels];
-            weights.insert(format!("lin{layer}.weight"), HostTensor::from_f32([1, channels, 1, 1], &values));
-        }
+        let mut weights = lpips_backbone(network, 0);
+        weights.extend(lpips_linear(network));
         let run = move |place: &Place| {
             let lpips = Lpips::read(&WeightReader::frozen(&weights, &place.device, place.dtype), network)?;
             let loss = PerceptualLoss::new(lpips);
@@ -269,14 +266,14 @@ fn networks(sizes: &Sizes) -> Vec<Piece<'_>> {
         };
         pieces.push(Piece { name: format!("LPIPS on {name}"), half: true, run: Box::new(run) });
     }
-    let weights = clip_weights(&sizes.clip);
+    let weights = clip_weights(&sizes.clip, 0);
     let image_tower = move |place: &Place| {
         let network = ImageEncoder::read(&WeightReader::frozen(&weights, &place.device, place.dtype), &sizes.clip)?;
         let forward = |images| network.forward(preprocess(images, &sizes.clip)).cast(statistics_dtype(place.dtype));
         through(images(6, sizes.side, place), forward, |_| {})
     };
     pieces.push(Piece { name: "CLIP's image tower".into(), half: true, run: Box::new(image_tower) });
-    let weights = clip_weights(&sizes.clip);
+    let weights = clip_weights(&sizes.clip, 0);
     let text_tower = move |place: &Place| {
         let device = place.device.clone().without_autodiff();
         let network = TextEncoder::read(&WeightReader::frozen(&weights, &device, place.dtype), &sizes.clip)?;

@@ -1,11 +1,8 @@
 //! The sizes at which a device is checked.
 
-use std::path::Path;
-
 use checkpoints::{Activation, Architecture, ClipArchitecture, Tower};
 
-use super::{CheckError, Scale};
-use crate::memory::random_networks::write_clip;
+use super::Scale;
 use crate::models::architectures::by_name;
 
 /// The sizes of the networks and images that layers are checked with.
@@ -67,10 +64,4 @@ fn clip(image_size: usize, patch_size: usize, tower: Tower, embedding: usize) ->
         deviation: [0.5; 3],
         end_of_text: 513,
     }
-}
-
-/// A folder with a small random CLIP, as transformers writes it.
-pub(super) fn write_small_clip(folder: &Path) -> Result<(), CheckError> {
-    let tower = Tower { width: 32, layers: 2, heads: 2, mlp: 64 };
-    Ok(write_clip(&clip(32, 16, tower, 16), folder)?)
 }

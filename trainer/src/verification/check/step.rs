@@ -4,13 +4,10 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
-use checkpoints::LpipsNetwork;
-
-use super::sizes::write_small_clip;
 use super::{CheckError, Deviations, Part, Row};
 use crate::config::{self, Compute, Loaded, Override, Recompute};
 use crate::device::Selected;
-use crate::memory::random_networks::{Networks, write_lpips};
+use crate::memory::random_networks::Networks;
 use crate::memory::{Children, Gradient, Measurer, MemoryError, Status, Stopped, Variant};
 use crate::verification::sweep::gradient_file;
 
@@ -48,6 +45,8 @@ entropy = 0.1
 [losses.perceptual]
 weight = 0.5
 network = "alexnet"
+backbone = "random"
+linear = "random"
 
 [losses.adversarial]
 weight = 0.5
@@ -73,6 +72,7 @@ channels = 16
 layers = 2
 
 [clip]
+pretrained = "random:tiny"
 cutouts = 2
 
 [ema]
@@ -106,27 +106,16 @@ impl Setting {
     pub fn new(name: Option<&str>, overrides: &[Override]) -> Result<Self, CheckError> {
         let io = |what| move |source| CheckError::Io { what, source };
         let folder = tempfile::Builder::new().prefix("train-check-").tempdir().map_err(io("make a folder"))?;
-        let (mut overrides, is_small) = (overrides.to_vec(), name.is_none());
+        let is_small = name.is_none();
         let name = match name {
             Some(name) => name.to_owned(),
             None => {
-                let clip = folder.path().join("clip");
-                write_small_clip(&clip)?;
-                let [backbone, linear] = write_lpips(LpipsNetwork::AlexNet, folder.path())?;
-                let networks = [
-                    ("clip.pretrained", clip),
-                    ("losses.perceptual.backbone", backbone),
-                    ("losses.perceptual.linear", linear),
-                ];
-                let path =
-                    |(key, path): (&str, PathBuf)| Override::new(key, &format!("{:?}", path.display().to_string()));
-                overrides.splice(0..0, networks.map(path));
                 let path = folder.path().join("check.toml");
                 fs::write(&path, SMALL).map_err(io("write a configuration"))?;
                 path.display().to_string()
             }
         };
-        let mut loaded = config::load(&name, &overrides)?;
+        let mut loaded = config::load(&name, overrides)?;
         if is_small {
             // What its text does not name is a loss that needs no files.
             loaded.config.losses.switch_on_images(0.5);
@@ -290,7 +279,7 @@ mod tests {
         let setting = Setting::new(None, &[]).unwrap();
         let config = setting.networks.config(setting.loaded.config.clone());
         assert_eq!(config.check(), Ok(()));
-        assert!(setting.networks.random().is_empty(), "all of its networks are files of its own");
+        assert!(setting.networks.random().is_empty(), "all of its networks have random weights already");
         for table in config.losses.tables() {
             assert!(table.is_on(), "{}", table.name());
         }
