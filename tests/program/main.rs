@@ -12,6 +12,7 @@ mod dry_run;
 mod export;
 mod first_run;
 mod gumbel;
+mod habits;
 mod hub;
 mod killed;
 mod losses;

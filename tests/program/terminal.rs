@@ -139,6 +139,23 @@ fn watch(shown: &mut File, folder: &Path, child: &mut Child) -> Vec<u8> {
 }
 
 #[test]
+fn a_terminal_has_colours_unless_they_are_turned_off() {
+    let folder = small();
+    for (no_color, is_colored) in [(None, true), (Some("1"), false)] {
+        let (mut shown, end) = terminal();
+        let mut command = command(folder.path(), &["--config", "none.toml"]);
+        command.env("TERM", "xterm").env_remove("NO_COLOR").envs(no_color.map(|value| ("NO_COLOR", value)));
+        let mut child = command.stdout(Stdio::null()).stderr(Stdio::from(end)).spawn().unwrap();
+        assert_eq!(child.wait().unwrap().code(), Some(2));
+        let mut seen = Vec::new();
+        // The end of the other side is an error.
+        let _ = shown.read_to_end(&mut seen);
+        let seen = String::from_utf8_lossy(&seen).into_owned();
+        assert!(seen.contains("none.toml") && seen.contains("\x1b[31m") == is_colored, "{seen}");
+    }
+}
+
+#[test]
 fn a_terminal_that_hangs_up_saves_the_run() {
     for (arguments, shows) in [(&[][..], &b"gradients"[..]), (&["--tui"], b"\x1b[?1049h")] {
         let folder = small();

@@ -4,6 +4,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
+use console::style;
 use serde_json::{Value, json};
 
 use crate::config::{Config, DataSource};
@@ -133,6 +134,12 @@ fn before_and_after(before: &Scores, after: &Scores) -> String {
     let title = format!("validation, {}", counted(after.images as u64, "image"));
     let mut table = format!("{title:<28}{:>10}{:>10}\n", "before", "after");
     let mut row = |name: &str, a: f64, b: f64, digits: usize, change: String| {
+        let is_better = if change.ends_with('%') || name == "LPIPS" { b < a } else { b > a };
+        let change = match change.is_empty() || a == b {
+            true => change,
+            false if is_better => style(change).green().to_string(),
+            false => style(change).red().to_string(),
+        };
         table += &format!("{name:<28}{a:>10.digits$}{b:>10.digits$}  {change}");
         table.truncate(table.trim_end().len());
         table.push('\n');
@@ -186,7 +193,7 @@ mod tests {
         };
         let before = scores(0.5, 10.0, 0.75, 0.01, 1.5);
         let after = scores(0.125, 22.5, 0.25, 0.5, 30.0);
-        let table = before_and_after(&before, &after);
+        let table = console::strip_ansi_codes(&before_and_after(&before, &after)).into_owned();
         let lines: Vec<&str> = table.lines().collect();
         assert_eq!(lines[1], "mean absolute error             0.5000    0.1250  -75 %");
         assert_eq!(lines[3], "LPIPS                           0.7500    0.2500  -0.5000");

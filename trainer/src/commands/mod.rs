@@ -3,6 +3,7 @@
 
 mod ballast;
 mod check;
+mod completions;
 mod config;
 mod devices;
 mod dry_run;
@@ -11,6 +12,7 @@ mod finished_run;
 mod habits;
 mod images;
 mod init;
+mod man;
 mod measure;
 mod overrides;
 mod plan;
@@ -21,19 +23,21 @@ mod sweep;
 mod train;
 
 use std::convert::Infallible;
+use std::ffi::OsString;
 use std::panic;
 use std::process::ExitCode;
 #[cfg(unix)]
 use std::sync::{Arc, atomic::AtomicBool};
 
-use clap::{Args, Parser, Subcommand};
+use clap::{Args, ColorChoice, CommandFactory, FromArgMatches, Parser, Subcommand};
+use serde_json::json;
 
-use crate::config::{ConfigError, Override};
+use crate::config::{ConfigError, Origin, Override};
 use crate::device::panics;
 use crate::device::{Choice, DeviceError};
 use crate::losses::load::LossError;
 use crate::memory::MemoryError;
-use crate::show::terminal::write_result;
+use crate::show::terminal::{self, Color, Verbosity, write_error, write_result};
 use crate::training::TrainError;
 use crate::training::pretrained::PretrainedError;
 use crate::verification::check::CheckError;
@@ -54,6 +58,39 @@ pub struct CommandLine {
     verb: Option<Verb>,
     #[command(flatten)]
     train: train::TrainArgs,
+    #[command(flatten)]
+    said: Said,
+}
+
+/// What is said on stderr.
+#[derive(Debug, Args)]
+struct Said {
+    /// Say nothing on stderr but errors
+    #[arg(short, long, global = true, conflicts_with = "verbose", display_order = 1000)]
+    quiet: bool,
+    /// Say more on stderr: a line for every step
+    #[arg(short, long, global = true, display_order = 1000)]
+    verbose: bool,
+    /// When to use colours: auto, always or never; auto is on a terminal, unless NO_COLOR is set
+    #[arg(
+        long,
+        global = true,
+        value_name = "WHEN",
+        default_value = "auto",
+        hide_possible_values = true,
+        display_order = 1000
+    )]
+    color: Color,
+}
+
+impl Said {
+    fn verbosity(&self) -> Verbosity {
+        match (self.quiet, self.verbose) {
+            (true, _) => Verbosity::Quiet,
+            (_, true) => Verbosity::Verbose,
+            _ => Verbosity::Normal,
+        }
+    }
 }
 
 #[derive(Debug, Subcommand)]
@@ -79,6 +116,10 @@ enum Verb {
     Devices(devices::DevicesArgs),
     /// Check that a device computes the same results as the CPU
     Check(check::CheckArgs),
+    /// Print what a shell reads to complete verbs and options
+    Completions(completions::CompletionsArgs),
+    /// Print the manual page, or write those of all verbs
+    Man(man::ManArgs),
     /// Occupy a device's memory until standard input ends
     #[command(hide = true)]
     Ballast(ballast::BallastArgs),
@@ -136,6 +177,21 @@ enum CommandError {
 }
 
 impl CommandError {
+    /// The file and the line of a configuration that are wrong.
+    fn place(&self) -> Option<(&str, usize)> {
+        let error = match self {
+            Self::Config(error) | Self::Train(TrainError::Config(error)) => error,
+            Self::Sweep(SweepError::Config(error)) | Self::Check(CheckError::Config(error)) => error,
+            Self::Memory(MemoryError::Config(error))
+            | Self::Sweep(SweepError::Measuring(MemoryError::Config(error))) => error,
+            _ => return None,
+        };
+        match error {
+            ConfigError::Wrong { place: Origin::Line { file, line }, .. } => Some((file, *line)),
+            _ => None,
+        }
+    }
+
     fn exit_code(&self) -> u8 {
         match self {
             Self::Config(_) | Self::Usage(_) => WRONG_USAGE,
@@ -158,22 +214,76 @@ impl CommandError {
     }
 }
 
-/// Runs the command line of this process. Results go to stdout, all else to stderr.
+/// Runs the command line of this process. Results go to stdout, all else to stderr. With `--json` an error is an object on
+/// stdout too: `error`, `exit_code`, and `file` and `line` where they are known.
 pub fn main() -> ExitCode {
-    let command_line = CommandLine::parse();
+    let arguments: Vec<OsString> = std::env::args_os().collect();
+    let wants_json = arguments.iter().any(|argument| argument == "--json");
+    let command_line = match parse(&arguments) {
+        Ok(command_line) => command_line,
+        Err(error) => {
+            if wants_json && error.use_stderr() {
+                print_error(&first_paragraph(&error.to_string()), WRONG_USAGE, None);
+            }
+            error.exit()
+        }
+    };
+    terminal::set_up(command_line.said.verbosity(), command_line.said.color);
     panics::record();
     exit_on_abort();
     match panic::catch_unwind(|| dispatch(&command_line)) {
         Ok(Ok(code)) => code,
         Ok(Err(error)) => {
-            note!("error: {error}");
+            if wants_json {
+                print_error(&error.to_string(), error.exit_code(), error.place());
+            }
+            write_error(&error.to_string());
             ExitCode::from(error.exit_code())
         }
         Err(_) => {
-            note!("error: this should not happen; RUST_BACKTRACE=1 shows where: {}", panics::last());
+            let message = format!("this should not happen; RUST_BACKTRACE=1 shows where: {}", panics::last());
+            if wants_json {
+                print_error(&message, 1, None);
+            }
+            write_error(&message);
             ExitCode::FAILURE
         }
     }
+}
+
+/// Parses a command line; what it says of an error has colours as `--color` asks.
+fn parse(arguments: &[OsString]) -> Result<CommandLine, clap::Error> {
+    let text = |argument: &OsString| argument.to_string_lossy().into_owned();
+    let color = arguments.iter().map(text).zip(arguments.iter().skip(1).map(text).chain([String::new()]));
+    let color = color.into_iter().find_map(|(argument, next)| match argument.strip_prefix("--color") {
+        Some("") => Some(next),
+        Some(value) => value.strip_prefix('=').map(str::to_owned),
+        None => None,
+    });
+    let color = match color.as_deref() {
+        Some("always") => ColorChoice::Always,
+        Some("never") => ColorChoice::Never,
+        _ => ColorChoice::Auto,
+    };
+    let matches = CommandLine::command().color(color).try_get_matches_from(arguments)?;
+    CommandLine::from_arg_matches(&matches)
+}
+
+/// What clap says of an error, without the usage that follows.
+fn first_paragraph(text: &str) -> String {
+    let paragraph = text.split("\n\n").next().unwrap_or_default();
+    let words: Vec<&str> = paragraph.split_whitespace().collect();
+    words.join(" ").trim_start_matches("error: ").to_owned()
+}
+
+fn print_error(message: &str, exit_code: u8, place: Option<(&str, usize)>) {
+    let mut error = json!({ "error": message, "exit_code": exit_code });
+    if let Some((file, line)) = place {
+        error["file"] = json!(file);
+        error["line"] = json!(line);
+    }
+    // The error is on stderr as well.
+    let _ = print_json(&error);
 }
 
 fn dispatch(command_line: &CommandLine) -> Result<ExitCode, CommandError> {
@@ -189,6 +299,8 @@ fn dispatch(command_line: &CommandLine) -> Result<ExitCode, CommandError> {
         Some(Verb::Config(args)) => config::run(args),
         Some(Verb::Devices(args)) => devices::run(args),
         Some(Verb::Check(args)) => check::run(args),
+        Some(Verb::Completions(args)) => completions::run(args),
+        Some(Verb::Man(args)) => man::run(args),
         Some(Verb::Ballast(args)) => ballast::run(args),
         Some(Verb::Unknown(words)) => Err(habits::unknown_verb(words)),
     }
@@ -240,7 +352,6 @@ fn print_line(line: &str) -> Result<(), CommandError> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use clap::CommandFactory;
 
     #[test]
     fn the_command_line_is_consistent() {

@@ -16,6 +16,7 @@ use crate::config::{self, Loaded};
 use crate::memory::MemoryError;
 use crate::memory::random_networks::{Networks, RandomError};
 use crate::models::architectures::NAMES;
+use crate::show::log_file;
 use crate::training::run_state;
 use crate::training::{Deadline, Fault, INTERRUPTED, Options, Resume, Stop, train};
 
@@ -64,6 +65,7 @@ pub(super) struct TrainArgs {
 
 pub(super) fn run(args: &TrainArgs) -> Result<ExitCode, CommandError> {
     let started = Instant::now();
+    log_file::begin();
     let stop = Stop::new(std::process::exit);
     let asked = stop.clone();
     on_stop_signals(move |reason| asked.ask(reason))?;

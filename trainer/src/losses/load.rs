@@ -3,10 +3,10 @@
 use std::path::PathBuf;
 
 use checkpoints::WeightsError;
+use checkpoints::shipped::CLIP_SHAPES;
 use checkpoints::hub::{self, Fetched, FileChoice, HubError, HubSettings, Location, Presence};
 
 use crate::models::clip::TokenizerError;
-use crate::models::shipped::CLIP_SHAPES;
 use crate::models::weights::ModelError;
 use crate::problem::Problem;
 use crate::show::download::DownloadBar;

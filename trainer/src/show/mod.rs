@@ -4,6 +4,7 @@
 #[macro_use]
 pub mod terminal;
 pub mod download;
+pub mod log_file;
 pub mod progress;
 pub mod reporting;
 

@@ -6,24 +6,82 @@ use std::fs;
 use std::io::{self, IsTerminal, Write};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::sync_channel;
+use std::sync::{Mutex, PoisonError};
 use std::thread;
 use std::time::Duration;
 
 use console::Term;
 use indicatif::{ProgressDrawTarget, TermLike};
 
+use crate::show::log_file;
+
 /// How long a message may delay a process that must continue or end. A pipe that nobody reads would delay it for ever.
 const PATIENCE: Duration = Duration::from_millis(500);
 
 const REDRAWS_PER_SECOND: u8 = 20;
+
+/// How much is said on stderr.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Verbosity {
+    /// Errors.
+    Quiet,
+    /// What a user should know, and the progress.
+    Normal,
+    /// A line for every step too.
+    Verbose,
+}
+
+/// When text has colours.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub enum Color {
+    /// On a terminal, unless `NO_COLOR` is set.
+    Auto,
+    /// Everywhere.
+    Always,
+    /// Nowhere.
+    Never,
+}
+
+static VERBOSITY: Mutex<Verbosity> = Mutex::new(Verbosity::Normal);
+
+/// How much is said.
+pub fn verbosity() -> Verbosity {
+    *VERBOSITY.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Sets how much is said, and in which colours.
+pub fn set_up(verbosity: Verbosity, color: Color) {
+    *VERBOSITY.lock().unwrap_or_else(PoisonError::into_inner) = verbosity;
+    let colored = match color {
+        Color::Auto => return,
+        Color::Always => true,
+        Color::Never => false,
+    };
+    console::set_colors_enabled(colored);
+    console::set_colors_enabled_stderr(colored);
+}
 
 /// Writes a line to stderr, formatted as by `println!`.
 macro_rules! note {
     ($($text:tt)*) => { $crate::show::terminal::write_line(&format!($($text)*)) };
 }
 
-/// Writes a line to stderr if that is possible.
+/// Writes a line to the log and, if that is possible and the user wants to hear it, to stderr.
 pub fn write_line(line: &str) {
+    log_file::add(line);
+    if verbosity() != Verbosity::Quiet {
+        write_to_stderr(line);
+    }
+}
+
+/// Writes an error to the log and to stderr.
+pub fn write_error(message: &str) {
+    log_file::add(&format!("error: {message}"));
+    write_to_stderr(&format!("{} {message}", console::style("error:").for_stderr().red().bold()));
+}
+
+/// Writes a line to stderr alone, if that is possible.
+pub fn write_to_stderr(line: &str) {
     // In one piece, so that lines of other processes do not come between.
     let _ = io::stderr().lock().write_all(format!("{line}\n").as_bytes());
 }
@@ -69,10 +127,15 @@ fn has_hung_up(_stdout: &io::StdoutLock, _error: &io::Error) -> bool {
     false
 }
 
+/// Whether there is a terminal for progress bars, and a user who wants to see them.
+pub fn shows_bars() -> bool {
+    io::stderr().is_terminal() && verbosity() != Verbosity::Quiet
+}
+
 /// Returns the target for progress bars: stderr if that is a terminal, until its first error. indicatif's own target
 /// panics when the terminal is gone.
 pub fn draw_target() -> ProgressDrawTarget {
-    match io::stderr().is_terminal() {
+    match shows_bars() {
         true => ProgressDrawTarget::term_like_with_hz(Box::new(Bars::default()), REDRAWS_PER_SECOND),
         false => ProgressDrawTarget::hidden(),
     }

@@ -53,6 +53,7 @@ use crate::device::{Choice, Selected};
 use crate::engine::EffectiveBatch;
 use crate::evaluation::{Best, Scores};
 use crate::losses::{METRICS, StepMetrics};
+use crate::show::log_file;
 use crate::show::progress::check_terminal;
 
 pub use self::deadline::Deadline;
@@ -148,6 +149,7 @@ pub fn train(loaded: &Loaded, options: Options, stop: &Stop) -> Result<Outcome, 
     // Without a step the folder holds nothing but what the run started from.
     if outcome.is_err() && training.step == 0 {
         drop(training);
+        log_file::close();
         created.remove();
     }
     outcome

@@ -33,8 +33,8 @@ use crate::models::VqGan;
 use crate::optim::LrSchedule;
 use crate::precision::{Probe, Range};
 use crate::show::progress::Progress;
-use crate::show::readable;
 use crate::show::reporting::Reporter;
+use crate::show::{log_file, readable};
 
 impl Training {
     pub(super) fn prepare(
@@ -101,6 +101,7 @@ impl Training {
 
         stop.run_begins();
         let ClaimedFolder { lock, store, mut created } = place.claim()?;
+        log_file::open(&folder.join("log.txt"));
         let (step, own) = (start.step, start.checkpoint.filter(|_| resumes_own));
         if let Some(other) = other {
             // A checkpoint that was moved away has no logs beside it.

@@ -6,7 +6,7 @@ use indicatif::{MultiProgress, ProgressBar, ProgressState, ProgressStyle};
 
 use super::{Part, Position, View};
 use crate::show::counted;
-use crate::show::terminal::draw_target;
+use crate::show::terminal::{Verbosity, draw_target, verbosity, write_to_stderr};
 
 pub(super) struct Bars {
     both: MultiProgress,
@@ -26,7 +26,7 @@ impl Bars {
             both.add(ProgressBar::no_length().with_style(style.with_key("of", of).progress_chars("━╸─")))
         };
         // The metrics have a separate line: a line that wraps cannot be drawn over.
-        let run = bar("{prefix:>14} {wide_bar} {percent:>3} %\n               {wide_msg}");
+        let run = bar("{prefix:>14} {wide_bar:.cyan} {percent:>3} %\n               {wide_msg}");
         let part = bar("{prefix:>14} {wide_bar:.dim} {pos}/{of}{msg}");
         let bars = Self { both, run, part };
         bars.run.set_length(position.steps * position.of);
@@ -49,6 +49,10 @@ impl View for Bars {
     }
 
     fn step(&self, position: Position, text: &str) {
+        if verbosity() == Verbosity::Verbose {
+            let Position { step, steps, .. } = position;
+            self.both.suspend(|| write_to_stderr(&format!("step {step}/{steps}  {text}")));
+        }
         self.run.set_message(text.to_owned());
         self.part.set_message("");
         self.part(position);

@@ -17,7 +17,8 @@ use report::keys::{self, Groups};
 use serde_json::Value;
 
 use super::{Part, Position, View};
-use crate::show::readable;
+use crate::show::terminal::{Verbosity, verbosity, write_to_stderr};
+use crate::show::{log_file, readable};
 
 /// A dashboard was asked for where there is no terminal.
 #[derive(Debug, thiserror::Error)]
@@ -179,7 +180,10 @@ impl View for Dashboard {
 
     fn line(&self, text: &str) {
         match self.renderer.borrow().is_some() && std::io::stderr().is_terminal() {
-            true => self.lines.borrow_mut().push(text.to_owned()),
+            true => {
+                log_file::add(text);
+                self.lines.borrow_mut().push(text.to_owned());
+            }
             false => note!("{text}"),
         }
     }
@@ -193,7 +197,8 @@ impl View for Dashboard {
             false => drop(renderer),
         }
         signals::forget();
-        self.lines.borrow_mut().drain(..).for_each(|line| note!("{line}"));
+        let lines = self.lines.borrow_mut().split_off(0);
+        lines.iter().filter(|_| verbosity() != Verbosity::Quiet).for_each(|line| write_to_stderr(line));
     }
 }
 

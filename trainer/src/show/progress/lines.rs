@@ -1,4 +1,4 @@
-//! Shows a run by plain lines, for a file or a pipe.
+//! Shows a run by plain lines, for a file or a pipe, and for the log in its folder.
 
 use std::cell::Cell;
 use std::sync::{Mutex, PoisonError};
@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use super::{Position, View};
 use crate::show::counted;
+use crate::show::terminal::{Verbosity, verbosity};
 
 /// Time between lines of steps.
 const STEP_EVERY: Duration = Duration::from_secs(10);
@@ -13,20 +14,25 @@ const STEP_EVERY: Duration = Duration::from_secs(10);
 /// Time between lines within a step, so that a long step does not look dead.
 const PART_EVERY: Duration = Duration::from_secs(60);
 
-#[derive(Default)]
 pub(super) struct Lines {
+    /// Where lines go.
+    write: fn(&str),
     last: Cell<Option<Instant>>,
     has_said_a_step: Cell<bool>,
 }
 
 impl Lines {
+    pub(super) fn new(write: fn(&str)) -> Self {
+        Self { write, last: Cell::default(), has_said_a_step: Cell::default() }
+    }
+
     fn silent_for(&self, time: Duration) -> bool {
         self.last.get().is_none_or(|last| last.elapsed() >= time)
     }
 
     fn say(&self, text: &str) {
         self.last.set(Some(Instant::now()));
-        note!("{text}");
+        (self.write)(text);
     }
 }
 
@@ -43,13 +49,14 @@ impl View for Lines {
 
     fn step(&self, position: Position, text: &str) {
         let Position { step, steps, .. } = position;
-        if !self.has_said_a_step.replace(true) || self.silent_for(STEP_EVERY) || step == steps {
+        let is_first = !self.has_said_a_step.replace(true);
+        if is_first || self.silent_for(STEP_EVERY) || step == steps || verbosity() == Verbosity::Verbose {
             self.say(&format!("step {step}/{steps}  {text}"));
         }
     }
 
     fn line(&self, text: &str) {
-        note!("{text}");
+        (self.write)(text);
     }
 
     fn kernels(&self) -> Box<dyn Fn(u64) + Send + Sync> {

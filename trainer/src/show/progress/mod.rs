@@ -5,7 +5,6 @@ mod dashboard;
 mod lines;
 
 use std::cell::Cell;
-use std::io::IsTerminal;
 use std::time::Instant;
 
 use burn_train::Interrupter;
@@ -17,7 +16,8 @@ use self::bars::Bars;
 use self::dashboard::Dashboard;
 pub use self::dashboard::{NoTerminal, check_terminal, give_terminal_back, let_go_of_terminal};
 use self::lines::Lines;
-use crate::show::readable;
+use crate::show::terminal::{shows_bars, write_line};
+use crate::show::{log_file, readable};
 
 /// The values that are shown after a step.
 #[derive(Debug, Clone, Copy)]
@@ -106,6 +106,8 @@ fn watch_kernels(show: Box<dyn Fn(u64) + Send + Sync>) {
 /// The progress of one run.
 pub struct Progress {
     view: Box<dyn View>,
+    /// Writes steps to the log, if the view is none of lines.
+    log: Option<Lines>,
     samples_per_step: u64,
     started: Instant,
     first_step: u64,
@@ -119,13 +121,15 @@ impl Progress {
     pub fn new(first_step: u64, steps: u64, samples_per_step: usize) -> Self {
         let samples_per_step = samples_per_step as u64;
         let position = Position { step: first_step, steps, part: Part::SecondPass, done: 0, of: samples_per_step };
-        let view: Box<dyn View> = match std::io::stderr().is_terminal() {
-            true => Box::new(Bars::new(position)),
-            false => Box::new(Lines::default()),
+        let log = shows_bars().then(|| Lines::new(log_file::add));
+        let view: Box<dyn View> = match log {
+            Some(_) => Box::new(Bars::new(position)),
+            None => Box::new(Lines::new(write_line)),
         };
         watch_kernels(view.kernels());
         Self {
             view,
+            log,
             samples_per_step,
             started: Instant::now(),
             first_step,
@@ -138,6 +142,7 @@ impl Progress {
     /// has the tags of the losses' metrics.
     pub fn show_dashboard(&mut self, interrupter: &Interrupter, exit: Option<fn(i32) -> !>, losses: &'static Groups) {
         self.view.finish();
+        self.log = Some(Lines::new(log_file::add));
         self.view = Box::new(Dashboard::open(self.position.get(), interrupter, exit, losses));
         watch_kernels(self.view.kernels());
     }
@@ -157,6 +162,12 @@ impl Progress {
         self.advance(Part::Validation, count, all as u64);
     }
 
+    /// The view, and the log.
+    fn shown(&self) -> impl Iterator<Item = &dyn View> {
+        let view: &dyn View = &*self.view;
+        std::iter::once(view).chain(self.log.as_ref().map(|log| log as &dyn View))
+    }
+
     fn advance(&self, part: Part, count: usize, of: u64) {
         let mut position = self.position.get();
         if position.part != part {
@@ -164,7 +175,7 @@ impl Progress {
         }
         position = Position { done: (position.done + count as u64).min(of), of, ..position };
         self.position.set(position);
-        self.view.part(position);
+        self.shown().for_each(|view| view.part(position));
     }
 
     /// Shows all metrics of a step: its line of `metrics.jsonl`.
@@ -216,7 +227,7 @@ impl Progress {
         if skipped > 0 {
             text += &format!("  {skipped} skipped");
         }
-        self.view.step(position, &text);
+        self.shown().for_each(|view| view.step(position, &text));
     }
 
     /// Writes a line that stays, above the bars.
