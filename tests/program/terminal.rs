@@ -2,7 +2,7 @@
 #![cfg(unix)]
 
 use std::fs::{self, File, OpenOptions};
-use std::io::Read;
+use std::io::{Read, Write};
 use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
@@ -167,6 +167,29 @@ fn a_terminal_that_hangs_up_saves_the_run() {
         drop(shown);
         assert_saved(folder.path(), &mut child);
     }
+}
+
+#[test]
+fn a_key_of_the_dashboard_saves_and_stops_the_run() {
+    let folder = small();
+    let (mut shown, end) = terminal();
+    let mut child = start_on(&end, folder.path(), None, &["--tui"]);
+    drop(end);
+    let mut seen = watch(&mut shown, folder.path(), &mut child);
+    for key in [b"q", b"s"] {
+        sleep(Duration::from_millis(500));
+        let _ = shown.read_to_end(&mut seen);
+        shown.write_all(key).unwrap();
+    }
+    while child.try_wait().unwrap().is_none() {
+        // What is shown is read, so that there is room for more.
+        let _ = shown.read_to_end(&mut seen);
+        sleep(Duration::from_millis(10));
+    }
+    assert_saved(folder.path(), &mut child);
+    let _ = shown.read_to_end(&mut seen);
+    let left = seen.windows(8).rposition(|part| part == b"\x1b[?1049l").unwrap();
+    assert!(String::from_utf8_lossy(&seen[left..]).contains("train --resume runs/small"));
 }
 
 /// As `nohup` has it: the run outlives its terminal, and a signal still saves it.

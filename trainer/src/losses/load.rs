@@ -3,8 +3,8 @@
 use std::path::PathBuf;
 
 use checkpoints::WeightsError;
-use checkpoints::shipped::CLIP_SHAPES;
 use checkpoints::hub::{self, Fetched, FileChoice, HubError, HubSettings, Location, Presence};
+use checkpoints::shipped::CLIP_SHAPES;
 
 use crate::models::clip::TokenizerError;
 use crate::models::weights::ModelError;

@@ -1,13 +1,13 @@
 //! A run from its configuration to its last checkpoint. It depends on all but commands and verification.
 //!
 //! From burn-train this module uses what fits a run that is counted in optimizer steps: the `Interrupter`, which asks a
-//! run to stop, also between two micro-batches; and the terminal dashboard with its types of metrics. The rest is its
-//! own, because a resumed run has to be the same run:
+//! run to stop, also between two micro-batches. The rest is its own, because a resumed run has to be the same run:
 //! - the loop: burn-train's has one optimizer, no loss scale, and sums micro-batches in place of averaging samples;
 //! - checkpoints ([`checkpoints::run`]): burn-train saves by the epoch and overwrites each file of a checkpoint in
 //!   place, without a hash, a sync, or a moment at which all files together become the newest checkpoint;
 //! - the logs: burn-train's event store is private, and its loggers write a file for each metric and epoch, which
 //!   cannot be cut back to a step;
+//! - the dashboard: burn-train's counts epochs and items, has bars without labels, and ends the process by a panic;
 //! - PSNR and SSIM: `burn_train::metric::vision` brings a downloader of weights into every build, pads images with
 //!   zeros for SSIM, where the reference does not, and panics for images below its window;
 //! - LPIPS and CLIP similarity: the run's losses have these networks already.
@@ -143,7 +143,7 @@ pub fn train(loaded: &Loaded, options: Options, stop: &Stop) -> Result<Outcome, 
         prepared => prepared?,
     };
     if dashboard {
-        training.shown.progress.show_dashboard(stop.interrupter(), stop.exit(), &METRICS);
+        training.shown.progress.show_dashboard(stop.interrupter(), &METRICS);
     }
     let outcome = training.run(stop);
     // Without a step the folder holds nothing but what the run started from.

@@ -67,11 +67,6 @@ impl Stop {
         Self { exit: Some(exit), ..Self::default() }
     }
 
-    /// Returns the function that ends the process at once.
-    pub(super) fn exit(&self) -> Option<Exit> {
-        self.exit
-    }
-
     fn end(&self) {
         if let Some(exit) = self.exit {
             exit(INTERRUPTED.into());

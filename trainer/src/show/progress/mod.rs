@@ -140,10 +140,10 @@ impl Progress {
 
     /// Takes the terminal for a dashboard, in which the user can ask the run to stop; see [`check_terminal`]. `losses`
     /// has the tags of the losses' metrics.
-    pub fn show_dashboard(&mut self, interrupter: &Interrupter, exit: Option<fn(i32) -> !>, losses: &'static Groups) {
+    pub fn show_dashboard(&mut self, interrupter: &Interrupter, losses: &'static Groups) {
         self.view.finish();
         self.log = Some(Lines::new(log_file::add));
-        self.view = Box::new(Dashboard::open(self.position.get(), interrupter, exit, losses));
+        self.view = Box::new(Dashboard::open(self.position.get(), interrupter, losses));
         watch_kernels(self.view.kernels());
     }
 
