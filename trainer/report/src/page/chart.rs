@@ -2,21 +2,15 @@
 
 use std::fmt::Write;
 
+use serde_json::{Value, json};
+
+use super::axes::{Axes, BOTTOM, HEIGHT, LEFT, RIGHT, TOP, WIDTH};
 use super::escape;
 use super::number::{Unit, shown};
 use crate::curve::Curve;
 
-/// The size of the drawing, in its own units.
-const WIDTH: f64 = 400.0;
-const HEIGHT: f64 = 210.0;
-/// The area between the axes.
-const LEFT: f64 = 68.0;
-const RIGHT: f64 = 392.0;
-const TOP: f64 = 10.0;
-const BOTTOM: f64 = 182.0;
-
 /// The number of buckets of neighbouring steps; the smallest and the largest value of each are drawn.
-const BUCKETS: usize = 300;
+pub(super) const BUCKETS: usize = 300;
 
 /// The largest number of points whose values are shown under the pointer.
 const MOST_READ: usize = 240;
@@ -39,15 +33,17 @@ pub(super) struct Chart<'a> {
 impl Chart<'_> {
     /// A `figure` element with its caption, and the numbers that are shown for the point under the pointer.
     pub(super) fn html(&self) -> String {
-        let Some(axes) = Axes::around(&self.curves, self.unit) else { return String::new() };
-        let mut drawn = String::new();
+        let Some(axes) = Axes::around(self.curves.iter().map(|(_, _, curve)| curve), self.unit) else {
+            return String::new();
+        };
+        let (mut drawn, mut data, mut last) = (String::new(), Vec::new(), "last".to_owned());
         axes.draw(&mut drawn);
-        let mut data = Vec::new();
-        for (run, _, curve) in &self.curves {
+        for (run, name, curve) in &self.curves {
             let window = curve.steps.len() as f64 * WINDOW;
             let average = (self.smooth && window > 1.0).then(|| curve.smoothed(window));
             let class = if average.is_some() { "every" } else { "line" };
-            let _ = write!(drawn, r#"<g class="run-{run} colour-{}">"#, run % 8);
+            let of_run = format!("run-{run} colour-{}", run % 8);
+            let _ = write!(drawn, r#"<g class="{of_run}">"#);
             let _ = write!(drawn, r#"<path class="{class}" d="{}"/>"#, axes.path(&curve.decimated(BUCKETS)));
             if let Some(average) = &average {
                 let _ = write!(drawn, r#"<path class="line" d="{}"/>"#, axes.path(&average.decimated(BUCKETS)));
@@ -60,30 +56,16 @@ impl Chart<'_> {
                 }
             }
             drawn += "</g>";
-            data.push(read_points(*run, curve, average.as_ref()));
-        }
-        let (title, label) = (escape(&self.title), escape(&self.in_words()));
-        let log = if axes.log { r#" <span class="note">logarithmic</span>"# } else { "" };
-        let last = self.last_values();
-        let frame = serde_json::json!([axes.first, axes.last, LEFT, RIGHT, WIDTH]);
-        let data = serde_json::Value::Array(data);
-        format!(
-            r#"<figure class="chart" data-unit="{unit}" data-frame="{frame}" data-runs="{data}"><figcaption>{title}{log}</figcaption><svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" tabindex="0" aria-label="{label}">{drawn}<line class="cursor" x1="0" x2="0" y1="{TOP}" y2="{BOTTOM}" visibility="hidden"/></svg><p class="readout">{last}</p></figure>"#,
-            unit = self.unit.name(),
-            frame = escape(&frame.to_string()),
-            data = escape(&data.to_string()),
-        )
-    }
-
-    fn last_values(&self) -> String {
-        let mut text = "last".to_owned();
-        for (run, name, curve) in &self.curves {
             if let Some(value) = curve.last() {
-                let (colour, name, value) = (run % 8, escape(name), shown(value, self.unit));
-                let _ = write!(text, r#" <span class="run-{run} colour-{colour}" title="{name}">{value}</span>"#);
+                let (name, value) = (escape(name), shown(value, self.unit));
+                let _ = write!(last, r#" <span class="{of_run}" title="{name}">{value}</span>"#);
             }
+            data.push(read_points(&of_run, "", curve, average.as_ref()));
         }
-        text
+        let note = if axes.log { "logarithmic" } else { "" };
+        let words = &self.in_words();
+        Figure { class: "", title: &self.title, note, unit: self.unit, words, drawn: &drawn, data, last: &last }
+            .html(&axes)
     }
 
     /// A description of the chart for screen readers.
@@ -106,12 +88,43 @@ impl Chart<'_> {
     }
 }
 
-/// `[run, [step, value, average], …]`, without averages if there are none.
-fn read_points(run: usize, curve: &Curve, average: Option<&Curve>) -> serde_json::Value {
-    let number = |value: f64| serde_json::Number::from_f64(rounded(value)).map_or(serde_json::Value::Null, Into::into);
+/// A drawn chart with what is around it.
+pub(super) struct Figure<'a> {
+    /// Classes besides `chart`.
+    pub(super) class: &'a str,
+    pub(super) title: &'a str,
+    /// Behind the title, in small print.
+    pub(super) note: &'a str,
+    pub(super) unit: Unit,
+    /// A description for screen readers.
+    pub(super) words: &'a str,
+    /// SVG.
+    pub(super) drawn: &'a str,
+    /// What is shown for the step under the pointer, by [`read_points`].
+    pub(super) data: Vec<Value>,
+    /// HTML of what is shown else.
+    pub(super) last: &'a str,
+}
+
+impl Figure<'_> {
+    pub(super) fn html(self, axes: &Axes) -> String {
+        let Self { class, title, note, unit, words, drawn, data, last } = self;
+        let (title, words, unit) = (escape(title), escape(words), unit.name());
+        let note = if note.is_empty() { String::new() } else { format!(r#" <span class="note">{note}</span>"#) };
+        let frame = escape(&json!([axes.first, axes.last, LEFT, RIGHT, WIDTH]).to_string());
+        let data = escape(&Value::from(data).to_string());
+        format!(
+            r#"<figure class="chart{class}" data-unit="{unit}" data-frame="{frame}" data-curves="{data}"><figcaption>{title}{note}</figcaption><svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" tabindex="0" aria-label="{words}">{drawn}<line class="cursor" x1="0" x2="0" y1="{TOP}" y2="{BOTTOM}" visibility="hidden"/></svg><p class="readout">{last}</p></figure>"#
+        )
+    }
+}
+
+/// `[class, label, [step, value, average], …]`, without averages if there are none.
+pub(super) fn read_points(class: &str, label: &str, curve: &Curve, average: Option<&Curve>) -> Value {
+    let number = |value: f64| serde_json::Number::from_f64(rounded(value)).map_or(Value::Null, Into::into);
     let thin = curve.thinned(MOST_READ);
     let averages = average.map(|average| average.thinned(MOST_READ).values);
-    let mut points: Vec<serde_json::Value> = vec![run.into()];
+    let mut points: Vec<Value> = vec![class.into(), label.into()];
     for (index, (step, value)) in thin.steps.iter().zip(&thin.values).enumerate() {
         let mut point = vec![(*step).into(), number(*value)];
         point.extend(averages.as_ref().map(|averages| number(averages[index])));
@@ -123,127 +136,6 @@ fn read_points(run: usize, curve: &Curve, average: Option<&Curve>) -> serde_json
 /// Rounds to six digits; fewer are shown.
 fn rounded(value: f64) -> f64 {
     format!("{value:.5e}").parse().unwrap_or(value)
-}
-
-/// Maps steps and values to places on the drawing.
-struct Axes {
-    first: u64,
-    last: u64,
-    /// A logarithm if the axis is logarithmic.
-    least: f64,
-    greatest: f64,
-    log: bool,
-    unit: Unit,
-}
-
-impl Axes {
-    /// Axes on which all `curves` fit; `None` if they have no values.
-    fn around(curves: &[(usize, &str, Curve)], unit: Unit) -> Option<Self> {
-        let ranges: Vec<_> = curves.iter().filter_map(|(_, _, curve)| curve.range()).collect();
-        let least = ranges.iter().map(|range| range.0).reduce(f64::min)?;
-        let greatest = ranges.iter().map(|range| range.1).reduce(f64::max)?;
-        let steps =
-            || curves.iter().flat_map(|(_, _, curve)| curve.steps.first().into_iter().chain(curve.steps.last()));
-        let log = unit.may_be_logarithmic() && least > 0.0 && greatest / least >= 30.0;
-        let [mut least, mut greatest] = [least, greatest].map(|value| if log { value.log10() } else { value });
-        // The axis starts at zero, unless all values have about the same size.
-        if !log && least > 0.0 && least < 0.4 * greatest {
-            least = 0.0;
-        }
-        let margin = match greatest - least {
-            0.0 if least == 0.0 => 1.0,
-            0.0 => 0.1 * least.abs(),
-            height => 0.04 * height,
-        };
-        greatest += margin;
-        if least != 0.0 || log {
-            least -= margin;
-        }
-        Some(Self { first: *steps().min()?, last: *steps().max()?, least, greatest, log, unit })
-    }
-
-    fn place(&self, step: u64, value: f64) -> (f64, f64) {
-        let across = match self.last - self.first {
-            0 => 0.5,
-            steps => (step - self.first) as f64 / steps as f64,
-        };
-        let value = if self.log { value.log10() } else { value };
-        let up = (value - self.least) / (self.greatest - self.least);
-        (LEFT + across * (RIGHT - LEFT), BOTTOM - up * (BOTTOM - TOP))
-    }
-
-    /// A path with gaps at steps without a value.
-    fn path(&self, curve: &Curve) -> String {
-        let mut path = String::new();
-        let mut alone = None;
-        for (step, value) in curve.steps.iter().zip(&curve.values) {
-            if !value.is_finite() {
-                if alone == Some(true) {
-                    path += "h0";
-                }
-                alone = None;
-                continue;
-            }
-            let (x, y) = self.place(*step, *value);
-            let _ = write!(path, "{}{x:.1} {y:.1}", if alone.is_some() { 'L' } else { 'M' });
-            alone = Some(alone.is_none());
-        }
-        // A point between gaps is drawn as a line without length, which shows its round ends.
-        if alone == Some(true) {
-            path += "h0";
-        }
-        path
-    }
-
-    fn draw(&self, svg: &mut String) {
-        for (value, text) in self.values() {
-            let y = BOTTOM - (value - self.least) / (self.greatest - self.least) * (BOTTOM - TOP);
-            let _ = write!(svg, r#"<path class="grid" d="M{LEFT} {y:.1}H{RIGHT}"/>"#);
-            let _ = write!(svg, r#"<text class="tick end" x="{:.1}" y="{:.1}">{text}</text>"#, LEFT - 6.0, y + 4.0);
-        }
-        let _ = write!(svg, r#"<path class="axis" d="M{LEFT} {BOTTOM}H{RIGHT}"/>"#);
-        let _ = write!(svg, r#"<text class="tick end" x="{:.1}" y="{:.1}">step</text>"#, LEFT - 14.0, BOTTOM + 17.0);
-        for step in ticks(self.first as f64, self.last as f64, 4) {
-            let (x, _) = self.place(step as u64, if self.log { 1.0 } else { 0.0 });
-            let place = if x > RIGHT - 20.0 { " end" } else { "" };
-            let step = shown(step, Unit::Steps);
-            let _ = write!(svg, r#"<text class="tick{place}" x="{x:.1}" y="{:.1}">{step}</text>"#, BOTTOM + 17.0);
-        }
-    }
-
-    /// The ticks of the value axis: their places and labels.
-    fn values(&self) -> Vec<(f64, String)> {
-        let text = |value: f64| shown(value, self.unit);
-        if !self.log {
-            // Bytes have units of powers of 1024.
-            let unit = self.unit.tick_unit(self.greatest);
-            let round = ticks(self.least / unit, self.greatest / unit, 5);
-            return round.into_iter().map(|value| (value * unit, text(value * unit))).collect();
-        }
-        let decades = (self.greatest - self.least).ceil() as i32;
-        let every = (decades / 4).max(1) as usize;
-        let (from, to) = (self.least.floor() as i32, self.greatest.ceil() as i32);
-        let between: &[f64] = if decades <= 2 { &[1.0, 2.0, 5.0] } else { &[1.0] };
-        let places = (from..=to).step_by(every).flat_map(|power| between.iter().map(move |n| n * 10f64.powi(power)));
-        places
-            .map(|value| (value.log10(), text(value)))
-            .filter(|(place, _)| (self.least..=self.greatest).contains(place))
-            .collect()
-    }
-}
-
-/// About `count` round numbers from `from` to `to`.
-fn ticks(from: f64, to: f64, count: usize) -> Vec<f64> {
-    let rough = (to - from) / count as f64;
-    if rough <= 0.0 || !rough.is_finite() {
-        return vec![from];
-    }
-    let power = 10f64.powf(rough.log10().floor());
-    let step = [1.0, 2.0, 5.0, 10.0].into_iter().find(|n| n * power >= rough * 0.999).unwrap_or(10.0) * power;
-    let first = (from / step).ceil();
-    let count = ((to / step).floor() - first).max(0.0) as usize;
-    // Adding steps up would collect rounding errors, so that 0.3 would not be 0.3.
-    (0..=count.min(20)).map(|n| (first + n as f64) * step).collect()
 }
 
 #[cfg(test)]
@@ -297,12 +189,5 @@ mod tests {
     fn a_long_run_is_no_larger_than_a_short_one() {
         let long: Vec<f64> = (0..1_000_000).map(|n| f64::from(n).sin() + 2.0).collect();
         assert!(chart(vec![curve(&long)]).len() < 40_000);
-    }
-
-    #[test]
-    fn ticks_are_round() {
-        assert_eq!(ticks(0.0, 350.0, 4), [0.0, 100.0, 200.0, 300.0]);
-        assert_eq!(ticks(0.12, 0.52, 4), [2.0 * 0.1, 3.0 * 0.1, 4.0 * 0.1, 5.0 * 0.1]);
-        assert_eq!(ticks(7.0, 7.0, 4), [7.0]);
     }
 }

@@ -1,11 +1,16 @@
 //! Writes one self-contained page about one or several runs. All curves are drawn here as SVG, so the page works
 //! without a script. It loads nothing: its own security policy forbids requests and other scripts.
 
+mod axes;
 mod chart;
+mod charts;
+mod configurations;
 mod images;
+mod memory;
 mod number;
+mod scores;
+mod titles;
 
-use std::collections::BTreeSet;
 use std::fmt::Write;
 use std::time::Duration;
 
@@ -13,7 +18,6 @@ use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use sha2::{Digest, Sha256};
 
-use self::chart::Chart;
 use self::number::{Unit, shown};
 use crate::curve::Curve;
 use crate::run::Run;
@@ -24,24 +28,9 @@ pub const MOST_RUNS: usize = 8;
 /// The largest number of recovered steps that are listed for each run.
 const MOST_RECOVERED: usize = 20;
 
-/// The largest number of charts on one page.
-const MOST_CHARTS: usize = 120;
-
 const TEMPLATE: &str = include_str!("template.html");
 const STYLE: &str = include_str!("style.css");
 const SCRIPT: &str = include_str!("script.js");
-
-/// Groups of curves and their titles, in the order on the page. Other groups follow.
-const GROUPS: [(&str, &str); 8] = [
-    ("loss", "Losses"),
-    ("validation", "Validation"),
-    ("discriminator", "Discriminator"),
-    ("optimizer", "Optimizer"),
-    ("codebook", "Codebook"),
-    ("speed", "Speed"),
-    ("memory", "Memory"),
-    ("batch", "Batch"),
-];
 
 /// The page of the first [`MOST_RUNS`] of `runs`. Its size is limited, however long the runs are.
 pub fn page(runs: &[Run]) -> String {
@@ -63,19 +52,21 @@ pub fn page(runs: &[Run]) -> String {
         hash(STYLE),
         hash(SCRIPT)
     );
-    let (charts, constant) = charts(&runs);
+    let (charts, constant) = charts::html(&runs);
     let parts = [
         ("policy", policy),
         ("title", escape(&title)),
         ("style", STYLE.to_owned()),
         ("summary", summary(&runs)),
         ("notes", list_of("Missing or broken", &notes)),
+        ("not_comparable", list_of("Not comparable", &configurations::not_comparable(&runs))),
+        ("scores", scores::html(&runs)),
         ("recovered", list_of("Too little memory", &recovered)),
-        ("differences", differences(&runs)),
+        ("differences", configurations::differences(&runs)),
         ("charts", charts),
         ("constant", constant),
         ("samples", section("Samples", &samples)),
-        ("configuration", configuration(&runs)),
+        ("configuration", configurations::every_key(&runs)),
         ("script", SCRIPT.to_owned()),
     ];
     fill(TEMPLATE, &parts)
@@ -219,163 +210,6 @@ fn last_average(curve: &Curve) -> Option<f64> {
     const STEPS: usize = 20;
     let last: Vec<f64> = curve.points().rev().take(STEPS).map(|(_, value)| value).collect();
     (!last.is_empty()).then(|| last.iter().sum::<f64>() / last.len() as f64)
-}
-
-/// Charts in their groups, and a list of the metrics that never change, which need no chart.
-fn charts(runs: &[(String, &Run)]) -> (String, String) {
-    let tags: BTreeSet<&str> = runs.iter().flat_map(|(_, run)| run.curves.keys().map(String::as_str)).collect();
-    let group_of = |tag: &str| tag.split_once('/').map_or("other", |(group, _)| group).to_owned();
-    let groups: BTreeSet<String> = tags.iter().map(|tag| group_of(tag)).collect();
-    let known = GROUPS.iter().map(|(group, title)| ((*group).to_owned(), (*title).to_owned()));
-    let is_known = |group: &String| GROUPS.iter().any(|(known, _)| known == group);
-    let others = groups.iter().filter(|group| !is_known(group)).map(|group| (group.clone(), titled(group)));
-    let (mut html, mut constant, mut left_out, mut count) = (String::new(), String::new(), Vec::new(), 0);
-    for (group, title) in known.chain(others) {
-        let mut figures = String::new();
-        // The total loss comes before its parts.
-        let mut of_group: Vec<&str> = tags.iter().copied().filter(|tag| group_of(tag) == group).collect();
-        of_group.sort_by_key(|tag| (*tag != "loss/total", *tag));
-        for tag in of_group {
-            let curves = curves_of(runs, tag);
-            if let Some(value) = the_only_value(&curves) {
-                let _ = write!(
-                    constant,
-                    "<tr><th scope=\"row\">{}</th><td>{}</td></tr>",
-                    escape(tag),
-                    shown(value, Unit::of(tag))
-                );
-            } else if count >= MOST_CHARTS {
-                left_out.push(tag.to_owned());
-            } else {
-                figures += &chart(tag, curves).html();
-                count += 1;
-            }
-        }
-        if !figures.is_empty() {
-            html += &section(&escape(&title), &format!(r#"<div class="charts">{figures}</div>"#));
-        }
-    }
-    if !left_out.is_empty() {
-        let text = format!(
-            "{} more curves are in metrics.jsonl and not on this page, the first is {}",
-            left_out.len(),
-            left_out[0]
-        );
-        html += &format!(r#"<p class="note">{}</p>"#, escape(&text));
-    }
-    let constant = match constant.as_str() {
-        "" => String::new(),
-        rows => section("Constant throughout", &format!(r#"<table class="settings"><tbody>{rows}</tbody></table>"#)),
-    };
-    (html, constant)
-}
-
-fn titled(group: &str) -> String {
-    let mut letters = group.replace('_', " ").chars().collect::<Vec<_>>();
-    if let Some(first) = letters.first_mut() {
-        first.make_ascii_uppercase();
-    }
-    letters.into_iter().collect()
-}
-
-fn curves_of<'a>(runs: &'a [(String, &Run)], tag: &str) -> Vec<(usize, &'a str, Curve)> {
-    let of_run = |(number, (name, run)): (usize, &'a (String, &Run))| {
-        let curve = run.curves.get(tag)?;
-        let curve = if tag.ends_with("/skipped") { curve.running_sum() } else { curve.clone() };
-        Some((number, name.as_str(), curve))
-    };
-    runs.iter().enumerate().filter_map(of_run).collect()
-}
-
-/// The only value of all `curves`, if there is just one. A metric with a single step may still change, so it has none.
-fn the_only_value(curves: &[(usize, &str, Curve)]) -> Option<f64> {
-    let least = curves.iter().filter_map(|(_, _, curve)| curve.range()).map(|range| range.0).reduce(f64::min)?;
-    let greatest = curves.iter().filter_map(|(_, _, curve)| curve.range()).map(|range| range.1).reduce(f64::max)?;
-    let taken_once = curves.iter().all(|(_, _, curve)| curve.steps.len() <= 1);
-    (least == greatest && !taken_once).then_some(least)
-}
-
-fn chart<'a>(tag: &'a str, curves: Vec<(usize, &'a str, Curve)>) -> Chart<'a> {
-    let (group, name) = tag.split_once('/').unwrap_or(("other", tag));
-    let title = match tag {
-        "loss/total" => "weighted sum of the losses",
-        "optimizer/skipped" | "discriminator/skipped" => "skipped steps so far",
-        "speed/images_per_second" => "images per second",
-        "speed/data_wait" => "wait for images",
-        "memory/peak" => "peak memory",
-        "memory/process" => "the process's memory, by the driver",
-        "validation/l1" => "mean absolute error",
-        "validation/psnr" => "PSNR (dB)",
-        "validation/ssim" => "SSIM",
-        "validation/lpips" => "LPIPS",
-        "validation/clip" => "CLIP similarity to the original",
-        "validation/caption" => "CLIP similarity to the caption",
-        "validation/right_caption" => "right caption first",
-        "optimizer/grad_norm" | "discriminator/grad_norm" => "norm of the gradient, before clipping",
-        _ => name,
-    };
-    let even = ["learning_rate", "loss_scale", "skipped", "micro"];
-    Chart {
-        title: title.replace('_', " "),
-        unit: Unit::of(tag),
-        smooth: !matches!(group, "validation" | "memory") && !even.contains(&name),
-        dots: group == "validation",
-        curves,
-    }
-}
-
-/// The keys in which the configurations differ.
-fn differences(runs: &[(String, &Run)]) -> String {
-    let keys: BTreeSet<&String> = runs.iter().flat_map(|(_, run)| run.config.keys()).collect();
-    let differs = |key: &&String| {
-        let mut values = runs.iter().map(|(_, run)| run.config.get(*key));
-        let first = values.next();
-        values.any(|value| Some(value) != first)
-    };
-    let rows = rows(runs, keys.into_iter().filter(differs).map(String::as_str));
-    match (runs.len(), rows.as_str()) {
-        (1, _) | (_, "") => String::new(),
-        (_, rows) => section("What differs", &settings(runs, rows)),
-    }
-}
-
-/// All keys of the configurations.
-fn configuration(runs: &[(String, &Run)]) -> String {
-    let keys: BTreeSet<&String> = runs.iter().flat_map(|(_, run)| run.config.keys()).collect();
-    match rows(runs, keys.into_iter().map(String::as_str)).as_str() {
-        "" => String::new(),
-        rows => section(
-            "Configuration",
-            &format!("<details><summary>every key</summary>{}</details>", settings(runs, rows)),
-        ),
-    }
-}
-
-fn settings(runs: &[(String, &Run)], rows: &str) -> String {
-    let mut head = String::new();
-    for (number, (name, _)) in runs.iter().enumerate() {
-        let _ = write!(
-            head,
-            r#"<th scope="col" class="colour-{number}"><span class="swatch"></span>{}</th>"#,
-            escape(name)
-        );
-    }
-    format!(
-        r#"<div class="wide" tabindex="0" role="group" aria-label="settings"><table class="settings"><thead><tr><th scope="col">key</th>{head}</tr></thead><tbody>{rows}</tbody></table></div>"#
-    )
-}
-
-fn rows<'a>(runs: &[(String, &Run)], keys: impl Iterator<Item = &'a str>) -> String {
-    let mut rows = String::new();
-    for key in keys {
-        let _ = write!(rows, r#"<tr><th scope="row">{}</th>"#, escape(key));
-        for (_, run) in runs {
-            let value = run.config.get(key).map_or("–", String::as_str);
-            let _ = write!(rows, "<td>{}</td>", escape(value));
-        }
-        rows += "</tr>";
-    }
-    rows
 }
 
 #[cfg(test)]

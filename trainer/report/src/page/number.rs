@@ -21,7 +21,7 @@ impl Unit {
         match tag.split_once('/') {
             Some(("memory", _)) => Self::Bytes,
             Some(("speed", "data_wait")) => Self::Seconds,
-            Some((_, "codes_used")) => Self::Share,
+            Some((_, "codes_used" | "right_caption")) => Self::Share,
             Some((_, "skipped" | "micro" | "images")) => Self::Steps,
             Some((_, name)) if name.ends_with("_bytes") => Self::Bytes,
             Some((_, name)) if name.ends_with("_seconds") => Self::Seconds,

@@ -22,8 +22,8 @@ const units = {
 for (const figure of document.querySelectorAll(".chart")) {
   const svg = figure.querySelector("svg"), cursor = figure.querySelector(".cursor"), readout = figure.querySelector(".readout");
   const [first, last, left, right, width] = JSON.parse(figure.dataset.frame);
-  const runs = JSON.parse(figure.dataset.runs), shown = units[figure.dataset.unit], atRest = [...readout.childNodes];
-  const steps = [...new Set(runs.flatMap((run) => run.slice(1).map((point) => point[0])))].sort((a, b) => a - b);
+  const curves = JSON.parse(figure.dataset.curves), shown = units[figure.dataset.unit], atRest = [...readout.childNodes];
+  const steps = [...new Set(curves.flatMap((curve) => curve.slice(2).map((point) => point[0])))].sort((a, b) => a - b);
   let at = -1;
 
   const nearest = (list, step, of) => {
@@ -41,14 +41,14 @@ for (const figure of document.querySelectorAll(".chart")) {
     cursor.setAttribute("x2", x);
     cursor.setAttribute("visibility", "visible");
     readout.replaceChildren("step " + step);
-    for (const [run, ...points] of runs) {
+    for (const [name, label, ...points] of curves) {
       const [of, value, average] = points[nearest(points, step, (point) => point[0])];
       // A run that is not there yet, or not any more, has nothing to say at this step.
       if (step < points[0][0] || step > points[points.length - 1][0]) continue;
       const span = document.createElement("span");
-      span.className = `run-${run} colour-${run % 8}`;
+      span.className = name;
       const texts = [value, average].filter((number) => number !== undefined).map((number) => number === null ? "none" : shown(number));
-      span.textContent = texts.length > 1 ? `${texts[0]} (average ${texts[1]})` : texts[0];
+      span.textContent = label + (texts.length > 1 ? `${texts[0]} (average ${texts[1]})` : texts[0]);
       span.title = "step " + of;
       readout.append(span);
     }
@@ -78,6 +78,12 @@ for (const figure of document.querySelectorAll(".chart")) {
   });
 }
 
+// Says how to see all columns only where some are out of sight.
+const hint = () => {
+  for (const row of document.querySelectorAll(".row")) row.parentElement.querySelector(".hint").hidden = row.scrollWidth <= row.clientWidth;
+};
+addEventListener("resize", hint);
+
 const slider = document.querySelector("#step");
 if (slider) {
   const steps = slider.dataset.steps.split(" ").map(Number), output = document.querySelector(".slider output");
@@ -91,6 +97,7 @@ if (slider) {
       const current = figures.findLast((figure) => Number(figure.dataset.step) <= step) ?? figures[0];
       for (const figure of figures) figure.hidden = figure !== current;
     }
+    hint();
   };
   document.querySelector(".slider").hidden = false;
   slider.addEventListener("input", turn);

@@ -103,7 +103,7 @@ fn the_size_is_bounded() {
     }
     let page = page(&vec![run; 2]);
     assert!(page.contains("more curves are in metrics.jsonl"));
-    assert!(page.len() < MOST_CHARTS * 2 * 40_000, "{}", page.len());
+    assert!(page.len() < charts::MOST * 2 * 40_000, "{}", page.len());
 }
 
 #[test]
