@@ -9,6 +9,7 @@ mod disk;
 #[cfg(unix)]
 mod documentation;
 mod dry_run;
+mod evaluate;
 mod export;
 mod first_run;
 mod gumbel;

@@ -7,7 +7,8 @@ use std::time::{Duration, Instant};
 
 use burn::tensor::{DType, Device, Int, Tensor, TensorData};
 use datasets::{
-    Awaited, Batch, Crop, DataError, Loader, Source, Split, TrainingSet, Transform, Validation, ValidationSet,
+    Awaited, Batch, Crop, DataError, DataSource, Loader, Source, SourceSettings, Split, TrainingSet, Transform,
+    Validation, ValidationSet,
 };
 
 use serde::{Deserialize, Serialize};
@@ -140,6 +141,50 @@ pub fn open(config: &Config) -> Result<Data, DataError> {
     let training = TrainingSet::new(source, split.train, transform, config.run.seed, data.max_bad)?;
     let (training, validation) = (Arc::new(training), Arc::new(validation));
     Ok(Data { training, validation, images, skipped, notes, version_differences })
+}
+
+/// The images of an evaluation.
+pub struct EvaluationImages {
+    /// The images, in their order.
+    pub set: Arc<ValidationSet>,
+    /// All images of the source.
+    pub source: ImageSet,
+    /// Whether every image has a caption.
+    pub has_captions: bool,
+    /// What the user should know of the images, one line each.
+    pub notes: Vec<String>,
+}
+
+/// Opens all images of a source for an evaluation, or `count` of them, evenly spread over the source.
+///
+/// # Errors
+/// The source cannot be opened, or has no images.
+pub fn open_for_evaluation(
+    source: DataSource,
+    settings: &SourceSettings,
+    count: Option<usize>,
+    max_bad: usize,
+) -> Result<EvaluationImages, DataError> {
+    let images = source.open(settings)?;
+    let (len, notes) = (images.len(), images.notes());
+    let source = ImageSet::of(&*images, settings.path.unwrap_or(Path::new("")));
+    let count = count.unwrap_or(len).min(len);
+    let indices = (0..count).map(|at| at * len / count).collect();
+    let set = Arc::new(ValidationSet::new(images, indices, settings.resolution, max_bad)?);
+    let has_captions = settings.needs_captions && set.first_without_caption().is_none();
+    Ok(EvaluationImages { set, source, has_captions, notes })
+}
+
+/// Returns the images of `batch` from `first` on, `count` of them at most.
+pub fn part(batch: &Batch, first: usize, count: usize) -> Batch {
+    let (resolution, range) = (batch.resolution, first..(first + count).min(batch.len()));
+    let bytes = 3 * resolution as usize * resolution as usize;
+    Batch {
+        draws: batch.draws[range.clone()].to_vec(),
+        resolution,
+        pixels: batch.pixels[range.start * bytes..range.end * bytes].to_vec(),
+        captions: batch.captions[range].to_vec(),
+    }
 }
 
 /// A loader that waits longer than this for an image names it.

@@ -188,6 +188,11 @@ impl ValidationSet {
         without_caption(&*self.source, &self.indices)
     }
 
+    /// The name of the image at a position, which is below [`len`](Self::len).
+    pub fn name_at(&self, position: usize) -> String {
+        self.source.name(self.indices[position])
+    }
+
     /// Loads the samples at these positions on this thread. Positions after the end are ignored. A
     /// [`Loader`](crate::Loader) over `0..len` does the same on several threads.
     ///

@@ -7,6 +7,7 @@ mod completions;
 mod config;
 mod devices;
 mod dry_run;
+mod evaluate;
 mod export;
 mod finished_run;
 mod habits;
@@ -35,6 +36,7 @@ use serde_json::json;
 use crate::config::{ConfigError, Origin, Override};
 use crate::device::panics;
 use crate::device::{Choice, DeviceError};
+use crate::evaluation::evaluate::EvaluationError;
 use crate::losses::load::LossError;
 use crate::memory::MemoryError;
 use crate::show::terminal::{self, Color, Verbosity, write_error, write_result};
@@ -99,6 +101,8 @@ enum Verb {
     Init(init::InitArgs),
     /// Encode and decode images with a trained model
     Reconstruct(reconstruct::ReconstructArgs),
+    /// Measure how well models reconstruct images: PSNR, SSIM, LPIPS, CLIP, captions, CMMD, use of the codes
+    Evaluate(Box<evaluate::EvaluateArgs>),
     /// Write a trained model in the form that taming-transformers, LlamaGen or diffusers load
     Export(export::ExportArgs),
     /// Write a page to read one or several runs by: curves, samples, what differs
@@ -162,6 +166,8 @@ enum CommandError {
     Judge { option: &'static str, source: Box<LossError> },
     #[error(transparent)]
     Memory(#[from] MemoryError),
+    #[error(transparent)]
+    Evaluation(#[from] EvaluationError),
     #[error(transparent)]
     Sweep(#[from] SweepError),
     #[error(transparent)]
@@ -291,6 +297,7 @@ fn dispatch(command_line: &CommandLine) -> Result<ExitCode, CommandError> {
         None => train::run(&command_line.train),
         Some(Verb::Init(args)) => init::run(args),
         Some(Verb::Reconstruct(args)) => reconstruct::run(args),
+        Some(Verb::Evaluate(args)) => evaluate::run(args),
         Some(Verb::Export(args)) => export::run(args),
         Some(Verb::Report(args)) => report::run(args),
         Some(Verb::Sweep(args)) => sweep::run(args),

@@ -4,7 +4,7 @@ use burn::tensor::{DType, Device, Tensor};
 use checkpoints::{ClipArchitecture, LpipsNetwork};
 use serde::Serialize;
 
-use super::validation::{cosine, psnr, read};
+use super::metrics::{cosine, psnr, read};
 use crate::config::Config;
 use crate::losses::clip::{ClipConfig, image_encoder};
 use crate::losses::load::LossError;
@@ -93,7 +93,7 @@ impl ImageJudges {
         let clip = self.clip.as_ref().map(|(architecture, encoder)| {
             let [a, b] =
                 [original, reconstruction].map(|image| encoder.forward(preprocess(image.clone(), architecture)));
-            first(cosine(a, b))
+            first(cosine(&a, &b))
         });
         Ok(ImageScores {
             error: first(difference.clone().abs().mean())?,

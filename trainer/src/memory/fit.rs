@@ -25,14 +25,14 @@ pub(super) fn with_margin(peak: u64) -> u64 {
 
 /// A straight line over the micro-batch, through what was measured.
 #[derive(Debug, Clone, Copy, PartialEq)]
-struct Line {
+pub(super) struct Line {
     fixed: f64,
     each: f64,
 }
 
 impl Line {
     /// Through `a` at micro-batch `from` and `b` at the next.
-    fn through(from: usize, a: f64, b: f64) -> Self {
+    pub(super) fn through(from: usize, a: f64, b: f64) -> Self {
         // Less for more samples is noise.
         let each = (b - a).max(0.0);
         Self { fixed: a - each * from as f64, each }
@@ -55,7 +55,7 @@ impl Line {
         if two > one { Self::through(1, one, two) } else { Self { fixed: 0.0, each: two / 2.0 } }
     }
 
-    fn at(&self, micro: usize) -> f64 {
+    pub(super) fn at(&self, micro: usize) -> f64 {
         self.fixed + self.each * micro as f64
     }
 }

@@ -3,6 +3,7 @@
 
 #[macro_use]
 pub mod terminal;
+pub mod counter;
 pub mod download;
 pub mod log_file;
 pub mod progress;

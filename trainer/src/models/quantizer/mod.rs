@@ -226,11 +226,11 @@ pub struct CodebookUse {
 
 impl CodebookUse {
     /// Computes it from one count per code.
-    pub fn from_counts(counts: &[f32]) -> Self {
-        let total: f64 = counts.iter().map(|&c| f64::from(c)).sum();
-        let entropy: f64 =
-            counts.iter().filter(|&&c| c > 0.0).map(|&c| f64::from(c) / total).map(|p| -p * p.ln()).sum();
-        let used = counts.iter().filter(|&&c| c > 0.0).count();
-        Self { used: used as f64 / counts.len().max(1) as f64, perplexity: entropy.exp() }
+    pub fn from_counts<T: Copy + Into<f64>>(counts: &[T]) -> Self {
+        let counts = || counts.iter().map(|&count| count.into());
+        let total: f64 = counts().sum();
+        let entropy: f64 = counts().filter(|&c| c > 0.0).map(|c| c / total).map(|p| -p * p.ln()).sum();
+        let used = counts().filter(|&c| c > 0.0).count();
+        Self { used: used as f64 / counts().count().max(1) as f64, perplexity: entropy.exp() }
     }
 }
