@@ -177,9 +177,13 @@ impl Common {
     }
 }
 
+/// What `--data` names; a folder that is called as a source is named with its path, `./shapes`.
+fn source(args: &EvaluateArgs) -> DataSource {
+    serde_json::from_value(args.data.as_str().into()).unwrap_or(DataSource::Folder)
+}
+
 fn open_images(args: &EvaluateArgs, resolution: u32) -> Result<EvaluationImages, CommandError> {
-    let source: Option<DataSource> = serde_json::from_value(args.data.as_str().into()).ok();
-    let source = source.filter(|source| *source != DataSource::Folder).unwrap_or(DataSource::Folder);
+    let source = source(args);
     let path = PathBuf::from(&args.data);
     let count = args.images.map(|count| count as usize);
     let settings = SourceSettings {
@@ -193,8 +197,10 @@ fn open_images(args: &EvaluateArgs, resolution: u32) -> Result<EvaluationImages,
 }
 
 fn protocol(args: &EvaluateArgs, images: &EvaluationImages, resolution: u32, losses: &Losses) -> Protocol {
-    let is_drawn = !PathBuf::from(&args.data).is_dir();
-    let data = if is_drawn { format!("{}, seed {}", args.data, args.seed) } else { args.data.clone() };
+    let data = match source(args) {
+        DataSource::Folder => args.data.clone(),
+        _ => format!("{}, seed {}", args.data, args.seed),
+    };
     let protocol = Protocol::new(data, images.source.clone(), images.set.len(), resolution, args.samples);
     let protocol = Protocol { lpips: args.networks.lpips_name(), ..protocol };
     match (&args.networks.clip, &losses.clip) {

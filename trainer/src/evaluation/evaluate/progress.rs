@@ -37,25 +37,32 @@ struct State {
 }
 
 impl Progress {
-    /// Opens what is done of an evaluation by `protocol` in the folder `output`. It is saved `every` so often. Returns a
-    /// line for the user if something there cannot be gone on with.
+    /// Opens what is done of an evaluation by `protocol` in the folder `output`. It is saved `every` so often. What is there of
+    /// another evaluation is removed, and the line that is returned says so.
     ///
     /// # Errors
-    /// The folder cannot be read or created.
+    /// The folder cannot be read or written.
     pub fn open(output: &Path, protocol: Value, every: Duration) -> Result<(Self, Option<String>), RunError> {
         let folder = output.join(FOLDER);
-        fs::create_dir_all(&folder).map_err(RunError::io("create", &folder))?;
         let path = folder.join(STATE);
-        let (mut state, mut note) = (State { protocol, done: Vec::new(), now: None }, None);
-        match fs::read(&path) {
-            Ok(bytes) => match serde_json::from_slice::<State>(&bytes) {
-                Ok(found) if found.protocol == state.protocol => state = found,
-                _ => note = Some(format!("{} is of another evaluation: started again", folder.display())),
-            },
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+        let found = match fs::read(&path) {
+            Ok(bytes) => serde_json::from_slice::<State>(&bytes).ok().filter(|state| state.protocol == protocol),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => None,
             Err(error) => return Err(RunError::io("read", &path)(error)),
+        };
+        if let Some(state) = found {
+            return Ok((Self { folder, state, every, saved: Instant::now() }, None));
         }
-        Ok((Self { folder, state, every, saved: Instant::now() }, note))
+        let note = folder.exists().then(|| format!("{} was of another evaluation: started again", folder.display()));
+        if note.is_some() {
+            fs::remove_dir_all(&folder).map_err(RunError::io("remove", &folder))?;
+        }
+        fs::create_dir_all(&folder).map_err(RunError::io("create", &folder))?;
+        let state = State { protocol, done: Vec::new(), now: None };
+        let mut new = Self { folder, state, every, saved: Instant::now() };
+        // From now on all that is in the folder is known to be of this evaluation.
+        new.write()?;
+        Ok((new, note))
     }
 
     /// The folder for what a pass keeps on the disk.
@@ -111,5 +118,28 @@ impl Progress {
     /// The disk.
     pub fn remove(self) -> Result<(), RunError> {
         fs::remove_dir_all(&self.folder).map_err(RunError::io("remove", &self.folder))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn only_the_progress_of_the_same_evaluation_is_gone_on_with() {
+        let output = tempfile::tempdir().unwrap();
+        let open = |images: u64| {
+            let (progress, note) = Progress::open(output.path(), json!({ "images": images }), Duration::ZERO).unwrap();
+            (progress.folder().join("originals.f32"), note)
+        };
+        let (file, note) = open(5);
+        assert_eq!(note, None);
+        fs::write(&file, "embeddings").unwrap();
+        assert_eq!(open(5).1, None);
+        assert!(file.exists());
+        assert!(open(6).1.is_some());
+        assert!(!file.exists());
     }
 }
