@@ -1,8 +1,10 @@
 //! `train evaluate`: how well models reconstruct images.
 
 use std::fs;
+use std::io::Write;
 use std::path::Path;
 
+use checkpoints::{HostTensor, write_npz, write_safetensors};
 use image::{Rgb, RgbImage};
 use serde_json::Value;
 
@@ -176,4 +178,80 @@ fn what_cannot_be_evaluated_is_said_in_a_line() {
     fs::write(folder.path().join("images/a.png"), "broken").unwrap();
     let broken = error(1, &["vqgan-shapes", "--data", "images"]);
     assert!(broken.contains("none of the 1 images"), "{broken}");
+}
+
+/// InceptionV3 as torch-fidelity and pytorch-fid load it, with random weights.
+fn write_inception(path: &Path) {
+    let names = fs::read(fixture("inception/names.json")).unwrap();
+    let names: std::collections::BTreeMap<String, Vec<usize>> = serde_json::from_slice(&names).unwrap();
+    let mut random = 0x9e37_79b9_u32;
+    let mut below_one = || {
+        random = random.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+        (random >> 8) as f32 / (1 << 23) as f32 - 1.0
+    };
+    let tensor = |(name, shape): (String, Vec<usize>)| {
+        let fan_in = shape.iter().skip(1).product::<usize>() as f32;
+        let (scale, shift) = match name.rsplit('.').next().unwrap() {
+            "weight" if shape.len() > 1 => ((6.0 / fan_in).sqrt(), 0.0),
+            "weight" | "running_var" => (0.2, 1.0),
+            _ => (0.1, 0.0),
+        };
+        let values: Vec<f32> = (0..shape.iter().product()).map(|_| shift + scale * below_one()).collect();
+        (name, HostTensor::from_f32(shape, &values).to_f16())
+    };
+    write_safetensors(path, &names.into_iter().map(tensor).collect(), None).unwrap();
+}
+
+#[test]
+fn rfid_and_inception_score_come_with_the_network_of_fid() {
+    let folder = tempfile::tempdir().unwrap();
+    write_inception(&folder.path().join("inception.safetensors"));
+    let by_inception = |more: &[&str]| {
+        let arguments = ["--checkpoint", "vqgan-shapes", "--data", "shapes", "--images", "4", "--samples", "0"];
+        evaluate(folder.path(), &[&arguments[..], &["--inception", "inception.safetensors"], more].concat())
+    };
+    let result = by_inception(&["--checkpoint", &fixture("llamagen/model.pt").display().to_string()]);
+    let [first, second] = [0, 1].map(|index| &result["checkpoints"][index]);
+    assert!(number(first, "rfid") > 0.0 && number(second, "rfid") > 0.0);
+    assert!(number(&first["inception_score"], "mean") >= 1.0);
+    // The second checkpoint is compared with the statistics that were taken in the first one's pass.
+    let alone = by_inception(&["--reference", "evaluation/reference.npz", "--output", "alone"]);
+    let [rfid, again] = [first, &alone["checkpoints"][0]].map(|of| number(of, "rfid"));
+    assert!((rfid - again).abs() < 1e-6 * rfid, "{rfid} {again}");
+    assert!(!folder.path().join("alone/reference.npz").exists());
+    let resized = by_inception(&["--fid", "pytorch-fid", "--output", "other"]);
+    assert!((number(&resized["checkpoints"][0], "rfid") - rfid).abs() > 1e-4 * rfid);
+
+    let refused = |more: &[&str], code: i32| {
+        let arguments =
+            ["evaluate", "--device", "cpu", "--checkpoint", "vqgan-shapes", "--data", "shapes", "--images", "4"];
+        run(folder.path(), &[&arguments[..], more].concat()).error(code)
+    };
+    let other = [0.5; 9];
+    write_npz(&folder.path().join("other.npz"), &[("mu", &[3], &other[..3]), ("sigma", &[3, 3], &other)]).unwrap();
+    let error = refused(&["--inception", "inception.safetensors", "--reference", "other.npz"], 1);
+    assert!(error.contains("`mu`") && error.contains("2048"), "{error}");
+    let error = refused(&["--inception", &fixture("llamagen/model.pt").display().to_string()], 1);
+    assert!(error.contains("--inception") && error.contains("InceptionV3"), "{error}");
+}
+
+#[test]
+fn images_of_an_adm_batch_are_a_reference_too() {
+    let folder = tempfile::tempdir().unwrap();
+    write_inception(&folder.path().join("inception.safetensors"));
+    let mut archive = zip::ZipWriter::new(fs::File::create(folder.path().join("batch.npz")).unwrap());
+    archive.start_file("arr_0.npy", zip::write::SimpleFileOptions::default()).unwrap();
+    let header = "{'descr': '|u1', 'fortran_order': False, 'shape': (5, 32, 32, 3), }\n";
+    archive.write_all(b"\x93NUMPY\x01\x00").unwrap();
+    archive.write_all(&(header.len() as u16).to_le_bytes()).unwrap();
+    archive.write_all(header.as_bytes()).unwrap();
+    let pixels: Vec<u8> = (0..5 * 32 * 32 * 3).map(|at: u32| (at.wrapping_mul(2_654_435_761) >> 24) as u8).collect();
+    archive.write_all(&pixels).unwrap();
+    archive.finish().unwrap();
+    let arguments = ["--checkpoint", "vqgan-shapes", "--data", "shapes", "--images", "3", "--published"];
+    let inception = ["--inception", "inception.safetensors", "--reference", "batch.npz"];
+    let result = evaluate(folder.path(), &[&arguments[..], &inception].concat());
+    assert!(number(&result["checkpoints"][0], "rfid") > 0.0);
+    assert!(result["protocol"]["rfid"].as_str().unwrap().contains("batch.npz"));
+    assert_eq!(result["published"][0]["rfid"], 7.94);
 }

@@ -234,19 +234,9 @@ impl MicroBatch for Batch {
         self.len()
     }
 
-    /// Uploads bytes if the device supports them, which is a quarter of the size, and normalises them on the device.
     fn images(&self, device: &Device, dtype: DType) -> Tensor<4> {
         let side = self.resolution as usize;
-        let shape = [self.len(), side, side, 3];
-        // WGSL has no 8-bit values.
-        let levels = if device.supports_dtype(DType::U8) {
-            let bytes = TensorData::new(self.pixels.clone(), shape);
-            Tensor::<4, Int>::from_data(bytes, (device, DType::U8)).float().cast(dtype)
-        } else {
-            let levels: Vec<f32> = self.pixels.iter().map(|&level| f32::from(level)).collect();
-            Tensor::from_data(TensorData::new(levels, shape), (device, dtype))
-        };
-        levels.permute([0, 3, 1, 2]) / 127.5 - 1.0
+        to_images(&self.pixels, [self.len(), side, side], device, dtype)
     }
 
     fn draws(&self) -> &[u64] {
@@ -256,6 +246,22 @@ impl MicroBatch for Batch {
     fn captions(&self) -> &[Option<String>] {
         &self.captions
     }
+}
+
+/// Converts rows of RGB bytes of `[N, H, W]` pixels to images `[N, 3, H, W]` in -1..1.
+///
+/// Uploads bytes if the device supports them, which is a quarter of the size, and normalises them on the device.
+pub fn to_images(pixels: &[u8], [n, height, width]: [usize; 3], device: &Device, dtype: DType) -> Tensor<4> {
+    let shape = [n, height, width, 3];
+    // WGSL has no 8-bit values.
+    let levels = if device.supports_dtype(DType::U8) {
+        let bytes = TensorData::new(pixels.to_vec(), shape);
+        Tensor::<4, Int>::from_data(bytes, (device, DType::U8)).float().cast(dtype)
+    } else {
+        let levels: Vec<f32> = pixels.iter().map(|&level| f32::from(level)).collect();
+        Tensor::from_data(TensorData::new(levels, shape), (device, dtype))
+    };
+    levels.permute([0, 3, 1, 2]) / 127.5 - 1.0
 }
 
 /// Converts images `[N, 3, H, W]` in -1..1 to rows of RGB bytes, one vector for each sample. Values outside are

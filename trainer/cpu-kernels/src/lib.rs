@@ -6,6 +6,7 @@ mod real;
 mod scratch;
 mod sigmoid;
 mod sum;
+pub mod symmetric;
 
 pub use element::Element;
 pub use real::Real;

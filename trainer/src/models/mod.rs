@@ -6,6 +6,7 @@ pub mod clip;
 mod decoder;
 pub mod discriminator;
 mod encoder;
+pub mod inception;
 pub mod initialize;
 pub mod lpips;
 pub mod ops;

@@ -2,35 +2,37 @@
 
 mod networks;
 mod table;
+mod watch;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use burn::tensor::DType;
-use checkpoints::Quantizer;
 use checkpoints::run::atomic_write;
+use checkpoints::{Npz, Quantizer};
 use clap::Args;
 use datasets::{DataSource, SampleStream, SourceSettings};
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 
-use self::networks::NetworkArgs;
-use super::signals::on_stop_signals;
+use self::networks::{NetworkArgs, Networks};
+use self::watch::{Watcher, stop_at_signals};
 use super::{CommandError, Json, parse_device, print_json, print_line};
 use crate::config::Bytes;
 use crate::data::{EvaluationImages, open_for_evaluation};
 use crate::device::{Choice, Selected};
-use crate::evaluation::evaluate::{Evaluated, EvaluationError, Pass, Progress, Protocol, RankedImage, Watch};
+use crate::evaluation::evaluate::{
+    Evaluated, EvaluationError, InceptionJudge, ORIGINALS, PUBLISHED, Pass, Progress, Protocol, RankedImage,
+    Statistics, read_reference,
+};
 use crate::evaluation::{ImageJudge, Judges, grid_png};
 use crate::losses::Losses;
 use crate::memory::ForwardMicro;
 use crate::models::VqGan;
+use crate::models::inception::WIDTH;
 use crate::models::weights::StateDict;
-use crate::show::counter::Counter;
-use crate::show::terminal::write_line_soon;
 use crate::training::INTERRUPTED;
 use crate::training::pretrained::{Initial, pretrained};
 
@@ -71,6 +73,9 @@ pub(super) struct EvaluateArgs {
     /// Time between saves of the progress, as in 30s
     #[arg(long, value_name = "DURATION", default_value = "30s", value_parser = humantime::parse_duration)]
     save_every: Duration,
+    /// Print what the authors of well-known tokenizers report beside it
+    #[arg(long)]
+    published: bool,
     /// auto, cpu, cuda:N, wgpu:N or wgpu:cpu
     #[arg(long, value_parser = parse_device, default_value = "auto")]
     device: Choice,
@@ -81,6 +86,9 @@ pub(super) struct EvaluateArgs {
 fn parse_size(text: &str) -> Result<Bytes, String> {
     text.parse()
 }
+
+/// The file with the statistics that rFID compares with.
+const REFERENCE: &str = "reference.npz";
 
 /// Drawn images, where their number is not given.
 const DRAWN: usize = 1000;
@@ -101,49 +109,88 @@ pub(super) fn run(args: &EvaluateArgs) -> Result<ExitCode, CommandError> {
     let common = Common::of(args)?;
     let images = open_images(args, common.resolution)?;
     images.notes.iter().for_each(|line| note!("data: {line}"));
-    let losses = args.networks.load(&common, images.has_captions, &selected.device)?;
+    let networks = args.networks.load(&common, images.has_captions, &selected.device)?;
     if args.networks.clip.is_some() && !images.has_captions {
         note!("captions: not every image has one, so none is compared with");
     }
-    let protocol = protocol(args, &images, common.resolution, &losses);
+    let protocol = protocol(args, &images, common.resolution, &networks.losses)?;
     let (mut progress, note) = Progress::open(&args.output, json!(protocol), args.save_every)?;
     if let Some(note) = note {
         note!("{note}");
     }
     let mut micro = micro(args, &selected);
+    let Some(reference) = reference(args, &networks, &selected, &mut micro, &progress, &stopped)? else {
+        return Ok(interrupted());
+    };
     let mut columns: Vec<Column> = Vec::new();
     for checkpoint in &args.checkpoint {
-        let watch = Watcher { name: checkpoint, stopped: &stopped, counter: std::cell::OnceCell::new() };
-        let work = Evaluation { args, images: &images, losses: &losses, selected: &selected, columns: &columns };
+        let watch = Watcher::new(checkpoint, &stopped);
+        let reference = reference.as_ref();
+        let work = Evaluation {
+            args,
+            images: &images,
+            networks: &networks,
+            reference,
+            selected: &selected,
+            columns: &columns,
+        };
         match work.column(checkpoint, &mut micro, &mut progress, &watch)? {
             Some(column) => columns.push(column),
-            None => {
-                note!("stopped; the same command goes on from here");
-                return Ok(ExitCode::from(INTERRUPTED));
-            }
+            None => return Ok(interrupted()),
         }
     }
-    let result = result(&protocol, &columns);
+    let mut result = result(&protocol, &columns);
+    if args.published {
+        result["published"] = json!(PUBLISHED);
+    }
     atomic_write(&args.output.join("evaluation.json"), format!("{result:#}\n").as_bytes())?;
+    keep_statistics(&args.output, &progress)?;
     progress.remove()?;
     match args.json.json {
         true => print_json(&result),
-        false => print_line(&table::text(&protocol, &columns)),
+        false => print_line(&table::text(&protocol, &columns, args.published)),
     }?;
     Ok(ExitCode::SUCCESS)
 }
 
-/// Returns a flag that the first signal sets; the second one ends the process.
-fn stop_at_signals() -> Result<Arc<AtomicBool>, CommandError> {
-    let stopped = Arc::new(AtomicBool::new(false));
-    let handle = stopped.clone();
-    on_stop_signals(move |reason| {
-        if handle.swap(true, Ordering::SeqCst) {
-            std::process::exit(INTERRUPTED.into());
+fn interrupted() -> ExitCode {
+    note!("stopped; the same command goes on from here");
+    ExitCode::from(INTERRUPTED)
+}
+
+/// Reads the statistics of `--reference`, or takes them from its images; they are kept with the progress. Returns `None` if it
+/// was stopped.
+fn reference(
+    args: &EvaluateArgs,
+    networks: &Networks,
+    selected: &Selected,
+    micro: &mut ForwardMicro,
+    progress: &Progress,
+    stopped: &AtomicBool,
+) -> Result<Option<Option<Statistics>>, CommandError> {
+    let Some((path, network)) = args.networks.reference.as_ref().zip(networks.inception.as_ref()) else {
+        return Ok(Some(None));
+    };
+    let kept = progress.folder().join(REFERENCE);
+    let path = if kept.is_file() { &kept } else { path };
+    let watch = Watcher::new("reference", stopped);
+    let statistics = read_reference(path, network, &selected.device, micro, &watch)?;
+    watch.finish();
+    if let Some(statistics) = &statistics {
+        statistics.write(&kept).map_err(EvaluationError::from)?;
+    }
+    Ok(statistics.map(Some))
+}
+
+/// Keeps the statistics of the originals in the folder `output`, for the `--reference` of other evaluations.
+fn keep_statistics(output: &Path, progress: &Progress) -> Result<(), CommandError> {
+    let (from, to) = (progress.folder().join(ORIGINALS), output.join(REFERENCE));
+    match from.is_file() {
+        true => {
+            std::fs::rename(&from, &to).map_err(|source| CommandError::Io { path: to.display().to_string(), source })
         }
-        write_line_soon(format!("{reason}: the progress is saved first, Ctrl-C stops at once"));
-    })?;
-    Ok(stopped)
+        false => Ok(()),
+    }
 }
 
 /// What all checkpoints have in common.
@@ -196,20 +243,39 @@ fn open_images(args: &EvaluateArgs, resolution: u32) -> Result<EvaluationImages,
     Ok(open_for_evaluation(source, &settings, count, args.max_bad).map_err(EvaluationError::from)?)
 }
 
-fn protocol(args: &EvaluateArgs, images: &EvaluationImages, resolution: u32, losses: &Losses) -> Protocol {
+fn protocol(
+    args: &EvaluateArgs,
+    images: &EvaluationImages,
+    resolution: u32,
+    losses: &Losses,
+) -> Result<Protocol, CommandError> {
     let data = match source(args) {
         DataSource::Folder => args.data.clone(),
         _ => format!("{}, seed {}", args.data, args.seed),
     };
     let protocol = Protocol::new(data, images.source.clone(), images.set.len(), resolution, args.samples);
-    let protocol = Protocol { lpips: args.networks.lpips_name(), ..protocol };
-    match (&args.networks.clip, &losses.clip) {
-        (Some(name), Some(clip)) => {
-            let side = clip.architecture.image_size;
-            protocol.with_clip(format!("{name} at {side} pixels"), images.has_captions)
-        }
-        _ => protocol,
+    let mut protocol = Protocol { lpips: args.networks.lpips_name(), ..protocol };
+    if let Some((name, clip)) = args.networks.clip.as_ref().zip(losses.clip.as_ref()) {
+        let side = clip.architecture.image_size;
+        protocol = protocol.with_clip(format!("{name} at {side} pixels"), images.has_captions);
     }
+    if let Some(weights) = &args.networks.inception {
+        let reference = match &args.networks.reference {
+            None => "their originals".to_owned(),
+            Some(path) => {
+                let failed = |source| CommandError::Io { path: format!("--reference: {}", path.display()), source };
+                format!("{}, {} bytes", path.display(), std::fs::metadata(path).map_err(failed)?.len())
+            }
+        };
+        protocol = protocol.with_inception(weights, args.networks.fid, reference);
+        if images.set.len() <= WIDTH {
+            note!(
+                "rFID of {} images is too high: it needs far more images than its {WIDTH} features",
+                images.set.len()
+            );
+        }
+    }
+    Ok(protocol)
 }
 
 fn micro(args: &EvaluateArgs, selected: &Selected) -> ForwardMicro {
@@ -221,7 +287,9 @@ fn micro(args: &EvaluateArgs, selected: &Selected) -> ForwardMicro {
 struct Evaluation<'a> {
     args: &'a EvaluateArgs,
     images: &'a EvaluationImages,
-    losses: &'a Losses,
+    networks: &'a Networks,
+    /// What rFID compares with, where it is not the originals.
+    reference: Option<&'a Statistics>,
     selected: &'a Selected,
     /// The checkpoints that are done.
     columns: &'a [Column],
@@ -241,9 +309,15 @@ impl Evaluation<'_> {
         let model = VqGan::new(&architecture, &weights, &self.selected.device, DType::F32)?;
         drop(weights);
         note!("model: {description}");
-        let judge = ImageJudge::new(Judges::of(self.losses));
-        let pass =
-            Pass { model: &model, weights: &hash, judge: &judge, set: &self.images.set, samples: self.args.samples };
+        let judge = ImageJudge::new(Judges::of(&self.networks.losses));
+        let pass = Pass {
+            model: &model,
+            weights: &hash,
+            judge: &judge,
+            inception: self.inception(progress)?,
+            set: &self.images.set,
+            samples: self.args.samples,
+        };
         let evaluated = match progress.result(&hash) {
             Some(done) => Some(done.clone()),
             None => pass.run(micro, progress, watch)?,
@@ -258,6 +332,18 @@ impl Evaluation<'_> {
         }
         let checkpoint = checkpoint.to_owned();
         Ok(Some(Column { checkpoint, model: description, weights: hash, evaluated, grids }))
+    }
+
+    /// Originals are measured by InceptionV3 once, in the pass of the first checkpoint.
+    fn inception(&self, progress: &Progress) -> Result<Option<InceptionJudge<'_>>, CommandError> {
+        let Some(network) = &self.networks.inception else { return Ok(None) };
+        let originals = progress.folder().join(ORIGINALS);
+        let mut reference = self.reference.cloned();
+        if reference.is_none() && originals.is_file() {
+            let read = Npz::open(&originals).and_then(|mut npz| Statistics::read(&mut npz, WIDTH));
+            reference = Some(read.map_err(EvaluationError::from)?);
+        }
+        Ok(Some(InceptionJudge { network, reference }))
     }
 
     /// Writes a grid of originals above reconstructions.
@@ -288,43 +374,6 @@ fn hash(weights: &StateDict) -> String {
         hash.update(&tensor.bytes);
     }
     hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect()
-}
-
-/// Shows a pass, and stops it at a signal.
-struct Watcher<'a> {
-    name: &'a str,
-    stopped: &'a AtomicBool,
-    counter: std::cell::OnceCell<Counter>,
-}
-
-impl Watcher<'_> {
-    fn finish(&self) {
-        self.counter.get().inspect(|counter| counter.finish());
-    }
-}
-
-impl Watch for Watcher<'_> {
-    fn begin(&self, done: u64, images: u64) {
-        if done > 0 {
-            note!("{}: {done} of {images} images are done already", self.name);
-        }
-        self.counter.get_or_init(|| Counter::new(self.name, done, images));
-    }
-
-    fn advance(&self, done: u64) {
-        self.counter.get().inspect(|counter| counter.advance(done));
-    }
-
-    fn line(&self, text: &str) {
-        match self.counter.get() {
-            Some(counter) => counter.line(text),
-            None => note!("{text}"),
-        }
-    }
-
-    fn should_stop(&self) -> bool {
-        self.stopped.load(Ordering::SeqCst)
-    }
 }
 
 fn result(protocol: &Protocol, columns: &[Column]) -> Value {

@@ -1,14 +1,19 @@
 //! The networks with which `train evaluate` measures.
 
+use std::path::PathBuf;
+
 use burn::tensor::{DType, Device};
-use checkpoints::{Activation, LpipsNetwork};
+use checkpoints::hub::FileChoice;
+use checkpoints::{Activation, LpipsNetwork, load_inception};
 use clap::Args;
 use clap::builder::{PossibleValuesParser, TypedValueParser};
 
 use super::Common;
 use crate::commands::CommandError;
 use crate::config::Config;
+use crate::losses::load::{LossError, fetch};
 use crate::losses::{LoadContext, Losses, LossesConfig};
+use crate::models::inception::{FidPackage, Inception};
 use crate::training::TrainError;
 
 #[derive(Debug, Args)]
@@ -31,6 +36,25 @@ pub(super) struct NetworkArgs {
     /// LPIPS's weights of its channels, as in losses.perceptual.linear
     #[arg(long, value_name = "FILE", requires = "lpips")]
     lpips_linear: Option<String>,
+    /// InceptionV3 of FID, for rFID and the Inception Score: weights-inception-2015-12-05-6726825d.pth of torch-fidelity or
+    /// pt_inception-2015-12-05-6726825d.pth of pytorch-fid
+    #[arg(long, value_name = "FILE")]
+    pub(super) inception: Option<String>,
+    /// The package whose figures rFID is to equal: torch-fidelity, pytorch-fid; they resize images differently
+    #[arg(long, value_name = "PACKAGE", default_value = "torch-fidelity", requires = "inception",
+        value_parser = named::<FidPackage>(&["torch-fidelity", "pytorch-fid"]))]
+    pub(super) fid: FidPackage,
+    /// What rFID compares with, in place of the originals: mu and sigma in an .npz of pytorch-fid, or one of ADM's batches
+    #[arg(long, value_name = "FILE", requires = "inception")]
+    pub(super) reference: Option<PathBuf>,
+}
+
+/// The networks that measure.
+pub(super) struct Networks {
+    /// Those of LPIPS and CLIP.
+    pub(super) losses: Losses,
+    /// That of rFID.
+    pub(super) inception: Option<Inception>,
 }
 
 /// Values by the names that they have in a configuration.
@@ -48,7 +72,7 @@ impl NetworkArgs {
     }
 
     /// Loads the networks for images of this resolution, in f32. Captions are read if there are `captions`.
-    pub(super) fn load(&self, common: &Common, captions: bool, device: &Device) -> Result<Losses, CommandError> {
+    pub(super) fn load(&self, common: &Common, captions: bool, device: &Device) -> Result<Networks, CommandError> {
         let mut config = Config { losses: self.losses(captions), ..Config::default() };
         config.data.resolution = common.resolution;
         config.clip.pretrained.clone_from(&self.clip);
@@ -69,7 +93,17 @@ impl NetworkArgs {
             frozen: DType::F32,
             discriminator: None,
         };
-        Ok(Losses::load(&config.losses, context).map_err(TrainError::from)?)
+        let losses = Losses::load(&config.losses, context).map_err(TrainError::from)?;
+        Ok(Networks { losses, inception: self.load_inception(device).map_err(TrainError::from)? })
+    }
+
+    fn load_inception(&self, device: &Device) -> Result<Option<Inception>, LossError> {
+        const KEY: &str = "--inception";
+        let Some(location) = &self.inception else { return Ok(None) };
+        let fetched = fetch(KEY, location, FileChoice::Any)?;
+        let weights = load_inception(fetched).map_err(|source| LossError::Weights { key: KEY, source })?;
+        let network = Inception::read(&weights, device, self.fid);
+        network.map(Some).map_err(|source| LossError::Model { key: KEY, source })
     }
 
     /// The losses whose networks measure.

@@ -5,21 +5,32 @@
 
 mod cmmd;
 mod embeddings;
+mod frechet;
+mod inception_pass;
+mod inception_score;
 mod pass;
 mod progress;
 mod protocol;
+mod published;
 mod ranking;
+mod reference;
 
 use std::io;
 
+use checkpoints::NpzError;
 use checkpoints::run::RunError;
 use datasets::DataError;
 use serde::{Deserialize, Serialize};
 
+pub use self::frechet::Statistics;
+pub use self::inception_pass::{InceptionJudge, ORIGINALS};
+pub use self::inception_score::InceptionScore;
 pub use self::pass::Pass;
 pub use self::progress::Progress;
 pub use self::protocol::Protocol;
+pub use self::published::{PUBLISHED, Published};
 pub use self::ranking::RankedBy;
+pub use self::reference::read_reference;
 use super::metrics::null_is_nan;
 use super::validation::Scores;
 use crate::memory::MemoryError;
@@ -33,6 +44,12 @@ pub struct Evaluated {
     /// CMMD of originals and reconstructions, if there is a CLIP.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cmmd: Option<f64>,
+    /// FID of the reconstructions and the reference, if there is an InceptionV3; `None` too if it is no number.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rfid: Option<f64>,
+    /// The Inception Score of the reconstructions, likewise.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub inception_score: Option<InceptionScore>,
     /// The metric that ranks images.
     pub ranked_by: RankedBy,
     /// The images with the worst reconstructions, the worst first.
@@ -68,6 +85,9 @@ pub enum EvaluationError {
     /// The embeddings on the disk.
     #[error("the embeddings of the evaluation cannot be kept: {0}")]
     Embeddings(#[from] io::Error),
+    /// Statistics of features: `--reference`, or those of the evaluation.
+    #[error(transparent)]
+    Statistics(#[from] NpzError),
     /// The device.
     #[error("the device failed: {0}")]
     Device(String),

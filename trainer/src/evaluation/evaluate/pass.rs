@@ -1,6 +1,7 @@
 //! One pass of a model over all images of an evaluation, without a graph, a micro-batch at a time.
 
 use std::io;
+use std::path::Path;
 use std::sync::Arc;
 
 use burn::tensor::Device;
@@ -10,6 +11,7 @@ use serde::{Deserialize, Serialize};
 
 use super::cmmd::cmmd;
 use super::embeddings::EmbeddingFile;
+use super::inception_pass::{InceptionJudge, InceptionMeasured, InceptionState, InceptionSums};
 use super::progress::Progress;
 use super::ranking::{Ranked, RankedBy, Ranking};
 use super::{Evaluated, EvaluationError, RankedImage, Watch};
@@ -39,6 +41,9 @@ pub struct PassState {
     /// How often each code occurred.
     codes: Vec<f64>,
     ranking: Ranking,
+    /// What InceptionV3 has measured, if it does.
+    #[serde(default)]
+    inception: Option<InceptionState>,
 }
 
 /// A model and what it is measured with.
@@ -49,6 +54,8 @@ pub struct Pass<'a> {
     pub weights: &'a str,
     /// The networks that measure.
     pub judge: &'a ImageJudge<'a>,
+    /// InceptionV3, if it measures too.
+    pub inception: Option<InceptionJudge<'a>>,
     /// The images.
     pub set: &'a Arc<ValidationSet>,
     /// Images in the lists of the worst and the best.
@@ -59,7 +66,14 @@ pub struct Pass<'a> {
 struct Measured {
     images: Vec<ImageMetrics>,
     embeddings: Option<Embeddings>,
+    inception: Option<InceptionMeasured>,
     codes: Vec<f32>,
+}
+
+/// What a pass adds to beside its state.
+struct Sums {
+    files: Option<EmbeddingFiles>,
+    inception: Option<InceptionSums>,
 }
 
 /// What CLIP makes of the originals, the reconstructions and the captions.
@@ -80,7 +94,7 @@ impl Pass<'_> {
         progress: &mut Progress,
         watch: &dyn Watch,
     ) -> Result<Option<Evaluated>, EvaluationError> {
-        let (mut state, mut files) = self.resume(progress)?;
+        let (mut state, mut sums) = self.resume(progress)?;
         let images = self.set.len() as u64;
         watch.begin(state.next, images);
         let left = images.saturating_sub(state.next);
@@ -92,36 +106,37 @@ impl Pass<'_> {
                 false => None,
             };
             let Some(batch) = batch else {
-                self.save(progress, &state, files.as_ref())?;
+                self.save(progress, &mut state, &mut sums)?;
                 return Ok(None);
             };
             self.set.take_warnings().iter().for_each(|warning| watch.line(&format!("skipped {warning}")));
             if batch.is_empty() {
                 break;
             }
-            self.measure_in_memory(&batch, micro, watch, |draws, measured| state.add(files.as_mut(), draws, measured))?;
+            self.measure_in_memory(&batch, micro, watch, |draws, measured| state.add(&mut sums, draws, measured))?;
             state.next = loader.next_draw();
             watch.advance(state.next);
             if progress.is_due() {
-                self.save(progress, &state, files.as_ref())?;
+                self.save(progress, &mut state, &mut sums)?;
             }
         }
         if state.sums.images == 0 {
             return Err(EvaluationError::NoImages(self.set.len()));
         }
-        let evaluated = self.result(&state, files.as_mut())?;
+        let evaluated = self.result(&state, &mut sums, progress.folder())?;
         progress.finish(self.weights, &evaluated)?;
         Ok(Some(evaluated))
     }
 
     /// The state that was saved, with the embeddings that belong to it, or that of the beginning.
-    fn resume(&self, progress: &Progress) -> Result<(PassState, Option<EmbeddingFiles>), EvaluationError> {
+    fn resume(&self, progress: &Progress) -> Result<(PassState, Sums), EvaluationError> {
         let by = if self.judge.has_lpips() { RankedBy::Lpips } else { RankedBy::Psnr };
         let new = || PassState {
             next: 0,
             sums: MetricSums::default(),
             codes: vec![0.0; self.model.quantizer().codes()],
             ranking: Ranking::new(by, self.samples),
+            inception: None,
         };
         let state = progress.pass(self.weights).cloned().unwrap_or_else(new);
         let rows = state.sums.images;
@@ -134,16 +149,14 @@ impl Pass<'_> {
             let (originals, reconstructions) = (open("originals.f32")?, open("reconstructions.f32")?);
             Ok::<_, RunError>(EmbeddingFiles { originals, reconstructions, captions })
         });
-        Ok((state, files.transpose()?))
+        let inception = self.inception.as_ref();
+        let inception = inception.map(|judge| judge.resume(progress.folder(), state.inception.as_ref())).transpose()?;
+        Ok((state, Sums { files: files.transpose()?, inception }))
     }
 
-    fn save(
-        &self,
-        progress: &mut Progress,
-        state: &PassState,
-        files: Option<&EmbeddingFiles>,
-    ) -> Result<(), EvaluationError> {
-        files.map(EmbeddingFiles::sync).transpose()?;
+    fn save(&self, progress: &mut Progress, state: &mut PassState, sums: &mut Sums) -> Result<(), EvaluationError> {
+        sums.files.as_ref().map(EmbeddingFiles::sync).transpose()?;
+        state.inception = sums.inception.as_mut().map(|sums| sums.save(progress.folder())).transpose()?;
         Ok(progress.save(self.weights, state)?)
     }
 
@@ -175,13 +188,19 @@ impl Pass<'_> {
         let (reconstruction, quantized) = self.model.reconstruct(original.clone());
         let reconstruction = reconstruction.clamp(-1.0, 1.0);
         let (images, embeddings) = self.judge.measure(&original, &reconstruction, batch.captions())?;
+        let inception = self.inception.as_ref().map(|judge| judge.measure(original, reconstruction)).transpose()?;
         let codes = count_codes(quantized.codes, self.model.quantizer().codes());
-        Ok(Measured { images, embeddings, codes: codes.try_into_vec_as().map_err(|error| error.to_string())? })
+        let codes = codes.try_into_vec_as().map_err(|error| error.to_string())?;
+        Ok(Measured { images, embeddings, inception, codes })
     }
 
-    fn result(&self, state: &PassState, files: Option<&mut EmbeddingFiles>) -> Result<Evaluated, EvaluationError> {
-        let (mut captions, mut distance) = (None, None);
-        if let Some(files) = files {
+    fn result(&self, state: &PassState, sums: &mut Sums, folder: &Path) -> Result<Evaluated, EvaluationError> {
+        let (mut captions, mut distance, mut by_inception) = (None, None, (None, None));
+        if let Some((judge, sums)) = self.inception.as_ref().zip(sums.inception.as_ref()) {
+            by_inception = judge.result(sums, folder)?;
+        }
+        let (rfid, inception_score) = by_inception;
+        if let Some(files) = &mut sums.files {
             let (device, _) = self.model.place();
             captions = files.captions(&device)?;
             distance = Some(cmmd(&mut files.originals, &mut files.reconstructions, &device)?);
@@ -196,6 +215,8 @@ impl Pass<'_> {
         Ok(Evaluated {
             scores: Scores::new(&state.sums, captions, CodebookUse::from_counts(&state.codes)),
             cmmd: distance,
+            rfid,
+            inception_score,
             ranked_by: state.ranking.by,
             worst: named(&state.ranking.worst),
             best: named(&state.ranking.best),
@@ -223,18 +244,16 @@ impl Pass<'_> {
 }
 
 impl PassState {
-    fn add(
-        &mut self,
-        files: Option<&mut EmbeddingFiles>,
-        positions: &[u64],
-        measured: Measured,
-    ) -> Result<(), EvaluationError> {
+    fn add(&mut self, sums: &mut Sums, positions: &[u64], measured: Measured) -> Result<(), EvaluationError> {
         for (position, image) in positions.iter().zip(&measured.images) {
             self.sums.add(image);
             self.ranking.add(*position, image);
         }
         self.codes.iter_mut().zip(measured.codes).for_each(|(sum, count)| *sum += f64::from(count));
-        if let Some((files, embeddings)) = files.zip(measured.embeddings) {
+        if let Some((sums, measured)) = sums.inception.as_mut().zip(measured.inception.as_ref()) {
+            sums.add(positions, measured);
+        }
+        if let Some((files, embeddings)) = sums.files.as_mut().zip(measured.embeddings) {
             files.append(embeddings)?;
         }
         Ok(())

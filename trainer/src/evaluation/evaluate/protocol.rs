@@ -3,8 +3,10 @@
 use serde::Serialize;
 
 use super::cmmd::{SCALE, SIGMA};
+use super::inception_score::SPLITS;
 use crate::data::ImageSet;
 use crate::evaluation::captions::AMONG;
+use crate::models::inception::FidPackage;
 use crate::models::ssim::WINDOW;
 
 /// The protocol of an evaluation.
@@ -40,6 +42,15 @@ pub struct Protocol {
     /// How CMMD is computed, if there is a CLIP.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub cmmd: Option<String>,
+    /// The weights of InceptionV3 and the package whose preparation of images it has, if there is one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub inception: Option<String>,
+    /// What rFID compares reconstructions with, likewise.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub rfid: Option<String>,
+    /// How the Inception Score is computed, likewise.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub inception_score: Option<String>,
     /// Images in the lists of the worst and the best.
     pub samples: usize,
 }
@@ -54,14 +65,28 @@ impl Protocol {
             resolution,
             crop: "the square in the centre, as long as the shorter side",
             resize: "Lanczos with 3 lobes, antialiased, to 8 bits",
-            reconstruction: "clamped to the range of an image, not rounded",
+            reconstruction: "clamped to the range of an image; rounded to 8 bits for InceptionV3 alone",
             psnr: "of RGB over each image, at most 100 dB, mean over images",
             ssim: format!("RGB in 0..1, Gaussian window of {WINDOW} pixels, K1 0.01, K2 0.03, mean over images"),
             lpips: None,
             clip: None,
             captions: None,
             cmmd: None,
+            inception: None,
+            rfid: None,
+            inception_score: None,
             samples,
+        }
+    }
+
+    /// Adds what is measured by InceptionV3; `reference` is what reconstructions are compared with.
+    pub fn with_inception(self, weights: &str, package: FidPackage, reference: String) -> Self {
+        let score = format!("of reconstructions, logits without bias, {SPLITS} splits of every {SPLITS}th image");
+        Self {
+            inception: Some(format!("{weights}, images of 8 bits resized and scaled as by {package}")),
+            rfid: Some(format!("2048 features of reconstructions and of {reference}")),
+            inception_score: Some(score),
+            ..self
         }
     }
 

@@ -13,7 +13,7 @@ const NETWORKS: [(LpipsNetwork, &str); 2] = [(LpipsNetwork::Vgg16, "vgg"), (Lpip
 const LOSS_SCALE: f64 = 1024.0;
 
 /// Values in -1..1 by name and index, as in `make_losses.py`: splitmix64, 24 bits each.
-fn formula(name: &str, len: usize) -> Vec<f64> {
+pub(crate) fn formula(name: &str, len: usize) -> Vec<f64> {
     let key = fnv1a(name.bytes());
     let value = |index: usize| {
         let mut x = key.wrapping_add((index as u64 + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15));
