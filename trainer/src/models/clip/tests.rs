@@ -389,5 +389,5 @@ fn what_is_not_the_models_tokenizer_is_refused_in_one_line() {
     assert!(refusal(&fixture("transformers"), &other).contains("must be [start of text, 598]"));
     assert!(refusal(&fixture("open_clip"), &other).contains("is not number 598"));
     let other = ClipArchitecture { vocabulary: 599, ..architecture };
-    assert!(refusal(&fixture("transformers"), &other).contains("a token 599, the model's 599 end before"));
+    assert!(refusal(&fixture("transformers"), &other).contains("token 599, but the model has only 599 tokens"));
 }

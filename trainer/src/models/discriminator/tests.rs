@@ -203,10 +203,10 @@ fn wrong_weights_are_refused_by_name() {
         PatchGan::read(&WeightReader::new(state, &device, DType::F32), config).unwrap_err().to_string()
     };
     let wide = PatchGanConfig { channels: 8, ..fixture.config.clone() };
-    assert_eq!(error(&fixture.state, &wide), "`main.0.weight` has shape [4, 3, 4, 4], and [8, 3, 4, 4] is needed");
+    assert_eq!(error(&fixture.state, &wide), "`main.0.weight` has shape [4, 3, 4, 4], must be [8, 3, 4, 4]");
     let mut state = fixture.state.clone();
     state.insert("main.3.bias".into(), HostTensor::from_f32([7], &[0.0; 7]));
-    assert_eq!(error(&state, &fixture.config), "`main.3.bias` has shape [7], and [8] is needed");
+    assert_eq!(error(&state, &fixture.config), "`main.3.bias` has shape [7], must be [8]");
     state.remove("main.3.weight");
     assert_eq!(error(&state, &fixture.config), "the weights lack `main.3.weight`");
     assert!(PatchGanConfig::of(&StateDict::new()).is_err());

@@ -189,7 +189,7 @@ fn weights_of_another_network_are_refused_by_name() {
         Lpips::read(&WeightReader::frozen(weights, &device, DType::F32), network).unwrap_err().to_string()
     };
     let error = read(weights(LpipsNetwork::AlexNet), LpipsNetwork::Vgg16);
-    assert_eq!(error, "`features.0.weight` has shape [64, 3, 11, 11], and [64, 3, 3, 3] is needed");
+    assert_eq!(error, "`features.0.weight` has shape [64, 3, 11, 11], must be [64, 3, 3, 3]");
     let mut incomplete = weights(LpipsNetwork::AlexNet).clone();
     incomplete.remove("lin4.weight");
     assert_eq!(read(&incomplete, LpipsNetwork::AlexNet), "the weights lack `lin4.weight`");
